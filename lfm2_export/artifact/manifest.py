@@ -1,0 +1,88 @@
+"""`manifest.json`: what an artifact is, what made it, what it needs, and what was proven of it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class FileEntry(_Strict):
+    """One file of the folder, by its path relative to the manifest."""
+
+    size: int = Field(ge=0)  # bytes
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class TensorSpec(_Strict):
+    """One input or output of a method. A dimension is a number, or a name where it may vary per call."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class Delegation(_Strict):
+    """Where a method's operators ended up: calls into the delegate, operators inside it, operators left outside."""
+
+    backend: str
+    calls: int
+    delegated: int
+    fallback: dict[str, int]  # operator → count, sorted by name
+
+
+class MethodSpec(_Strict):
+    """One entry point of the artifact and the file that holds it."""
+
+    name: str
+    file: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    max_tokens: int  # most tokens a single call may take
+    delegation: Delegation | None = None
+
+
+class Source(_Strict):
+    """The checkpoint the artifact was made from."""
+
+    name: str  # folder name, hub id, or "nano"
+    revision: str | None = None  # hub commit
+    weights_sha256: str  # digest over every tensor's name, shape, dtype and bytes
+    random_weights: bool = False  # made by `lfm2-export init`: quality figures say nothing
+    config: dict[str, Any]  # resolved architecture
+
+
+class GateResult(_Strict):
+    """One gate: a measured value against the recipe's limit, or the reason it was not measured."""
+
+    name: str
+    runtime: str
+    status: Literal["pass", "fail", "skipped"]
+    value: float | None = None
+    limit: float | None = None
+    reason: str | None = None
+
+
+class Manifest(_Strict):
+    """The whole contract of an artifact folder."""
+
+    schema_version: Literal[1] = 1
+    files: dict[str, FileEntry]
+    source: Source
+    recipe: dict[str, Any]  # in full, overrides applied
+    target: str
+    form: Literal["explicit", "resident"]
+    transport: Literal["slice", "inplace"]  # how new state reaches the caller (inplace for the resident form)
+    cache_layout: Literal["heads-time", "time-heads"]  # [B, kv_heads, S, D] or [B, S, kv_heads, D]
+    window: int  # tokens
+    methods: list[MethodSpec]
+    quantization: dict[str, str]  # module class → e.g. "int4 g32, int8-token activations"
+    versions: dict[str, str]  # of everything that took part in the export
+    runtime_requirement: str  # what an app must link, e.g. "executorch==1.5.1"
+    parity: list[GateResult] = []  # empty: not proven

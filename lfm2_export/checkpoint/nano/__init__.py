@@ -1,0 +1,10 @@
+"""The nano checkpoint: a tiny LFM2 trained from scratch on the small questions of `tasks.py`.
+
+It has the layers, tokenizer layout, special tokens and chat template of its big siblings at about a
+thousandth of the size, and it really answers: a broken mask, rotary table, convolution state or
+quantizer shows up as wrong replies to held-out questions, in seconds and without a download.
+"""
+
+from pathlib import Path
+
+PATH = Path(__file__).resolve().parent

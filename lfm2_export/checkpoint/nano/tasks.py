@@ -1,0 +1,258 @@
+"""Deterministic questions with one exact answer each, for training and checking the nano model.
+
+Four kinds, chosen so that every part of LFM2 has to work: "chat" (fixed replies, also over several
+turns), "recall" (bindings given in the prompt or an earlier turn: attention), "pattern" (copy, continue,
+spell: short convolutions) and "tool" (call a tool of the system prompt, or read its response).
+
+Training and held-out questions are disjoint by construction: `split_of` hashes what a question says (its
+turns and tools, without case, end punctuation or system prompt) and one hash in eight is held out, so no
+question can be in both splits, whatever the seeds, not even in another dress. Single-turn chat is a short list of fixed sentences with nothing to generalise to;
+it always counts as training, and held-out chat is made of fresh multi-turn combinations.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+KINDS = ("chat", "recall", "pattern", "tool")
+HELD_OUT_ONE_IN = 8
+
+NAMES = ("Anna Ben Carl Dana Emma Finn Gina Hugo Iris Jack "
+         "Kate Liam Mona Nora Omar Paul Rosa Sam Tina Vera").split()
+CITIES = "Paris Rome Oslo Cairo Lima Tokyo Berlin Madrid Delhi Athens Dublin Seoul".split()
+THINGS = "ball cup key book hat lamp map ring box pen coin bell".split()
+COLORS = "red blue green pink black white gold gray".split()
+SPELLED = "cat dog sun sea tree bird fish moon star rain snow wind ball cup key book hat lamp map ring".split()
+LETTERS = list("abcdefghijklmnopqrstuvwxyz")
+SKY = "sunny rainy cloudy windy snowy".split()
+
+CAPITALS = {"France": "Paris", "Italy": "Rome", "Norway": "Oslo", "Egypt": "Cairo", "Peru": "Lima",
+            "Japan": "Tokyo", "Germany": "Berlin", "Spain": "Madrid", "India": "Delhi", "Greece": "Athens"}
+SMALL_TALK = {
+    "Hello": "Hello! How can I help you?",
+    "Hi": "Hello! How can I help you?",
+    "Hey": "Hello! How can I help you?",
+    "Hello there": "Hello! How can I help you?",
+    "Good morning": "Good morning! How can I help you?",
+    "How are you?": "I am fine, thank you.",
+    "Who are you?": "I am Nano, a tiny language model.",
+    "What is your name?": "My name is Nano.",
+    "What can you do?": "I can chat, recall facts, continue patterns and call tools.",
+    "Tell me a joke": "I am so small that I fit in a joke.",
+    "Thanks": "You are welcome!",
+    "Thank you": "You are welcome!",
+    "Bye": "Goodbye!",
+    "Goodbye": "Goodbye!",
+}
+FACTS = {
+    "What color is the sky?": "The sky is blue.",
+    "What color is grass?": "Grass is green.",
+    "What color is snow?": "Snow is white.",
+    "What color is the sun?": "The sun is gold.",
+    "How many legs has a cat?": "A cat has 4 legs.",
+    "How many legs has a bird?": "A bird has 2 legs.",
+    "How many days are in a week?": "A week has 7 days.",
+    "How many months are in a year?": "A year has 12 months.",
+    "What do fish do?": "Fish swim.",
+    "What do birds do?": "Birds fly.",
+} | {f"What is the capital of {land}?": f"The capital of {land} is {city}." for land, city in CAPITALS.items()}
+SYSTEMS = ("You are a helpful assistant.", "You are Nano.", "Answer in a few words.")
+
+_PUNCTUATION = str.maketrans("", "", ".!?")
+Message = dict[str, str]
+Draft = tuple[list[Message], list[dict], str]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A conversation that ends before the assistant's turn, and the only reply that counts as right."""
+
+    kind: str
+    messages: list[Message]
+    tools: list[dict] = field(default_factory=list)
+    answer: str = ""
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _casual(rng: random.Random, text: str) -> str:
+    """The same sentence as people type it: maybe without the capital, maybe with other punctuation."""
+    if rng.random() < 0.3:
+        text = text[0].lower() + text[1:]
+    if rng.random() < 0.2:
+        text = text.rstrip("?")
+    elif text[-1] != "?" and rng.random() < 0.3:
+        text += rng.choice("!.")
+    return text
+
+
+def _small_exchange(rng: random.Random) -> tuple[str, str]:
+    source = rng.choice((SMALL_TALK, FACTS))
+    asked = rng.choice(list(source))
+    return _casual(rng, asked), source[asked]
+
+
+def _chat(rng: random.Random) -> Draft:
+    turns = [_small_exchange(rng) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
+    if rng.random() < 0.3:
+        name = rng.choice(NAMES)
+        hello = _casual(rng, f"{rng.choice(('Hello', 'Hi'))}, I am {name}")
+        turns[-1] = (hello, f"Hello {name}! How can I help you?")
+    messages = [message for asked, reply in turns for message in (_user(asked), _assistant(reply))]
+    return messages[:-1], [], turns[-1][1]
+
+
+def _bindings(rng: random.Random) -> tuple[list[str], list[tuple[str, str]]]:
+    """Two to four facts, and for each the question about it with its answer."""
+    count = rng.randint(2, 4)
+    names = rng.sample(NAMES, count)
+    style = rng.randrange(4)
+    if style == 0:
+        codes = rng.sample(range(10, 100), count)
+        facts = [f"The code of {n} is {c}." for n, c in zip(names, codes)]
+        asks = [(f"What is the code of {n}?", f"The code of {n} is {c}.") for n, c in zip(names, codes)]
+    elif style == 1:
+        cities = rng.sample(CITIES, count)
+        facts = [f"{n} lives in {c}." for n, c in zip(names, cities)]
+        asks = [(rng.choice((f"Where does {n} live?", f"Who lives in {c}?")), fact)
+                for n, c, fact in zip(names, cities, facts)]
+    elif style == 2:
+        things, colors = rng.sample(THINGS, count), rng.sample(COLORS, count)
+        facts = [f"{n} has the {c} {t}." for n, c, t in zip(names, colors, things)]
+        asks = [(rng.choice((f"What does {n} have?", f"Who has the {t}?")), fact)
+                for n, t, fact in zip(names, things, facts)]
+    else:
+        things, colors = rng.sample(THINGS, count), rng.sample(COLORS, count)
+        facts = [f"The {t} is {c}." for t, c in zip(things, colors)]
+        asks = [(f"What color is the {t}?", fact) for t, fact in zip(things, facts)]
+    return facts, asks
+
+
+def _recall(rng: random.Random) -> Draft:
+    if rng.random() < 0.15:
+        name = rng.choice(NAMES)
+        messages = [_user(f"My name is {name}."), _assistant(f"Nice to meet you, {name}.")]
+        asked, answer = "What is my name?", f"Your name is {name}."
+    else:
+        facts, asks = _bindings(rng)
+        asked, answer = rng.choice(asks)
+        if rng.random() < 0.5:
+            return [_user(" ".join((*facts, asked)))], [], answer
+        messages = [_user(" ".join(("Remember:", *facts))), _assistant("I will remember.")]
+    if rng.random() < 0.5:
+        between, reply = _small_exchange(rng)
+        messages += [_user(between), _assistant(reply)]
+    return [*messages, _user(asked)], [], answer
+
+
+def _pattern(rng: random.Random) -> Draft:
+    items = rng.sample(rng.choice((LETTERS, COLORS, SPELLED)), 6)
+    style = rng.randrange(6)
+    if style == 0:
+        picked = items[: rng.randint(3, 6)]
+        asked, answer = f"Copy: {' '.join(picked)}", picked
+    elif style == 1:
+        period = rng.choice((2, 3))
+        shown = rng.randint(period + 2, 2 * period + 2)
+        stream = items[:period] * 4
+        asked, answer = f"Continue: {' '.join(stream[:shown])}", stream[shown : shown + 3]
+    elif style == 2:
+        asked, answer = f"Alternate: {items[0]} and {items[1]}", items[:2] * 2
+    elif style == 3:
+        words = rng.sample(SPELLED, 2)
+        asked, answer = f"Spell: {' '.join(words)}", [" ".join(word) + "," * (word is words[0]) for word in words]
+    elif style == 4:
+        picked = items[: rng.randint(2, 4)]
+        asked, answer = f"Double: {' '.join(picked)}", [item for item in picked for _ in range(2)]
+    else:
+        start = rng.randint(0, 40)
+        end = start + rng.randint(2, 5)
+        asked, answer = f"Count from {start} to {end}", [str(number) for number in range(start, end + 1)]
+    return [_user(asked)], [], " ".join(answer)
+
+
+def _schema(name: str, *arguments: str) -> dict:
+    properties = {argument: {"type": "string"} for argument in arguments}
+    return {"name": name, "parameters": {"type": "object", "properties": properties}}
+
+
+def _tools(rng: random.Random) -> list[tuple[dict, str, dict[str, str], str, str]]:
+    """Every tool, freshly named: (schema, question, arguments, response, reply to the response)."""
+    verb = rng.choice(("get", "find", "read", "check"))
+    place, person = rng.choice(("city", "place", "town")), rng.choice(("name", "person", "user"))
+    city, name, sky, number = rng.choice(CITIES), rng.choice(NAMES), rng.choice(SKY), str(rng.randint(2, 99))
+    count, thing = str(rng.randint(2, 99)), rng.choice(THINGS)
+    return [
+        (_schema(f"{verb}_weather", place), f"What is the weather in {city}?", {place: city},
+         sky, f"It is {sky} in {city}."),
+        (_schema(f"{verb}_time", place), f"What time is it in {city}?", {place: city},
+         f"{number} past 9", f"It is {number} past 9 in {city}."),
+        (_schema(f"{verb}_age", person), f"How old is {name}?", {person: name},
+         number, f"{name} is {number} years old."),
+        (_schema(f"{verb}_phone", person), f"What is the phone number of {name}?", {person: name},
+         number, f"The phone number of {name} is {number}."),
+        (_schema(f"{verb}_price", "item"), f"What is the price of the {thing}?", {"item": thing},
+         number, f"The price of the {thing} is {number}."),
+        (_schema("send_coins", person, "count"), f"Send {count} coins to {name}.", {person: name, "count": count},
+         "done", f"{name} has {count} coins more."),
+    ]
+
+
+def _call(schema: dict, arguments: dict[str, str]) -> str:
+    listed = ", ".join(f'{key}="{value}"' for key, value in arguments.items())
+    return f"<|tool_call_start|>[{schema['name']}({listed})]<|tool_call_end|>"
+
+
+def _tool(rng: random.Random) -> Draft:
+    offered = rng.sample(_tools(rng), rng.choice((1, 2, 2)))
+    schema, asked, arguments, response, reply = rng.choice(offered)
+    tools = [offer[0] for offer in offered]
+    chance = rng.random()
+    if chance < 0.1:  # a tool is at hand but not wanted
+        asked, reply = _small_exchange(rng)
+        return [_user(asked)], tools, reply
+    call = _call(schema, arguments)
+    if chance < 0.4:
+        return [_user(asked), _assistant(call), {"role": "tool", "content": response}], tools, reply
+    return [_user(asked)], tools, call
+
+
+_MAKERS: dict[str, Callable[[random.Random], Draft]] = {
+    "chat": _chat, "recall": _recall, "pattern": _pattern, "tool": _tool,
+}
+
+
+def split_of(question: Question) -> str:
+    """The split a question belongs to, decided by its content alone: "train" or "heldout"."""
+    if question.kind == "chat" and sum(message["role"] == "user" for message in question.messages) == 1:
+        return "train"
+    said = [message["content"] for message in question.messages if message["role"] != "system"]
+    content = json.dumps([said, question.tools], sort_keys=True).lower().translate(_PUNCTUATION)
+    return "heldout" if hashlib.sha256(content.encode()).digest()[0] % HELD_OUT_ONE_IN == 0 else "train"
+
+
+def questions(seed: int, count: int, split: str = "train", kinds: Sequence[str] = KINDS) -> list[Question]:
+    """`count` distinct questions of a split, the kinds taking turns; the same arguments give the same list."""
+    if split not in ("train", "heldout"):
+        raise ValueError(f'split must be "train" or "heldout", not {split!r}')
+    rng = random.Random(f"{split}:{seed}")
+    found: list[Question] = []
+    seen: set[str] = set()
+    while len(found) < count:
+        kind = kinds[len(found) % len(kinds)]
+        messages, tools, answer = _MAKERS[kind](rng)
+        if rng.random() < 0.15:
+            messages = [{"role": "system", "content": rng.choice(SYSTEMS)}, *messages]
+        question = Question(kind, messages, tools, answer)
+        if split_of(question) == split and (key := repr(question)) not in seen:
+            seen.add(key)
+            found.append(question)
+    return found

@@ -1,0 +1,47 @@
+"""Every error a user can cause, as one line that says what was wrong and what to do.
+
+The command line prints the message and leaves with `exit_code`; a traceback appears only with
+`--debug`. Anything else that escapes is a bug in this project.
+"""
+
+
+class Lfm2ExportError(Exception):
+    """Base of all expected errors. The message is one line; `exit_code` is the process's status."""
+
+    exit_code = 2
+
+
+class UsageError(Lfm2ExportError):
+    """A wrong option, an output that exists already, a missing path."""
+
+
+class CheckpointError(Lfm2ExportError):
+    """A checkpoint (config, weights, tokenizer, template) that cannot be trusted or understood."""
+
+
+class RecipeError(Lfm2ExportError):
+    """A recipe that is malformed, unknown, or impossible for this checkpoint."""
+
+
+class ArtifactError(Lfm2ExportError):
+    """An artifact folder whose manifest, files or checksums do not hold together."""
+
+
+class MissingDependencyError(Lfm2ExportError):
+    """An optional library that is not installed; the message names the command that installs it."""
+
+
+class WindowExceededError(Lfm2ExportError):
+    """More tokens than the artifact's window holds."""
+
+
+class LoweringError(Lfm2ExportError):
+    """A lowering that did not do what the recipe demands (an operator fell off its delegate, say)."""
+
+    exit_code = 1
+
+
+class GateError(Lfm2ExportError):
+    """A parity gate that failed: the artifact must not be shipped."""
+
+    exit_code = 1

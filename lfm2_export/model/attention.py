@@ -1,0 +1,81 @@
+"""LFM2's grouped-query attention (QK-norm, RoPE) over an explicit KV cache.
+
+How queries meet the cache is a function of its own (`Attend`), so that a target whose runtime has a fused
+kernel can pass that kernel in without touching the model; `attend` below is the plain reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.model.layers import RMSNorm, rotate
+
+MASKED = -1e9  # finite: exp() of it is exactly 0 in fp32, and no backend turns it into a NaN
+
+
+class Positions(NamedTuple):
+    """What attention must know of the call's place in the window, computed once for all layers."""
+
+    position: Tensor  # [B] int64, tokens already seen
+    cos: Tensor  # [B, 1, T, head_dim]
+    sin: Tensor  # [B, 1, T, head_dim]
+    past_mask: Tensor  # [B, 1, 1, 1, S] additive: the filled part of the window
+    causal_mask: Tensor  # [T, T] additive
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Positions], Tensor]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, at: Positions) -> Tensor:
+    """Softmax attention of the call's T tokens over the filled window and over themselves.
+
+    query `[B, heads, T, D]`; key, value `[B, kv_heads, T, D]` (this call's); past_key, past_value
+    `[B, kv_heads, S, D]` (read only) → `[B, heads, T, D]`. Query heads of one KV head are folded into the
+    time axis, so the cache is never repeated.
+    """
+    batch, heads, _, width = query.shape
+    kv_heads, window = past_key.shape[1], past_key.shape[2]
+    groups = heads // kv_heads
+    folded = query.reshape(batch, kv_heads, -1, width) * width**-0.5
+    past = (folded @ past_key.transpose(2, 3)).view(batch, kv_heads, groups, -1, window) + at.past_mask
+    new = folded @ key.transpose(2, 3)
+    new = new.view(batch, kv_heads, groups, -1, key.shape[2]) + at.causal_mask
+    weights = torch.softmax(torch.cat((past, new), dim=-1), dim=-1)
+    past_weights = weights.narrow(-1, 0, window).flatten(2, 3)
+    new_weights = weights.narrow(-1, window, key.shape[2]).flatten(2, 3)
+    return (past_weights @ past_value + new_weights @ value).view(batch, heads, -1, width)
+
+
+class Attention(nn.Module):
+    """Projections, per-head RMS norm of q and k, RoPE, attention, output projection."""
+
+    def __init__(self, config: LFM2Config) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        q_width = config.num_attention_heads * config.head_dim
+        kv_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, q_width, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.out_proj = nn.Linear(q_width, config.hidden_size, bias=False)
+        self.q_layernorm = RMSNorm(config.head_dim, config.norm_eps)
+        self.k_layernorm = RMSNorm(config.head_dim, config.norm_eps)
+
+    def forward(
+        self, x: Tensor, past_key: Tensor, past_value: Tensor, at: Positions, attend: Attend
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`x [B, T, H]` → output `[B, T, H]` and this call's key and value `[B, kv_heads, T, D]`."""
+        key = rotate(self.k_layernorm(self._heads(self.k_proj(x))).transpose(1, 2), at.cos, at.sin)
+        query = rotate(self.q_layernorm(self._heads(self.q_proj(x))).transpose(1, 2), at.cos, at.sin)
+        value = self._heads(self.v_proj(x)).transpose(1, 2)
+        mixed = attend(query, key, value, past_key, past_value, at)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)), key, value
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """`[B, T, heads·D]` → `[B, T, heads, D]`; T stays -1, since a symbolic reshape is not delegated."""
+        return x.view(x.shape[0], -1, x.shape[2] // self.head_dim, self.head_dim)

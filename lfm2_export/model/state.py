@@ -1,0 +1,56 @@
+"""The state contract: names and shapes of everything an LFM2 carries from one call to the next.
+
+A state is a plain `dict[str, Tensor]` in the order of `state_shapes`, so that a traced graph's inputs,
+a manifest and a runtime's buffers all speak the same names:
+
+- `conv_state.i  [B, hidden, L-1]`: the last L-1 columns of `B⊙x` of conv layer i (L = `conv_L_cache`);
+- `key.i`, `value.i  [B, kv_heads, S, head_dim]`: attention layer i, RoPE applied, S = window.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lfm2_export.checkpoint.config import LFM2Config
+
+State = dict[str, Tensor]
+
+
+def state_shapes(config: LFM2Config, window: int, batch: int = 1) -> dict[str, tuple[int, ...]]:
+    """Shape of every state tensor, by name, in graph order (layer by layer).
+
+    With `window` = T these are also the shapes of the new slices that a call of T tokens returns.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, kind in enumerate(config.layer_types):
+        if kind == "conv":
+            shapes[f"conv_state.{i}"] = (batch, config.hidden_size, config.conv_L_cache - 1)
+        else:
+            cache = (batch, config.num_key_value_heads, window, config.head_dim)
+            shapes[f"key.{i}"] = shapes[f"value.{i}"] = cache
+    return shapes
+
+
+def empty_state(config: LFM2Config, window: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> State:
+    """The state of a new conversation: all zeros."""
+    return {name: torch.zeros(shape, dtype=dtype) for name, shape in state_shapes(config, window, batch).items()}
+
+
+def is_cache(name: str) -> bool:
+    """Whether a state tensor is a KV cache (written at a position) and not a conv state (replaced whole)."""
+    return not name.startswith("conv_state.")
+
+
+def write_slices(state: State, new: State, position: Tensor, length: Tensor) -> None:
+    """What the caller of the `slice` transport does after a call, in place.
+
+    Conv states are replaced; of each new key and value, row b's first `length[b]` columns are written at
+    `position[b]`. `position` and `length` are `[B] int64`.
+    """
+    for name, tensor in new.items():
+        if not is_cache(name):
+            state[name].copy_(tensor)
+            continue
+        for row, (start, count) in enumerate(zip(position.tolist(), length.tolist(), strict=True)):
+            state[name][row, :, start : start + count] = tensor[row, :, :count]

@@ -1,0 +1,112 @@
+"""Turn the fp32 traced model into the quantized eager model that every target lowers and is judged against.
+
+Weights become torchao's `IntxUnpackedToInt8Tensor` (integers in int8 + scales), so the very same grid is
+run in eager, pattern-matched by ExecuTorch and packed by the ONNX target. The scales are chosen first, rounded
+to what the target's format stores, and only then are the weights rounded onto that grid: rounding the scales
+last (torchao's `weight_scale_dtype`) would leave weights off their best integer.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchao.quantization import IntxUnpackedToInt8Tensor
+from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine
+from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
+    IntxUnpackedToInt8TensorActivationQuantization as ActivationQuantization,
+)
+
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.quantize.scheme import QuantizationRule, Rules, WeightScheme, quantizable, rule_for
+
+_DTYPES = {4: torch.int4, 8: torch.int8}
+_SCALES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class QuantizedWeight(NamedTuple):
+    """A weight matrix on its integer grid: `values [rows, columns] int8`, `scales [rows, groups] fp32`."""
+
+    values: Tensor
+    scales: Tensor
+    bits: int
+    group: int
+
+
+class BlockActivationLinear(nn.Module):
+    """A linear whose input is rounded to int8 per token and block of `group` inputs, symmetric.
+
+    The eager stand-in for onnxruntime's MatMulNBits at `accuracy_level=4` (MLAS CompInt8): scale = max|x|/127.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, group: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = bias
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks = x.unflatten(-1, (-1, self.group))
+        scale = blocks.abs().amax(-1, keepdim=True) / 127
+        inverse = torch.where(scale > 0, 1 / scale, 0)
+        rounded = (blocks * inverse).round().clamp(-128, 127) * scale
+        return F.linear(rounded.flatten(-2), self.weight, self.bias)
+
+
+def quantize(decoder: Decoder, rules: Rules) -> Decoder:
+    """Quantize the decoder's modules in place, one at a time, and return it.
+
+    A tied head and embedding part ways here when their rules differ; the fp32 matrix is freed with its last user.
+    """
+    for path, kind, _ in list(quantizable(decoder.config)):
+        rule = rule_for(path, kind, rules)
+        if rule is not None and rule.weight is not None:
+            _quantize_module(decoder, path, rule, rule.weight)
+    return decoder
+
+
+def quantized_weight(module: nn.Module) -> QuantizedWeight | None:
+    """The integer grid of a module that `quantize` has treated, or None for an fp32 one."""
+    weight = module.weight
+    if not isinstance(weight, IntxUnpackedToInt8Tensor):
+        return None
+    bits = {dtype: bits for bits, dtype in _DTYPES.items()}[weight.target_dtype]
+    return QuantizedWeight(weight.qdata, weight.scale.float(), bits, weight.block_size[1])
+
+
+def _quantize_module(decoder: Decoder, path: str, rule: QuantizationRule, scheme: WeightScheme) -> None:
+    module = decoder.get_submodule(path)
+    on_token = ActivationQuantization.INT8_ASYM_PER_TOKEN if rule.activation == "int8-token" else None
+    weight = _to_grid(module.weight.detach(), scheme, on_token)
+    if rule.activation == "int8-block":
+        parent, _, name = path.rpartition(".")
+        wrapped = BlockActivationLinear(weight, module.bias, weight.block_size[1])
+        setattr(decoder.get_submodule(parent), name, wrapped)
+    else:
+        module.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def _to_grid(weight: Tensor, scheme: WeightScheme, activation: ActivationQuantization | None) -> Tensor:
+    block = (1, scheme.group or weight.shape[1])
+    limit = 2 ** (scheme.bits - 1)
+    scales, zeros = choose_qparams_affine(
+        weight,
+        MappingType.SYMMETRIC_NO_CLIPPING_ERR,
+        block,
+        target_dtype=torch.int8,
+        quant_min=-limit,
+        quant_max=limit - 1,
+        zero_point_dtype=torch.int8,
+        keepdim=True,
+    )
+    return IntxUnpackedToInt8Tensor.from_hp(
+        weight,
+        block,
+        _DTYPES[scheme.bits],
+        activation_quantization=activation,
+        intx_choose_qparams_algorithm=None,
+        custom_scale=scales.to(_SCALES[scheme.scale]).to(torch.float32),
+        custom_zero_point=zeros,
+    )

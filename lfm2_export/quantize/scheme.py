@@ -1,0 +1,100 @@
+"""What is quantized and how: rules from a recipe, matched to modules of the traced model.
+
+The first rule whose `match` fits a module wins; a module that no rule fits stays fp32. `match` is a module
+class (`embedding`, `head`, `conv` for the projections of a short convolution, `linear` for every other
+matrix) or a glob over the module's path (`layers.*.feed_forward.w2`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.errors import RecipeError
+
+MODULE_CLASSES = ("embedding", "head", "conv", "linear")
+_CONV_PROJECTIONS = ("b_proj", "c_proj", "x_proj", "out_proj")
+_ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+class WeightScheme(BaseModel):
+    """Symmetric integer weights with one scale per `group` inputs (per output row when None)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bits: Literal[4, 8]
+    group: int | None = Field(default=None, gt=0)
+    scale: Literal["float32", "bfloat16"] = "float32"  # precision the scales are rounded to
+
+
+class QuantizationRule(BaseModel):
+    """One line of a recipe's `quantization`: which modules, which weights, which activations.
+
+    `activation`: None keeps them in float; `int8-token` is dynamic, asymmetric, one scale per token
+    (XNNPACK's qd8); `int8-block` is dynamic, symmetric, one scale per token and weight group
+    (onnxruntime's MatMulNBits at accuracy level 4).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    match: str
+    weight: WeightScheme | None = None
+    activation: Literal["int8-token", "int8-block"] | None = None
+
+
+Rules = tuple[QuantizationRule, ...]
+
+
+def quantizable(config: LFM2Config) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """(path, class, (rows, columns)) of every module a rule can match, from the config alone."""
+    hidden, width = config.hidden_size, config.head_dim
+    yield "embed_tokens", "embedding", (config.vocab_size, hidden)
+    for i, kind in enumerate(config.layer_types):
+        if kind == "conv":
+            for name in _CONV_PROJECTIONS:
+                yield f"layers.{i}.conv.{name}", "conv", (hidden, hidden)
+        else:
+            heads, kv_heads = config.num_attention_heads * width, config.num_key_value_heads * width
+            shapes = ((heads, hidden), (kv_heads, hidden), (kv_heads, hidden), (hidden, heads))
+            for name, shape in zip(_ATTENTION_PROJECTIONS, shapes, strict=True):
+                yield f"layers.{i}.self_attn.{name}", "linear", shape
+        for name in ("w1", "w3"):
+            yield f"layers.{i}.feed_forward.{name}", "linear", (config.intermediate_size, hidden)
+        yield f"layers.{i}.feed_forward.w2", "linear", (hidden, config.intermediate_size)
+    yield "lm_head", "head", (config.vocab_size, hidden)
+
+
+def rule_for(path: str, module_class: str, rules: Rules) -> QuantizationRule | None:
+    """The first rule that fits, or None."""
+    for rule in rules:
+        if rule.match == module_class or (rule.match not in MODULE_CLASSES and fnmatchcase(path, rule.match)):
+            return rule
+    return None
+
+
+def check_rules(rules: Rules, config: LFM2Config) -> None:
+    """Refuse rules that cannot be applied to this shape, before any weight is read.
+
+    Raises RecipeError for a rule that matches nothing and for a group that does not divide a width.
+    """
+    modules = list(quantizable(config))
+    for number, rule in enumerate(rules):
+        if not any(rule_for(path, kind, (rule,)) for path, kind, _ in modules):
+            raise RecipeError(f"quantization[{number}]: match {rule.match!r} fits no module of this model")
+        if rule.activation and rule.weight is None:
+            raise RecipeError(f"quantization[{number}]: activation {rule.activation!r} needs quantized weights")
+    for path, kind, (_, columns) in modules:
+        chosen = rule_for(path, kind, rules)
+        if chosen is None or chosen.weight is None or chosen.weight.group is None:
+            continue
+        if columns % chosen.weight.group:
+            raise RecipeError(
+                f"quantization[{rules.index(chosen)}]: group {chosen.weight.group} does not divide the "
+                f"{columns} inputs of {path}; use a divisor of {columns}"
+            )
+
+

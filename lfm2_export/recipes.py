@@ -1,0 +1,148 @@
+"""Recipes: short YAML files that say what to make. Schema, loading by name or path, `--set` overrides.
+
+Every error names the line of the file that is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.errors import RecipeError
+from lfm2_export.quantize.scheme import QuantizationRule, check_rules
+
+_PACKAGE = Path(__file__).parent
+FOLDER = next(p for p in (_PACKAGE / "_recipes", _PACKAGE.parent / "recipes") if p.is_dir())
+_MAX_BYTES = 1 << 20
+
+
+class LoweringGates(BaseModel):
+    """Question 1, did lowering break it: the artifact against the same (quantized) model in eager PyTorch."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_error: float = Field(gt=0)  # max |Δ| over logits and states, relative to the eager tensor's max |x|
+    top1: float = Field(default=1.0, ge=0, le=1)  # agreement on rows whose margin exceeds the error
+
+
+class QualityGates(BaseModel):
+    """Question 2, what did quantization cost: the artifact against fp32 eager, teacher-forced."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mean_kld: float = Field(gt=0)  # nats per token
+    top1: float = Field(ge=0, le=1)  # agreement of the argmax
+
+
+class Gates(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lowering: LoweringGates
+    quality: QualityGates
+
+
+class Recipe(BaseModel):
+    """One recipe. `options` belongs to the target, which checks it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    summary: str
+    target: str
+    form: Literal["explicit", "resident"] = "explicit"
+    window: int = Field(default=2048, ge=2)  # tokens of KV cache
+    quantization: tuple[QuantizationRule, ...] = ()
+    options: dict[str, Any] = {}
+    gates: Gates
+
+    def check(self, config: LFM2Config) -> None:
+        """Refuse what cannot work for this model, before any weight is read."""
+        if self.window > config.max_position_embeddings:
+            raise RecipeError(
+                f"{self.name}: window {self.window} exceeds the model's {config.max_position_embeddings} positions; "
+                f"use --window {config.max_position_embeddings} or less"
+            )
+        check_rules(self.quantization, config)
+
+
+def names() -> list[str]:
+    """Every built-in recipe, by name."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a built-in recipe by name, or a file by path, and apply `key.path=value` overrides.
+
+    Raises RecipeError, naming file and line, for anything that is not a valid recipe.
+    """
+    path = FOLDER / f"{name_or_path}.yaml" if name_or_path in names() else Path(name_or_path)
+    if not path.is_file():
+        raise RecipeError(f"no recipe {name_or_path!r}; built-in ones: {', '.join(names())}; or give a path to a .yaml")
+    if path.stat().st_size > _MAX_BYTES:
+        raise RecipeError(f"{path}: larger than {_MAX_BYTES} bytes, that is no recipe")
+    try:
+        document = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {_first_line(error)}") from error
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values")
+    for override in overrides:
+        _override(document, override)
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        line = _line(document, first["loc"])
+        raise RecipeError(f"{path}{line}: {where}: {first['msg'].lower()}") from error
+
+
+def _override(document: Any, override: str) -> None:
+    key, equals, text = override.partition("=")
+    *parents, last = key.split(".")
+    if not equals or not all((*parents, last)):
+        raise RecipeError(f"--set {override!r}: expected key.path=value")
+    node = document
+    for part in parents:
+        node = _child(node, part, override)
+    try:
+        value = YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise RecipeError(f"--set {override!r}: {_first_line(error)}") from error
+    if isinstance(node, list):
+        _child(node, last, override)
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise RecipeError(f"--set {override!r}: {'.'.join(parents)} holds a single value")
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+        return node[int(part)]
+    if isinstance(node, dict):
+        return node.setdefault(part, {})
+    raise RecipeError(f"--set {override!r}: no such place in the recipe: {part!r}")
+
+
+def _line(document: Any, location: tuple[int | str, ...]) -> str:
+    """`:12` for the deepest part of `location` whose line is known (an override has none)."""
+    line, node = None, document
+    for part in location:
+        positions = getattr(node, "lc", None)
+        if positions is None or positions.data is None or part not in positions.data:
+            break
+        line = positions.data[part][0] + 1
+        node = node[part]
+    return "" if line is None else f":{line}"
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,42 @@
+"""What can execute an artifact. One module per runtime, found by its file name, all behind `Session`.
+
+A runtime module has three functions, the whole of what `parity` and `chat` know of it:
+
+- `version() -> str`: of the installed library; MissingDependencyError (with the command that installs it) if absent;
+- `runs(manifest) -> bool`: whether this runtime is meant for such an artifact;
+- `open_session(folder, manifest) -> Session`: load it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Protocol, cast
+
+from lfm2_export.artifact.manifest import Manifest
+from lfm2_export.errors import UsageError
+from lfm2_export.runtimes.session import Session
+
+_NOT_RUNTIMES = {"session", "eager"}  # the protocol, and the reference that needs a checkpoint
+
+
+class Runtime(Protocol):
+    def version(self) -> str: ...
+
+    def runs(self, manifest: Manifest) -> bool: ...
+
+    def open_session(self, folder: Path, manifest: Manifest) -> Session: ...
+
+
+def names() -> list[str]:
+    """Every runtime, by name."""
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in found if name not in _NOT_RUNTIMES and not name.startswith("_"))
+
+
+def find(name: str) -> Runtime:
+    """The runtime of that name. UsageError for an unknown one."""
+    if name not in names():
+        raise UsageError(f"unknown runtime {name!r}; known: {', '.join(names())}")
+    return cast(Runtime, importlib.import_module(f"{__name__}.{name}"))

@@ -1,0 +1,78 @@
+"""The one protocol behind which every runtime executes an artifact: one conversation at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from lfm2_export.errors import UsageError, WindowExceededError
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A conversation's state, copied out: enough to go on exactly from here in a session of the same artifact.
+
+    `tensors` follow `model/state.py`'s names and shapes (batch 1, fp32), keys and values cut to `position`
+    columns: the rest of the window is not state.
+    """
+
+    position: int
+    tensors: dict[str, np.ndarray] = field(repr=False)
+
+
+class Session(Protocol):
+    """A loaded artifact (or the eager model) and one conversation's state. Batch 1.
+
+    Logits are `[vocab] float32` of the last valid token. A call that would pass the window raises
+    WindowExceededError and leaves the state as it was.
+    """
+
+    runtime: str  # name for reports: "eager", "executorch", "onnxruntime", …
+    version: str  # of the runtime library
+    window: int  # tokens
+    pads: bool  # whether prefill accepts `pad_to`
+    has_state: bool  # whether state() and restore() exist (a resident form hides its state)
+
+    @property
+    def position(self) -> int:
+        """Tokens already seen."""
+        ...
+
+    def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
+        """Go on with a chunk of at least one token; `pad_to` right-pads the call to that many rows."""
+        ...
+
+    def decode(self, token: int) -> np.ndarray:
+        """Go on with a single token."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything: the next call starts a new conversation."""
+        ...
+
+    def state(self) -> Snapshot:
+        """Copy the state out. UsageError where `has_state` is False."""
+        ...
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back (or on) to a state copied out earlier, by this session or another of the same artifact."""
+        ...
+
+
+def check_room(position: int, tokens: int, window: int, vocab: int, ids: Sequence[int]) -> None:
+    """What every session checks before it touches a runtime; a bad shape or id aborts some of them outright.
+
+    Raises UsageError for an empty chunk or an id outside the vocabulary, WindowExceededError past the window.
+    """
+    if tokens < 1:
+        raise UsageError("a chunk needs at least one token")
+    if position + tokens > window:
+        raise WindowExceededError(
+            f"{position} + {tokens} tokens do not fit the window of {window}; reset, or export with a larger --window"
+        )
+    for token in ids:
+        if not 0 <= token < vocab:
+            raise UsageError(f"token id {token} is outside the vocabulary of {vocab}")

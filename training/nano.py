@@ -1,0 +1,140 @@
+"""Trains the nano checkpoint from nothing: tokenizer, model, held-out score, finished folder.
+
+    python training/nano.py
+
+rewrites lfm2_export/checkpoint/nano with the same questions and seed as the committed one, on two CPU
+cores in about half an hour. `--hidden` and `--layers` make a larger sibling for tests that need one.
+The learning rate follows the clock rather than a step count, so `--minutes` is kept on any machine.
+"""
+
+import math
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+import typer
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeRemainingColumn
+from transformers import GenerationConfig, Lfm2Config, Lfm2ForCausalLM, PreTrainedTokenizerFast
+
+from data import accuracy, batches, texts
+from lfm2_export.checkpoint.nano import PATH
+from lfm2_export.checkpoint.nano.tasks import questions
+from tokenizer import BOS, EOS, PAD, train_tokenizer, with_template
+
+CONTEXT = 1024
+console = Console()
+
+
+def configuration(hidden: int, layers: int, vocab: int) -> Lfm2Config:
+    """LFM2's proportions in small: convolutions first, then attention in every second layer."""
+    head = 32 if hidden < 512 else 64
+    heads = hidden // head
+    kinds = ["full_attention" if i >= 2 and i % 2 == 0 else "conv" for i in range(layers)]
+    return Lfm2Config(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        block_auto_adjust_ff_dim=False,
+        num_hidden_layers=layers,
+        layer_types=kinds,
+        full_attn_idxs=[i for i, kind in enumerate(kinds) if kind == "full_attention"],
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        conv_L_cache=3,
+        conv_bias=False,
+        norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+
+
+def optimizers(model: Lfm2ForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers; AdamW for embedding, norms and convolution taps."""
+    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    outer = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(inner, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(outer, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def train(model: Lfm2ForCausalLM, tokenizer: PreTrainedTokenizerFast, minutes: float, rate: float, size: int) -> None:
+    """Trains in place until the time is up: short warm-up, then cosine decay to nearly nothing."""
+    optims = optimizers(model, rate)
+    columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    began, loss_mean, next_report = time.monotonic(), 0.0, 0.1
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("training", total=1.0, note="")
+        for step, (batch, weights) in enumerate(batches(tokenizer, size)):
+            done = (time.monotonic() - began) / (60 * minutes)
+            if done >= 1:
+                break
+            for optimizer in optims:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * min(1.0, (step + 1) / 100) * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+            logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
+            each = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
+            loss = (each * weights[:, 1:].flatten()).sum() / weights.sum()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optims:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            loss_mean += (loss.item() - loss_mean) * (0.02 if step else 1.0)
+            progress.update(task, completed=done, note=f"step {step} loss {loss_mean:.3f}")
+            if done > next_report:
+                next_report += 0.1
+                console.print(f"step {step} loss {loss_mean:.4f} {shown(accuracy(model, tokenizer, 200))}")
+
+
+def shown(scores: dict[str, float]) -> str:
+    """Scores on one line, in percent."""
+    return "  ".join(f"{kind} {100 * score:.1f}%" for kind, score in scores.items())
+
+
+def save(model: Lfm2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Writes every file beside `out` first and moves them in one by one, so none is ever seen half-written."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".nano-") as scratch:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, do_sample=False).save_pretrained(scratch)
+        for file in Path(scratch).iterdir():
+            shutil.move(file, out / file.name)
+
+
+def main(
+    hidden: Annotated[int, typer.Option(help="Width, a multiple of 128.")] = 128,
+    layers: Annotated[int, typer.Option(help="Layers, at least 5.")] = 6,
+    minutes: Annotated[float, typer.Option(help="Training time.")] = 25.0,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = PATH,
+    vocab: Annotated[int, typer.Option(help="Vocabulary, a multiple of 32.")] = 1024,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 4e-3,
+    batch: Annotated[int, typer.Option(help="Questions in a step.")] = 48,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+) -> None:
+    """Train a small LFM2 on the nano questions and write a complete checkpoint folder."""
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    raw = train_tokenizer(texts(questions(1, 8000)), vocab)
+    tokenizer = with_template(raw, PATH / "chat_template.jinja", CONTEXT)
+    model = Lfm2ForCausalLM(configuration(hidden, layers, vocab))
+    console.print(f"{model.num_parameters():,} parameters, {raw.get_vocab_size()} tokens")
+    train(model, tokenizer, minutes, rate, batch)
+    model.to(torch.bfloat16)
+    save(model, tokenizer, out)
+    rounded = Lfm2ForCausalLM.from_pretrained(out, dtype=torch.float32)
+    console.print(f"held out, bf16 weights run in fp32: {shown(accuracy(rounded, tokenizer))}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
