@@ -29,6 +29,7 @@ class LoweringGates(BaseModel):
 
     max_error: float = Field(gt=0)  # max |Δ| over logits and states, relative to the eager tensor's max |x|
     top1: float = Field(default=1.0, ge=0, le=1)  # agreement on rows whose margin exceeds the error
+    greedy: float = Field(default=1.0, ge=0, le=1)  # share of prompts whose greedy continuation is the same
 
 
 class QualityGates(BaseModel):
@@ -38,6 +39,7 @@ class QualityGates(BaseModel):
 
     mean_kld: float = Field(gt=0)  # nats per token
     top1: float = Field(ge=0, le=1)  # agreement of the argmax
+    task_drop: float = Field(default=0.02, ge=0, le=1)  # accuracy lost on nano's questions (nano only)
 
 
 class Gates(BaseModel):
@@ -76,12 +78,17 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def path_of(name_or_path: str) -> Path:
+    """The file of a built-in recipe, or the path itself."""
+    return FOLDER / f"{name_or_path}.yaml" if name_or_path in names() else Path(name_or_path)
+
+
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a built-in recipe by name, or a file by path, and apply `key.path=value` overrides.
 
     Raises RecipeError, naming file and line, for anything that is not a valid recipe.
     """
-    path = FOLDER / f"{name_or_path}.yaml" if name_or_path in names() else Path(name_or_path)
+    path = path_of(name_or_path)
     if not path.is_file():
         raise RecipeError(f"no recipe {name_or_path!r}; built-in ones: {', '.join(names())}; or give a path to a .yaml")
     if path.stat().st_size > _MAX_BYTES:

@@ -81,6 +81,7 @@ class Manifest(_Strict):
     transport: Literal["slice", "inplace"]  # how new state reaches the caller (inplace for the resident form)
     cache_layout: Literal["heads-time", "time-heads"]  # [B, kv_heads, S, D] or [B, S, kv_heads, D]
     window: int  # tokens
+    chat: bool  # whether tokenizer and chat template came along
     methods: list[MethodSpec]
     quantization: dict[str, str]  # module class → e.g. "int4 g32, int8-token activations"
     versions: dict[str, str]  # of everything that took part in the export

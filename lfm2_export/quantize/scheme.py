@@ -98,3 +98,18 @@ def check_rules(rules: Rules, config: LFM2Config) -> None:
             )
 
 
+def describe(rules: Rules, config: LFM2Config) -> dict[str, str]:
+    """Module class → how its modules are quantized, for people: `{"linear": "int4 g32 + int8-token"}`."""
+    found: dict[str, list[str]] = {kind: [] for kind in MODULE_CLASSES}
+    for path, kind, _ in quantizable(config):
+        text = _describe(rule_for(path, kind, rules))
+        if text not in found[kind]:
+            found[kind].append(text)
+    return {kind: ", ".join(texts) for kind, texts in found.items() if texts}
+
+
+def _describe(rule: QuantizationRule | None) -> str:
+    if rule is None or rule.weight is None:
+        return "fp32"
+    grouping = f"g{rule.weight.group}" if rule.weight.group else "per channel"
+    return f"int{rule.weight.bits} {grouping}" + (f" + {rule.activation}" if rule.activation else "")

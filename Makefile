@@ -1,0 +1,38 @@
+# The few verbs of this project. Each sets up what it needs, in .venv, and nothing outside it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint nano clean
+
+demo: .venv/installed  ## export nano to a .pte and to ONNX, prove both, chat with both
+	$(BIN)/lfm2-export export nano --recipe xnnpack-int8 --output out/demo-xnnpack --force
+	$(BIN)/lfm2-export chat out/demo-xnnpack --prompt "What color is the sky?"
+	$(BIN)/lfm2-export export nano --recipe onnx-int8 --output out/demo-onnx --force
+	$(BIN)/lfm2-export chat out/demo-onnx --prompt "What color is the sky?"
+
+test: .venv/installed-test lint  ## what CI runs
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+nano: .venv/installed-test  ## train the embedded nano model anew
+	$(BIN)/python training/nano.py
+
+# --without-pip: Debian's python3 has venv but not ensurepip, which is a package of its own
+.venv/bin/python:
+	$(PYTHON) -m venv --without-pip .venv
+
+.venv/installed: .venv/bin/python pyproject.toml
+	$(PYTHON) -m pip --python .venv/bin/python install --quiet --editable .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(PYTHON) -m pip --python .venv/bin/python install --quiet --editable ".[test]"
+	@touch $@
+
+clean:
+	rm -rf .venv out build dist

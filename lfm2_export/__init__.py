@@ -1,0 +1,30 @@
+"""lfm2-export: from an LFM2 checkpoint to a quantized, proven artifact for ExecuTorch or onnxruntime.
+
+from lfm2_export import export, prove, open_artifact
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lfm2_export.artifact.folder import open_artifact as open_artifact
+    from lfm2_export.parity.run import prove as prove
+    from lfm2_export.pipeline import export as export
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "export", "open_artifact", "prove"]
+
+_HOMES = {
+    "export": "lfm2_export.pipeline",
+    "prove": "lfm2_export.parity.run",
+    "open_artifact": "lfm2_export.artifact.folder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the API on first use: `lfm2-export --help` must not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,95 @@
+"""The artifact folder: sealing it (manifest with sizes and checksums) and opening it with every check."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pydantic import ValidationError
+
+from lfm2_export.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest
+from lfm2_export.errors import ArtifactError
+from lfm2_export.files import sha256, write_text
+
+MANIFEST = "manifest.json"
+_MAX_MANIFEST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An opened artifact: its folder and its validated manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+
+def seal(folder: Path) -> dict[str, FileEntry]:
+    """Size and SHA-256 of every file of the folder but the manifest, by relative path, sorted."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(size=path.stat().st_size, sha256=sha256(path)) for path in files
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`, indented; the same content gives the same bytes."""
+    write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """Read the manifest and check every file it lists.
+
+    Raises ArtifactError, in one line that names the file, for a missing or malformed manifest, an unknown schema
+    version, a path that leaves the folder, a missing, resized or altered file, and a file nobody vouches for.
+    """
+    manifest = _read_manifest(folder / MANIFEST)
+    for name, entry in manifest.files.items():
+        path = _inside(folder, name)
+        if not path.is_file():
+            raise ArtifactError(f"{folder / name}: listed in the manifest but missing")
+        size = path.stat().st_size
+        if size != entry.size:
+            raise ArtifactError(f"{folder / name}: {size} bytes, the manifest says {entry.size}; export again")
+        if sha256(path) != entry.sha256:
+            raise ArtifactError(f"{folder / name}: SHA-256 differs from the manifest; the file was altered or damaged")
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or (path.is_file() and name != MANIFEST and name not in manifest.files):
+            raise ArtifactError(f"{path}: not listed in the manifest; remove it or export again")
+    for method in manifest.methods:
+        if method.file not in manifest.files:
+            raise ArtifactError(f"{folder / MANIFEST}: method {method.name!r} names unlisted file {method.file!r}")
+    return Artifact(folder, manifest)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if path.is_symlink() or not path.is_file():
+        raise ArtifactError(f"{path}: not found; is {path.parent} an artifact folder made by `lfm2-export export`?")
+    if path.stat().st_size > _MAX_MANIFEST_BYTES:
+        raise ArtifactError(f"{path}: larger than {_MAX_MANIFEST_BYTES} bytes, that is no manifest")
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not valid JSON: {str(error).splitlines()[0]}") from error
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path}: schema version {version!r}, this lfm2-export reads {SCHEMA_VERSION}; use the version that made it"
+        )
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path}: {where}: {first['msg'].lower()}") from error
+
+
+def _inside(folder: Path, name: str) -> Path:
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or "\\" in name or not relative.parts:
+        raise ArtifactError(f"{folder / MANIFEST}: file path {name!r} leaves the folder")
+    path = folder / relative
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ArtifactError(f"{folder / MANIFEST}: file path {name!r} leaves the folder through a link")
+    return path

@@ -1,0 +1,105 @@
+"""What a person sees: one console for results (stdout), one for progress (stderr), and the tables."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from lfm2_export.artifact.manifest import Delegation, GateResult
+    from lfm2_export.parity.report import ParityReport
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+_MARKS = {"pass": "[green]pass[/]", "fail": "[bold red]FAIL[/]", "skipped": "[yellow]skipped[/]"}
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """`stage("…")` names the step under way: a spinner on a terminal, one timed line per step elsewhere."""
+    if quiet:
+        yield lambda _: None
+        return
+    started = time.perf_counter()
+    spinner = err.status("starting") if err.is_terminal else None
+
+    def stage(text: str) -> None:
+        elapsed = f"{time.perf_counter() - started:5.1f} s"
+        if spinner is not None:
+            spinner.update(f"{text} [dim]{elapsed}[/]")
+        else:
+            err.print(f"[{elapsed}] {text}", markup=False)
+
+    if spinner is None:
+        yield stage
+    else:
+        with spinner:
+            yield stage
+
+
+def gates_table(gates: list[GateResult], title: str) -> Table:
+    """One row per gate: what was measured, against what limit, verdict."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("runtime", "gate"):
+        table.add_column(heading)
+    for heading in ("measured", "limit"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    previous = None
+    for gate in gates:
+        measured = "–" if gate.value is None else f"{gate.value:.3g}"
+        limit = "–" if gate.limit is None else f"{gate.limit:.3g}"
+        verdict = _MARKS[gate.status] + (f" [dim]{gate.reason}[/]" if gate.reason else "")
+        table.add_row("" if gate.runtime == previous else gate.runtime, gate.name, measured, limit, verdict)
+        previous = gate.runtime
+    return table
+
+
+def print_report(report: ParityReport) -> None:
+    """The parity table, what was measured on, and the verdict."""
+    out.print(
+        gates_table(report.gates, f"parity of {report.artifact} ({report.recipe}, {megabytes(report.size_bytes)})")
+    )
+    for runtime in report.runtimes:
+        if runtime.status == "skipped":
+            out.print(f"[yellow]skipped[/] {runtime.runtime}: {runtime.reason}")
+        if runtime.quality is not None:
+            loss = runtime.quality
+            out.print(
+                f"{runtime.runtime}: on {loss.tokens} tokens of {report.text}: KLD mean {loss.mean_kld:.2g} ± "
+                f"{loss.kld_standard_error:.1g}, p99 {loss.p99_kld:.2g} nats; perplexity × {loss.perplexity_ratio:.4f}"
+            )
+        if runtime.task_accuracy and report.reference_task_accuracy:
+            kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in runtime.task_accuracy.items())
+            out.print(
+                f"{runtime.runtime}: nano's questions {kinds} (fp32 eager {report.reference_task_accuracy['all']:.0%})"
+            )
+    for delegation in report.delegation:
+        out.print(delegation_line(delegation))
+    if report.random_weights:
+        out.print("[yellow]random weights[/]: quality figures say nothing about a trained model")
+    out.print("[bold green]proven[/]" if report.passed else "[bold red]NOT proven[/]")
+
+
+def delegation_line(delegation: Delegation) -> str:
+    outside = ", ".join(f"{name} × {count}" for name, count in delegation.fallback.items()) or "nothing"
+    return (
+        f"{delegation.backend}: {delegation.delegated} operators in {delegation.calls} delegate calls; "
+        f"outside the delegate: {outside}"
+    )
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def print_json(document: str) -> None:
+    """Exactly one JSON document on stdout."""
+    sys.stdout.write(document + "\n")

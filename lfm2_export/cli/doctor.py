@@ -1,0 +1,39 @@
+"""`lfm2-export doctor`: what this machine can do, and what to install for the rest."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+NAME = "doctor"
+
+
+def run(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+    """Check libraries, versions and machine features. Exit code 1 if a required part is missing or of a wrong version."""
+    import json
+
+    from rich.table import Table
+
+    from lfm2_export import diagnosis
+    from lfm2_export.cli import console
+
+    parts = diagnosis.parts()
+    machine = diagnosis.machine()
+    healthy = all(part.healthy or not part.required for part in parts)
+    if as_json:
+        document = {"healthy": healthy, "parts": [part._asdict() for part in parts], "machine": machine}
+        console.print_json(json.dumps(document, indent=2))
+    else:
+        table = Table()
+        for heading in ("part", "version", "for", "state"):
+            table.add_column(heading)
+        for part in parts:
+            color = "green" if part.healthy else "bold red" if part.required else "yellow"
+            table.add_row(part.name, part.version or "–", part.purpose, f"[{color}]{part.state}[/]")
+        console.out.print(table)
+        for name, value in machine.items():
+            console.out.print(f"{name}: {value}", markup=False)
+        console.out.print("[bold green]ready[/]" if healthy else "[bold red]not ready[/]: see the lines above")
+    if not healthy:
+        raise typer.Exit(1)

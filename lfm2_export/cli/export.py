@@ -1,0 +1,49 @@
+"""`lfm2-export export`: checkpoint → artifact folder, proven."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NAME = "export"
+
+
+def run(
+    source: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or nano (the embedded model).")] = "nano",
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe name or path; see `recipes`.")] = "xnnpack-int8",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to make. [out/NAME-RECIPE]")] = None,
+    form: Annotated[str | None, typer.Option(help="explicit, or resident (stock LLM runners).")] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens of KV cache.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe value: key.path=value.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub checkpoint.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
+    verify: Annotated[bool, typer.Option(help="Prove the artifact before it is written.")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Export a checkpoint, and prove the artifact against eager PyTorch before it appears."""
+    from lfm2_export.cli import console
+    from lfm2_export.pipeline import ParityFailure, export
+
+    changes = list(overrides or [])
+    changes += [f"form={form}"] if form is not None else []
+    changes += [f"window={window}"] if window is not None else []
+    try:
+        with console.progress(quiet) as stage:
+            artifact, report = export(
+                source, recipe, output, revision=revision, overrides=changes, force=force, verify=verify, stage=stage
+            )
+    except ParityFailure as failure:
+        if not as_json:
+            console.print_report(failure.report)
+        raise
+    if as_json:
+        console.print_json(artifact.manifest.model_dump_json(indent=2))
+        return
+    if report is None:
+        console.out.print("[yellow]not proven[/]: --no-verify was given; `lfm2-export parity` proves it later")
+    else:
+        console.print_report(report)
+    console.out.print(f"wrote {artifact.folder}", markup=False)

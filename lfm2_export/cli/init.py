@@ -1,0 +1,27 @@
+"""`lfm2-export init`: a checkpoint of a true LFM2 shape with random weights, to try an export without a download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NAME = "init"
+
+
+def run(
+    size: Annotated[str, typer.Option(help="350m, 700m, 1.2b, 2.6b, or the path of a config.json.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to make. [lfm2-SIZE-random]")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Write a checkpoint of a true shape with random weights (bf16)."""
+    from lfm2_export.checkpoint.random_init import init_checkpoint
+    from lfm2_export.cli import console
+
+    folder = output or Path(f"lfm2-{Path(size).stem}-random")
+    with console.progress(quiet) as stage:
+        init_checkpoint(size, folder, seed=seed, force=force, stage=stage)
+    console.out.print(f"wrote {folder} (random weights)", markup=False)

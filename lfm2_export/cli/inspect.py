@@ -1,0 +1,80 @@
+"""`lfm2-export inspect`: what is in an artifact, without loading it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lfm2_export.artifact.manifest import Manifest, MethodSpec
+
+NAME = "inspect"
+
+
+def run(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Show an artifact's files, methods, delegation, quantization and proof; checks every checksum first."""
+    from lfm2_export.artifact.folder import open_artifact
+    from lfm2_export.cli import console
+
+    manifest = open_artifact(artifact).manifest
+    if as_json:
+        console.print_json(manifest.model_dump_json(indent=2))
+        return
+    console.out.print(_overview(manifest))
+    console.out.print(_files(manifest))
+    for method in manifest.methods:
+        console.out.print(_tensors(method))
+        if method.delegation:
+            console.out.print(console.delegation_line(method.delegation))
+    if manifest.parity:
+        console.out.print(console.gates_table(manifest.parity, "proof at export"))
+    else:
+        console.out.print("[yellow]not proven[/]: exported with --no-verify; run `lfm2-export parity`")
+
+
+def _overview(manifest: Manifest) -> Table:
+    from rich.table import Table
+
+    table = Table(show_header=False, title="artifact", title_justify="left")
+    source = manifest.source
+    name = source.name + (f" @ {source.revision}" if source.revision else "")
+    table.add_row("source", name + (" (random weights)" if source.random_weights else ""))
+    table.add_row("weights", f"sha256 {source.weights_sha256}")
+    table.add_row("recipe", f"{manifest.recipe['name']}: {manifest.recipe['summary']}")
+    table.add_row("target", f"{manifest.target}, {manifest.form} form, {manifest.transport} transport")
+    table.add_row("window", f"{manifest.window} tokens")
+    table.add_row("quantization", "\n".join(f"{kind}: {how}" for kind, how in manifest.quantization.items()))
+    table.add_row("needs", manifest.runtime_requirement)
+    table.add_row("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
+    return table
+
+
+def _files(manifest: Manifest) -> Table:
+    from rich.table import Table
+
+    table = Table(title="files", title_justify="left")
+    table.add_column("file")
+    table.add_column("bytes", justify="right")
+    table.add_column("sha256")
+    for name, entry in manifest.files.items():
+        table.add_row(name, f"{entry.size:,}", f"{entry.sha256[:16]}…")
+    return table
+
+
+def _tensors(method: MethodSpec) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{method.file}: {method.name} (up to {method.max_tokens} tokens a call)", title_justify="left")
+    for heading in ("", "name", "dtype", "shape"):
+        table.add_column(heading)
+    for direction, specs in (("in", method.inputs), ("out", method.outputs)):
+        for spec in specs:
+            table.add_row(direction, spec.name, spec.dtype, " × ".join(map(str, spec.shape)))
+    return table

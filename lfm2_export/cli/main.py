@@ -1,0 +1,84 @@
+"""The `lfm2-export` command: registers the commands and turns every error into one line and an exit code.
+
+Exit codes: 0 done, 1 a check failed (parity gate, lowering, doctor), 2 misuse or bad input. A traceback is shown only
+with `--debug`. Command modules import typer and nothing heavy at the top, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from lfm2_export import __version__
+from lfm2_export.cli import chat, doctor, export, init, inspect, parity, recipes
+from lfm2_export.errors import Lfm2ExportError
+
+app = typer.Typer(
+    name="lfm2-export",
+    help="From an LFM2 checkpoint to a quantized, proven artifact for ExecuTorch or onnxruntime.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+for command in (export, parity, chat, inspect, recipes, init, doctor):
+    app.command(command.NAME)(command.run)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lfm2-export {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (accepted anywhere on the line).")] = False,
+) -> None:
+    pass
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    try:
+        code = app(args=given, prog_name="lfm2-export", standalone_mode=debug)
+    except Lfm2ExportError as error:
+        if debug:
+            raise
+        code = _fail(str(error), error.exit_code, "--json" in given)
+    except typer.Abort:
+        code = _fail("interrupted", 1, False)
+    except Exception as error:
+        if debug:
+            raise
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's own usage errors, with their hints
+            error.show()
+            code = error.exit_code
+        else:
+            code = _fail(
+                f"internal error: {type(error).__name__}: {_one_line(error)} (--debug shows where)",
+                1,
+                "--json" in given,
+            )
+    sys.exit(code or 0)
+
+
+def _fail(message: str, code: int, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"error": message, "exit_code": code}))
+    else:
+        typer.secho("error: ", fg="red", err=True, nl=False)
+        typer.echo(message, err=True)
+    return code
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

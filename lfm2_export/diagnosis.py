@@ -1,0 +1,68 @@
+"""What is installed and what the machine offers: the facts behind `doctor` and behind a manifest's versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+
+_PURPOSES = {
+    "torch": "eager reference, tracing",
+    "torchao": "quantized weights",
+    "executorch": "XNNPACK .pte: lowering and running",
+    "onnx": "ONNX: writing",
+    "onnxruntime": "ONNX: running",
+    "optimum": "optimum-cli export lfm2",
+    "transformers": "tests: independent reference",
+}
+
+
+class Part(NamedTuple):
+    """One library: installed version, whether it fits, and what to do if not."""
+
+    name: str
+    purpose: str
+    required: bool
+    version: str | None
+    healthy: bool
+    state: str
+
+
+def parts() -> list[Part]:
+    """Every library the project relies on, against the versions that this release declares."""
+    declared: dict[str, tuple[Requirement, bool]] = {}
+    for line in metadata.requires("lfm2-export") or []:
+        requirement = Requirement(line)
+        optional = requirement.marker is not None and "extra" in str(requirement.marker)
+        declared.setdefault(requirement.name, (requirement, not optional))
+    return [_part(name, purpose, *declared[name]) for name, purpose in _PURPOSES.items() if name in declared]
+
+
+def machine() -> dict[str, str]:
+    """Processor, cores, memory and the vector extensions that the int8 and int4 kernels use."""
+    from cpuinfo import get_cpu_info
+
+    info = get_cpu_info()
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve", "sme")
+    found = [flag for flag in wanted if flag in info.get("flags", ())]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "processor": f"{info.get('brand_raw', 'unknown')}, {os.cpu_count()} cores",
+        "vector extensions": " ".join(found) or "none of those looked for",
+        "memory": f"{memory / 2**30:.0f} GiB",
+    }
+
+
+def _part(name: str, purpose: str, requirement: Requirement, required: bool) -> Part:
+    install = f"pip install '{name}{requirement.specifier}'"
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        state = f"missing: {install}" if required else f"optional: {install}"
+        return Part(name, purpose, required, None, False, state)
+    fits = requirement.specifier.contains(version.partition("+")[0], prereleases=True)
+    return Part(name, purpose, required, version, fits, "ok" if fits else f"wrong version: {install}")

@@ -1,0 +1,64 @@
+"""Outputs that are whole or absent: written beside their target under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lfm2_export.errors import UsageError
+
+
+@contextmanager
+def staged_folder(output: Path, force: bool) -> Iterator[Path]:
+    """A fresh folder that becomes `output` when the block ends well and vanishes when it does not.
+
+    Raises UsageError if `output` exists and `force` is not set; what was there is replaced only at the end.
+    """
+    check_free(output, force)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    except OSError as error:
+        raise UsageError(f"cannot write {output}: {error.strerror}") from error
+    try:
+        yield staging
+        os.chmod(staging, 0o755)  # mkdtemp's 0700 is right only while it is temporary
+        if output.exists():
+            retired = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+            os.replace(output, retired / output.name)
+            os.replace(staging, output)
+            shutil.rmtree(retired)
+        else:
+            os.replace(staging, output)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file through a temporary name beside it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def check_free(output: Path, force: bool) -> None:
+    """UsageError when `output` exists and may not be replaced; cheap enough to ask before any work is done."""
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise UsageError(f"{output} exists and is not a folder; choose another --output")
+    if output.exists() and not force:
+        raise UsageError(f"{output} exists already; choose another --output or pass --force to replace it")
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,68 @@
+"""What is fed to every runtime: cases are data, made from a seed, the same for eager and each artifact."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lfm2_export.checkpoint.config import LFM2Config
+
+
+@dataclass(frozen=True)
+class Case:
+    """Token ids and how they are cut into calls; `pad_to` right-pads each call to that many rows."""
+
+    name: str
+    tokens: tuple[int, ...]
+    chunks: tuple[int, ...]
+    pad_to: int | None = None
+
+    def calls(self) -> list[tuple[int, ...]]:
+        """The tokens of each call."""
+        cut, start = [], 0
+        for size in self.chunks:
+            cut.append(self.tokens[start : start + size])
+            start += size
+        return cut
+
+
+def lowering_cases(config: LFM2Config, window: int, text: Sequence[int], pads: bool) -> list[Case]:
+    """Prefill, decode, every kind of split and (where the form pads) padding, at most 48 tokens each."""
+    total = min(48, window)
+    tokens = _fit(text, total)
+    width = config.conv_L_cache
+    singles = min(12, total)
+    cases = [
+        Case("prefill", tokens, (total,)),
+        Case("decode", tokens[:singles], (1,) * singles),
+        Case("prefill then decode", tokens, (total - 8, *(1,) * 8) if total > 8 else (total - 1, 1)),
+        Case("chunks shorter than the conv", tokens, _chunks(total, list(range(1, width + 1)))),
+        Case("random chunks", tokens, _chunks(total, [random.Random(7).randint(1, 9) for _ in range(8)])),
+        Case("random ids", random_ids(config, total, seed=11), (total,)),
+    ]
+    if pads:
+        padded = max(width, 8)
+        cases.append(Case("padded chunks", tokens, _chunks(total, list(range(1, padded))), pad_to=padded))
+    return cases
+
+
+def random_ids(config: LFM2Config, count: int, seed: int) -> tuple[int, ...]:
+    """Uniform token ids: all that a checkpoint without a tokenizer can be asked."""
+    chooser = random.Random(seed)
+    return tuple(chooser.randrange(config.vocab_size) for _ in range(count))
+
+
+def _fit(text: Sequence[int], count: int) -> tuple[int, ...]:
+    repeated = list(text)
+    while len(repeated) < count:
+        repeated += text
+    return tuple(repeated[:count])
+
+
+def _chunks(total: int, sizes: list[int]) -> tuple[int, ...]:
+    """`sizes` over and over, the last one cut so that they sum to `total`."""
+    chunks: list[int] = []
+    while (left := total - sum(chunks)) > 0:
+        chunks.append(min(left, sizes[len(chunks) % len(sizes)]))
+    return tuple(chunks)

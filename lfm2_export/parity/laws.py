@@ -1,0 +1,139 @@
+"""The state laws: where hybrids break. Each takes a session of the artifact and says how far it is from the law.
+
+Laws that are exact by nature (reset, snapshot, window edge) allow no difference at all; those that compare two
+orders of the same arithmetic (chunks, padding, the other form) allow the recipe's lowering error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.errors import WindowExceededError
+from lfm2_export.parity.cases import random_ids
+from lfm2_export.parity.metrics import relative_error
+from lfm2_export.runtimes.session import Session
+
+
+@dataclass(frozen=True)
+class LawContext:
+    """What a law may use: the artifact's session, the model's shape, text, and the other form in eager."""
+
+    session: Session
+    config: LFM2Config
+    tokens: tuple[int, ...]  # at least 24, from the evaluation text
+    tolerance: float  # the recipe's lowering error
+    other_form: Callable[[tuple[int, ...]], np.ndarray]  # logits [steps, vocab], one per token
+
+
+class LawResult(NamedTuple):
+    """A law's verdict: its error against its limit, or the reason it does not apply."""
+
+    name: str
+    error: float | None
+    limit: float
+    reason: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.error is not None and self.error <= self.limit
+
+
+def state_laws(context: LawContext) -> Iterator[LawResult]:
+    """Every law, in a fixed order."""
+    for law in (_reset, _chunks, _padding, _window_edge, _forms, _snapshot):
+        yield law(context)
+        context.session.reset()
+
+
+def _reset(at: LawContext) -> LawResult:
+    """A second conversation is the first one, bit for bit, whatever came between."""
+    first = _talk(at.session, at.tokens)
+    at.session.reset()
+    _talk(at.session, random_ids(at.config, 17, seed=3))
+    at.session.reset()
+    return LawResult("reset", _distance(_talk(at.session, at.tokens), first), 0.0)
+
+
+def _chunks(at: LawContext) -> LawResult:
+    """Prefill in chunks = prefill whole, at every split size up to past the conv width."""
+    at.session.reset()
+    whole = at.session.prefill(at.tokens)
+    errors = []
+    for size in range(1, at.config.conv_L_cache + 2):
+        at.session.reset()
+        for start in range(0, len(at.tokens), size):
+            logits = at.session.prefill(at.tokens[start : start + size])
+        errors.append(relative_error(logits, whole))
+    return LawResult("chunked prefill", max(errors), at.tolerance)
+
+
+def _padding(at: LawContext) -> LawResult:
+    """A padded row touches neither the logits nor the state."""
+    if not at.session.pads:
+        return LawResult("padded prefill", None, at.tolerance, "this form's signature takes no padding")
+    at.session.reset()
+    plain = _pieces(at.session, at.tokens, None)
+    at.session.reset()
+    padded = _pieces(at.session, at.tokens, 16)
+    return LawResult("padded prefill", _distance(padded, plain), at.tolerance)
+
+
+def _window_edge(at: LawContext) -> LawResult:
+    """Decode runs to the window's last column; the step past it is refused and changes nothing."""
+    session = at.session
+    session.reset()
+    ids = random_ids(at.config, session.window, seed=5)
+    session.prefill(ids[:-1])
+    last = session.decode(ids[-1])
+    refused = False
+    try:
+        session.decode(0)
+    except WindowExceededError:
+        refused = True
+    finite = bool(np.isfinite(last).all())
+    return LawResult("window edge", 0.0 if refused and finite and session.position == session.window else 1.0, 0.0)
+
+
+def _forms(at: LawContext) -> LawResult:
+    """Explicit state = state in buffers: this artifact against the other form of the same model in eager."""
+    at.session.reset()
+    ours = np.stack([at.session.decode(token) for token in at.tokens])
+    return LawResult("explicit = resident", relative_error(ours, at.other_form(at.tokens)), at.tolerance)
+
+
+def _snapshot(at: LawContext) -> LawResult:
+    """A saved and restored state goes on exactly: rewind and branch."""
+    if not at.session.has_state:
+        return LawResult("snapshot", None, 0.0, "a resident form keeps its state to itself")
+    at.session.reset()
+    half = len(at.tokens) // 2
+    at.session.prefill(at.tokens[:half])
+    saved = at.session.state()
+    first = _talk(at.session, at.tokens[half:])
+    at.session.restore(saved)
+    return LawResult("snapshot", _distance(_talk(at.session, at.tokens[half:]), first), 0.0)
+
+
+def _talk(session: Session, tokens: tuple[int, ...]) -> list[np.ndarray]:
+    """A prefill of most tokens and a decode of the last four; logits of each call, then the state if it shows."""
+    logits = [session.prefill(tokens[:-4]), *(session.decode(token) for token in tokens[-4:])]
+    return logits + (list(session.state().tensors.values()) if session.has_state else [])
+
+
+def _pieces(session: Session, tokens: tuple[int, ...], pad_to: int | None) -> list[np.ndarray]:
+    """Chunks of 1, 2, 3, 5 and the rest; then two steps of decode, which read whatever state the padding left."""
+    logits, start = [], 0
+    for size in (1, 2, 3, 5, len(tokens) - 13):
+        logits.append(session.prefill(tokens[start : start + size], pad_to=pad_to and max(pad_to, size)))
+        start += size
+    logits += [session.decode(token) for token in tokens[start:]]
+    return logits + (list(session.state().tensors.values()) if session.has_state else [])
+
+
+def _distance(actual: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    return max(relative_error(a, b) for a, b in zip(actual, expected, strict=True))

@@ -1,0 +1,64 @@
+"""Distances between two sets of logits, and nothing else. Arrays are `[rows, vocab]` unless said otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """max|Δ| / max|expected|; max|Δ| itself where the expected tensor is all zero. NaN never passes for 0."""
+    if expected.size == 0:
+        return 0.0
+    scale = float(np.abs(expected).max())
+    return float(np.abs(actual - expected).max()) / (scale or 1.0)
+
+
+def signal_to_noise(actual: np.ndarray, expected: np.ndarray) -> float:
+    """10·log10(‖expected‖² / ‖Δ‖²) in decibel; 300 when they are equal."""
+    noise = float(np.square(actual - expected, dtype=np.float64).sum())
+    signal = float(np.square(expected, dtype=np.float64).sum())
+    return 300.0 if noise == 0 else float(10 * np.log10(max(signal, 1e-300) / noise))
+
+
+def clear_top1(actual: np.ndarray, expected: np.ndarray) -> tuple[int, int]:
+    """(agreeing, counted) argmax over the rows whose margin exceeds twice the row's own error.
+
+    With a smaller margin either token is a fair answer to that error, so such rows prove nothing.
+    """
+    ordered = np.sort(expected, axis=-1)
+    margin = ordered[:, -1] - ordered[:, -2]
+    counted = margin > 2 * np.median(np.abs(actual - expected), axis=-1)
+    agree = actual.argmax(-1) == expected.argmax(-1)
+    return int((agree & counted).sum()), int(counted.sum())
+
+
+@dataclass(frozen=True)
+class QuantizationLoss:
+    """What quantization cost over teacher-forced tokens, against fp32 eager. KLD in nats per token."""
+
+    tokens: int
+    mean_kld: float
+    kld_standard_error: float
+    p99_kld: float
+    top1: float
+    perplexity_ratio: float
+
+
+def quantization_loss(actual: np.ndarray, expected: np.ndarray, targets: np.ndarray) -> QuantizationLoss:
+    """KL(expected ‖ actual) per row, argmax agreement and exp(Δ cross-entropy) on `targets [rows]`."""
+    quantized, reference = (F.log_softmax(torch.from_numpy(x).double(), dim=-1) for x in (actual, expected))
+    kld = F.kl_div(quantized, reference, reduction="none", log_target=True).sum(-1)
+    ids = torch.from_numpy(targets).long()
+    ratio = torch.exp(F.nll_loss(quantized, ids) - F.nll_loss(reference, ids))
+    return QuantizationLoss(
+        tokens=len(kld),
+        mean_kld=float(kld.mean()),
+        kld_standard_error=float(kld.std() / len(kld) ** 0.5),
+        p99_kld=float(kld.quantile(0.99)),
+        top1=float((quantized.argmax(-1) == reference.argmax(-1)).double().mean()),
+        perplexity_ratio=float(ratio),
+    )

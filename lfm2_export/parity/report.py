@@ -1,0 +1,106 @@
+"""The result of a parity run: figures per runtime, gates against the recipe's limits, one verdict."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from lfm2_export.artifact.manifest import Delegation, GateResult
+from lfm2_export.parity.laws import LawResult
+from lfm2_export.parity.lowering import LoweringFigures
+from lfm2_export.parity.metrics import QuantizationLoss
+from lfm2_export.recipes import Gates
+
+
+class RuntimeReport(BaseModel):
+    """Everything measured through one runtime. `status` is "skipped" only with a `reason`."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    runtime: str
+    status: str = "skipped"  # pass, fail, skipped
+    reason: str | None = None
+    version: str | None = None
+    load_seconds: float | None = None
+    seconds: float | None = None
+    lowering: LoweringFigures | None = None
+    greedy: float | None = None  # share of equal greedy continuations
+    laws: list[LawResult] = []
+    quality: QuantizationLoss | None = None
+    task_accuracy: dict[str, float] | None = None  # nano only, by kind and "all"
+    gates: list[GateResult] = []
+
+
+class ParityReport(BaseModel):
+    """One parity run of one artifact, over every runtime that is meant for it."""
+
+    artifact: str
+    recipe: str
+    source: str
+    weights_sha256: str
+    random_weights: bool
+    text: str  # what the quality figures were measured on
+    reference_task_accuracy: dict[str, float] | None = None  # fp32 eager, nano only
+    delegation: list[Delegation] = []
+    size_bytes: int
+    versions: dict[str, str]
+    runtimes: list[RuntimeReport]
+
+    @property
+    def gates(self) -> list[GateResult]:
+        return [gate for runtime in self.runtimes for gate in runtime.gates]
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was proven and nothing failed; a skipped runtime or gate proves nothing."""
+        statuses = [runtime.status for runtime in self.runtimes]
+        return "pass" in statuses and "fail" not in statuses
+
+
+def judge(report: RuntimeReport, gates: Gates, reference: dict[str, float] | None, random_weights: bool) -> None:
+    """Fill in the runtime's gates and status from its figures."""
+    judged = Judged(report.runtime)
+    if report.lowering is not None:
+        judged.at_most("lowering: max error", report.lowering.max_error, gates.lowering.max_error)
+        judged.at_least("lowering: clear top-1", report.lowering.top1, gates.lowering.top1)
+    meaningless = "random weights: their margins and quality say nothing" if random_weights else None
+    judged.at_least("lowering: greedy text", report.greedy, gates.lowering.greedy, meaningless)
+    for law in report.laws:
+        judged.at_most(f"law: {law.name}", law.error, law.limit, law.reason)
+    if report.quality is not None:
+        judged.at_most("quality: mean KLD", report.quality.mean_kld, gates.quality.mean_kld, meaningless)
+        judged.at_least("quality: top-1", report.quality.top1, gates.quality.top1, meaningless)
+    if report.task_accuracy is not None and reference is not None:
+        floor = reference["all"] - gates.quality.task_drop
+        judged.at_least("quality: task accuracy", report.task_accuracy["all"], floor)
+    report.gates = judged.results
+    report.status = judged.status
+
+
+class Judged:
+    """Collects the gates of one runtime. A figure of None is a skipped gate and needs its reason."""
+
+    def __init__(self, runtime: str) -> None:
+        self.runtime = runtime
+        self.results: list[GateResult] = []
+
+    def at_most(self, name: str, value: float | None, limit: float, reason: str | None = None) -> None:
+        self._add(name, value, limit, value is not None and value <= limit, reason)
+
+    def at_least(self, name: str, value: float | None, limit: float, reason: str | None = None) -> None:
+        self._add(name, value, limit, value is not None and value >= limit, reason)
+
+    @property
+    def status(self) -> str:
+        statuses = {gate.status for gate in self.results}
+        return "fail" if "fail" in statuses else "pass" if "pass" in statuses else "skipped"
+
+    def _add(self, name: str, value: float | None, limit: float, passed: bool, reason: str | None) -> None:
+        if reason is None and value is None:
+            raise ValueError(f"gate {name!r} has neither a value nor a reason")
+        status = "skipped" if reason is not None else "pass" if passed else "fail"
+        shown = None if value is None or value != value else float(f"{value:.3g}")
+        if value is not None and value != value:
+            reason = reason or "the figure is not a number"
+        self.results.append(
+            GateResult(name=name, runtime=self.runtime, status=status, value=shown, limit=limit, reason=reason)
+        )

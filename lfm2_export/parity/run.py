@@ -1,0 +1,209 @@
+"""Prove an artifact: both questions and the state laws, through every runtime that is meant for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from lfm2_export import runtimes
+from lfm2_export.artifact.folder import Artifact
+from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
+from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.errors import ArtifactError, MissingDependencyError, UsageError
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.load import load_decoder
+from lfm2_export.model.resident import ResidentDecoder
+from lfm2_export.parity import quality, stock_runner
+from lfm2_export.parity.cases import lowering_cases, random_ids
+from lfm2_export.parity.laws import LawContext, state_laws
+from lfm2_export.parity.lowering import compare, same_greedy_text
+from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
+from lfm2_export.parity.text import EvaluationText, evaluation_text
+from lfm2_export.quantize.apply import quantize
+from lfm2_export.recipes import Recipe
+from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.runtimes.session import Session
+
+Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured."""
+
+    quality_tokens: int = 2000
+    questions: int = 60  # of nano's held-out ones
+    prompts: int = 4
+    continuation: int = 16  # greedy tokens after each prompt
+
+
+@dataclass
+class _Subject:
+    """What is on trial, and the references it is judged against."""
+
+    artifact: Artifact
+    checkpoint: Checkpoint
+    effort: Effort
+    stage: Stage
+
+    def __post_init__(self) -> None:
+        self.recipe = Recipe.model_validate(self.artifact.manifest.recipe)
+        self.window = self.artifact.manifest.window
+        self.config = self.checkpoint.config
+
+    @cached_property
+    def tokenizer(self) -> ChatTokenizer | None:
+        return ChatTokenizer.load(self.artifact.folder, self.config)
+
+    @cached_property
+    def text(self) -> EvaluationText:
+        return evaluation_text(self.config, self.tokenizer, self.window, self.effort.quality_tokens)
+
+    @cached_property
+    def tokens(self) -> tuple[int, ...]:
+        """A run of at least 48 tokens of the evaluation text."""
+        joined = [token for window in self.text.windows[:8] for token in window]
+        return tuple(joined[:48]) if len(joined) >= 48 else random_ids(self.config, 48, seed=1)
+
+    @property
+    def has_tasks(self) -> bool:
+        """Nano alone has questions with known answers."""
+        return self.checkpoint.name == "nano" and self.tokenizer is not None
+
+
+def prove(
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    only: Sequence[str] = (),
+    effort: Effort | None = None,
+    stage: Stage = lambda _: None,
+) -> ParityReport:
+    """Run the whole ladder on an artifact made from `checkpoint`.
+
+    `only` names the runtimes to use; UsageError if one of them does not run such an artifact, and
+    MissingDependencyError if it is not installed. Without `only`, an absent runtime is reported as skipped.
+    """
+    subject = _Subject(artifact, checkpoint, effort or Effort(), stage)
+    reports = [RuntimeReport(runtime=name) for name in _runtimes_for(artifact, only)]
+    sessions = {report.runtime: session for report in reports if (session := _open(subject, report, bool(only)))}
+    opened = [report for report in reports if report.runtime in sessions]
+    _question_1(subject, opened, sessions)
+    accuracy = _question_2(subject, opened, sessions)
+    for report in opened:
+        judge(report, subject.recipe.gates, accuracy, checkpoint.random_weights)
+    if stock_runner.runs(artifact.manifest):
+        reports.append(stock_runner.prove(artifact, subject.tokenizer, _quantized(subject), stage))
+    manifest = artifact.manifest
+    return ParityReport(
+        artifact=artifact.folder.name,
+        recipe=subject.recipe.name,
+        source=manifest.source.name,
+        weights_sha256=manifest.source.weights_sha256,
+        random_weights=checkpoint.random_weights,
+        text=subject.text.kind,
+        reference_task_accuracy=accuracy,
+        delegation=[method.delegation for method in manifest.methods if method.delegation],
+        size_bytes=sum(entry.size for entry in manifest.files.values()),
+        versions=manifest.versions,
+        runtimes=reports,
+    )
+
+
+def checkpoint_of(artifact: Artifact, given: str | None = None) -> Checkpoint:
+    """The checkpoint an artifact was made from: `given`, or nano, or the hub id in the manifest.
+
+    Raises UsageError when it is a local folder that was not given, ArtifactError when the weights differ.
+    """
+    source = artifact.manifest.source
+    if given is None and source.name != "nano" and "/" not in source.name:
+        raise UsageError(f"{artifact.folder} was made from the local folder {source.name!r}; pass --checkpoint FOLDER")
+    checkpoint = open_checkpoint(given or source.name, None if given else source.revision)
+    if checkpoint.digest() != source.weights_sha256:
+        raise ArtifactError(
+            f"{checkpoint.folder}: not the weights that {artifact.folder} was made from (digest differs)"
+        )
+    return checkpoint
+
+
+def _runtimes_for(artifact: Artifact, only: Sequence[str]) -> list[str]:
+    for name in only:
+        if not runtimes.find(name).runs(artifact.manifest):
+            raise UsageError(f"runtime {name!r} does not run {artifact.manifest.target} artifacts")
+    return list(only) or [name for name in runtimes.names() if runtimes.find(name).runs(artifact.manifest)]
+
+
+def _open(subject: _Subject, report: RuntimeReport, required: bool) -> Session | None:
+    runtime = runtimes.find(report.runtime)
+    try:
+        report.version = runtime.version()
+    except MissingDependencyError as error:
+        if required:
+            raise
+        report.reason = str(error)
+        return None
+    subject.stage(f"{report.runtime}: loading")
+    start = time.perf_counter()
+    session = runtime.open_session(subject.artifact.folder, subject.artifact.manifest)
+    report.load_seconds = time.perf_counter() - start
+    return session
+
+
+def _quantized(subject: _Subject) -> Decoder:
+    return quantize(load_decoder(subject.checkpoint), subject.recipe.quantization)
+
+
+def _question_1(subject: _Subject, reports: list[RuntimeReport], sessions: dict[str, Session]) -> None:
+    """Against the same quantized eager model: cases, greedy text, state laws."""
+    decoder = _quantized(subject)
+    eager = EagerSession(decoder, subject.window)
+    prompts = [window[:32] for window in subject.text.windows[: subject.effort.prompts]]
+    for report in reports:
+        session = sessions[report.runtime]
+        cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
+        subject.stage(f"{report.runtime}: against the same weights in eager PyTorch")
+        report.lowering = compare(session, eager, cases)
+        report.greedy = same_greedy_text(session, eager, prompts, subject.effort.continuation)
+        subject.stage(f"{report.runtime}: state laws")
+        tolerance = subject.recipe.gates.lowering.max_error
+        other = _other_form(decoder, subject)
+        context = LawContext(session, subject.config, subject.tokens[: subject.window // 2], tolerance, other)
+        report.laws = list(state_laws(context))
+
+
+def _question_2(
+    subject: _Subject, reports: list[RuntimeReport], sessions: dict[str, Session]
+) -> dict[str, float] | None:
+    """Against fp32 eager: divergence on text, accuracy on nano's questions. Returns fp32's own accuracy."""
+    reference = EagerSession(load_decoder(subject.checkpoint), subject.window)
+    for report in reports:
+        subject.stage(f"{report.runtime}: against fp32 on {subject.text.kind}")
+        report.quality = quality.measure(sessions[report.runtime], reference, subject.text)
+    if subject.tokenizer is None or not subject.has_tasks:
+        return None
+    for report in reports:
+        subject.stage(f"{report.runtime}: nano's held-out questions")
+        session = sessions[report.runtime]
+        report.task_accuracy = quality.task_accuracy(session, subject.tokenizer, subject.effort.questions)
+    subject.stage("eager: nano's held-out questions")
+    return quality.task_accuracy(reference, subject.tokenizer, subject.effort.questions)
+
+
+def _other_form(decoder: Decoder, subject: _Subject) -> Callable[[tuple[int, ...]], np.ndarray]:
+    """Logits of the form that the artifact is not, token by token in eager PyTorch."""
+
+    @torch.inference_mode()
+    def resident(tokens: tuple[int, ...]) -> np.ndarray:
+        model = ResidentDecoder(decoder, subject.window)
+        steps = [model(torch.tensor([[token]]), torch.tensor([at])) for at, token in enumerate(tokens)]
+        return torch.cat(steps).numpy()
+
+    def explicit(tokens: tuple[int, ...]) -> np.ndarray:
+        session = EagerSession(decoder, subject.window)
+        return np.stack([session.decode(token) for token in tokens])
+
+    return explicit if subject.artifact.manifest.form == "resident" else resident

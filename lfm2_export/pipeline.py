@@ -1,0 +1,116 @@
+"""checkpoint → model → quantize → target → artifact folder → proof. The whole story, top to bottom."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lfm2_export import recipes, targets
+from lfm2_export.artifact.folder import Artifact, open_artifact, seal, write_manifest
+from lfm2_export.artifact.manifest import Manifest, Source
+from lfm2_export.checkpoint.config import to_dict
+from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
+from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.errors import GateError
+from lfm2_export.files import check_free, staged_folder
+from lfm2_export.model.load import load_decoder
+from lfm2_export.parity.report import ParityReport
+from lfm2_export.quantize.apply import quantize
+from lfm2_export.quantize.scheme import describe
+
+Stage = Callable[[str], None]
+
+
+def export(
+    source: str = "nano",
+    recipe: str = "xnnpack-int8",
+    output: Path | None = None,
+    *,
+    revision: str | None = None,
+    overrides: Sequence[str] = (),
+    force: bool = False,
+    verify: bool = True,
+    stage: Stage = lambda _: None,
+) -> tuple[Artifact, ParityReport | None]:
+    """Make an artifact folder and prove it.
+
+    `source` is a checkpoint folder, a hub id or "nano"; `recipe` a name or a path, `overrides` its
+    `key.path=value` changes; `output` defaults to `out/<checkpoint>-<recipe>`. Without `verify` the manifest says
+    that nothing was proven and the report is None.
+
+    Raises Lfm2ExportError; GateError when the proof fails. Whatever is raised, `output` is left as it was.
+    """
+    chosen = recipes.load(recipe, overrides)
+    target = targets.find(chosen.target)
+    checkpoint = open_checkpoint(source, revision)
+    chosen.check(checkpoint.config)
+    target.check(chosen, checkpoint.config)
+    output = output or Path("out") / f"{Path(checkpoint.name).name}-{chosen.name}"
+    check_free(output, force)
+    tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
+    with staged_folder(output, force) as folder:
+        stage("reading weights")
+        decoder = load_decoder(checkpoint)
+        stage("quantizing")
+        quantize(decoder, chosen.quantization)
+        lowered = target.lower(decoder, chosen, folder, stage)
+        del decoder  # the proof loads its own references
+        _copy_companions(checkpoint, folder)
+        stage("checksums")
+        manifest = Manifest(
+            files=seal(folder),
+            source=_source(checkpoint),
+            recipe=chosen.model_dump(mode="json"),
+            target=chosen.target,
+            form=chosen.form,
+            window=chosen.window,
+            quantization=describe(chosen.quantization, checkpoint.config),
+            chat=tokenizer is not None and tokenizer.has_template,
+            **lowered._asdict(),
+        )
+        write_manifest(folder, manifest)
+        report = _prove(folder, manifest, checkpoint, stage) if verify else None
+    return Artifact(output, open_artifact(output).manifest), report
+
+
+def _prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, stage: Stage) -> ParityReport:
+    from lfm2_export.parity.run import prove  # opens the runtimes: not needed to lower
+
+    report = prove(open_artifact(folder), checkpoint, stage=stage)
+    write_manifest(folder, manifest.model_copy(update={"parity": report.gates}))
+    if not report.passed:
+        raise ParityFailure(report)
+    return report
+
+
+class ParityFailure(GateError):
+    """The artifact was made but not proven; `report` says where it failed."""
+
+    def __init__(self, report: ParityReport) -> None:
+        failed = [gate for gate in report.gates if gate.status == "fail"]
+        if failed:
+            first = failed[0]
+            why = f"{first.runtime}: {first.name} is {first.value}, the limit is {first.limit}"
+            more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        else:
+            skipped = "; ".join(f"{runtime.runtime}: {runtime.reason}" for runtime in report.runtimes)
+            why, more = f"no runtime could prove it ({skipped})", ""
+        super().__init__(f"parity failed, nothing was written: {why}{more}")
+        self.report = report
+
+
+def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
+    """Tokenizer, template, configs, licence: what a runtime needs beside the lowered files."""
+    for name, path in checkpoint.companions().items():
+        shutil.copyfile(path, folder / name)
+
+
+def _source(checkpoint: Checkpoint) -> Source:
+    return Source(
+        name=checkpoint.name,
+        revision=checkpoint.revision,
+        weights_sha256=checkpoint.digest(),
+        random_weights=checkpoint.random_weights,
+        config=to_dict(checkpoint.config),
+    )

@@ -1,0 +1,83 @@
+"""The reference: the traced model run by PyTorch itself, behind the same `Session` protocol.
+
+It needs a checkpoint, not an artifact, so it is opened by `parity` and never listed among the runtimes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lfm2_export.errors import UsageError
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.state import empty_state, is_cache, write_slices
+from lfm2_export.runtimes.session import Snapshot, check_room
+
+
+class EagerSession:
+    """One conversation with a `Decoder` (fp32 or quantized) in explicit form."""
+
+    runtime = "eager"
+    version = torch.__version__
+    pads = True
+    has_state = True
+
+    def __init__(self, decoder: Decoder, window: int) -> None:
+        self.decoder = decoder
+        self.window = window
+        self.reset()
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    def reset(self) -> None:
+        self._position = 0
+        self._state = empty_state(self.decoder.config, self.window)
+
+    def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
+        return self._run(tokens, pad_to, all_logits=False)[0]
+
+    def decode(self, token: int) -> np.ndarray:
+        return self.prefill([token])
+
+    def score(self, tokens: Sequence[int]) -> np.ndarray:
+        """Like `prefill`, but logits of every token, `[T, vocab]`: cheap teacher forcing, eager only."""
+        return self._run(tokens, None, all_logits=True)[0]
+
+    def state(self) -> Snapshot:
+        cut = {
+            name: (tensor[:, :, : self._position] if is_cache(name) else tensor).numpy().copy()
+            for name, tensor in self._state.items()
+        }
+        return Snapshot(self._position, cut)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        if snapshot.position > self.window:
+            raise UsageError(f"a state of {snapshot.position} tokens does not fit the window of {self.window}")
+        self.reset()
+        self._position = snapshot.position
+        for name, values in snapshot.tensors.items():
+            tensor = torch.from_numpy(values)
+            if is_cache(name):
+                self._state[name][:, :, : snapshot.position] = tensor
+            else:
+                self._state[name].copy_(tensor)
+
+    @torch.inference_mode()
+    def _run(self, tokens: Sequence[int], pad_to: int | None, all_logits: bool) -> np.ndarray:
+        check_room(self._position, len(tokens), self.window, self.decoder.config.vocab_size, tokens)
+        rows = list(tokens) + [0] * max(0, (pad_to or 0) - len(tokens))
+        position = torch.tensor([self._position])
+        length = torch.tensor([len(tokens)])
+        logits, new = self.decoder(torch.tensor([rows]), position, length, self._filled(), all_logits)
+        write_slices(self._state, new, position, length)
+        self._position += len(tokens)
+        return logits.numpy()
+
+    def _filled(self) -> dict[str, torch.Tensor]:
+        """The state with the caches cut to their filled part: masked columns cost time and add exact zeros."""
+        columns = max(1, self._position)
+        return {name: t[:, :, :columns] if is_cache(name) else t for name, t in self._state.items()}
