@@ -6,6 +6,8 @@ hidden in it and nothing in it assumes a layer pattern, a conv width or a head l
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,9 @@ from lfm2_export.model.state import State
 
 class Block(nn.Module):
     """Pre-norm residual block: `x + operator(norm x)`, then `x + mlp(norm x)`."""
+
+    conv: ShortConv  # in a conv layer
+    self_attn: Attention  # in an attention layer
 
     def __init__(self, config: LFM2Config, kind: str) -> None:
         super().__init__()
@@ -60,7 +65,7 @@ class Decoder(nn.Module):
         x = self.embed_tokens(tokens)
         new: State = {}
         for i, kind in enumerate(self.config.layer_types):
-            block = self.layers[i]
+            block = self.block(i)
             normed = block.operator_norm(x)
             if kind == "conv":
                 mixed, new[f"conv_state.{i}"] = block.conv(normed, state[f"conv_state.{i}"], length)
@@ -73,6 +78,10 @@ class Decoder(nn.Module):
         if not all_logits:
             x = _last_valid(x, length)
         return self.lm_head(self.embedding_norm(x)), new
+
+    def block(self, layer: int) -> Block:
+        """The residual block of that layer."""
+        return cast(Block, self.layers[layer])
 
     def _positions(self, tokens: Tensor, position: Tensor, state: State) -> Positions:
         offsets = torch.arange(tokens.shape[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,18 @@ import torch.nn.functional as F
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """max|Δ| / max|expected|; max|Δ| itself where the expected tensor is all zero. NaN never passes for 0."""
+    """max|Δ| / max|expected|; max|Δ| itself where the expected tensor is all zero; infinite if shapes differ."""
+    if actual.shape != expected.shape:
+        return float("inf")
     if expected.size == 0:
         return 0.0
     scale = float(np.abs(expected).max())
     return float(np.abs(actual - expected).max()) / (scale or 1.0)
+
+
+def worst(errors: Sequence[float]) -> float:
+    """The largest, a NaN being the worst there is (Python's own max() would depend on the order)."""
+    return float(np.max(errors))
 
 
 def signal_to_noise(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -22,7 +22,7 @@ def measure(session: Session, reference: EagerSession, text: EvaluationText) -> 
         session.reset()
         reference.reset()
         actual.append(np.stack([session.decode(token) for token in window[:-1]]))
-        expected.append(reference.score(window[:-1])[0])
+        expected.append(reference.score(window[:-1]))
         targets.append(window[1:])
     return quantization_loss(np.concatenate(actual), np.concatenate(expected), np.concatenate(targets))
 

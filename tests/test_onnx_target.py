@@ -1,0 +1,489 @@
+"""The ONNX target against eager PyTorch: numbers, state laws, packing, determinism, and faults that must be seen."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnxruntime.capi import _pybind_state as kernels
+
+from lfm2_export import recipes
+from lfm2_export.artifact.manifest import Manifest
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.errors import ArtifactError, RecipeError, UsageError, WindowExceededError
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.state import empty_state, write_slices
+from lfm2_export.quantize.apply import BlockActivationLinear, quantize
+from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
+from lfm2_export.recipes import Recipe
+from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession, open_session
+from lfm2_export.runtimes.session import Session, Snapshot
+from lfm2_export.targets import onnx as target
+from lfm2_export.targets._onnx import graph as graph_module
+from lfm2_export.targets._onnx.weights import pack
+
+WINDOW = 48
+FP32_ERROR = 1e-5  # measured 1e-6 to 3e-6
+FLIP_ERROR = 2e-2  # one int8 activation rounded the other way; measured up to 5e-3 on these narrow models
+
+
+def config(**changes: Any) -> LFM2Config:
+    shape: dict[str, Any] = {
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "layer_types": ("conv", "conv", "full_attention", "conv", "full_attention", "conv"),
+        "conv_L_cache": 3,
+        "conv_bias": False,
+        "norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 4096,
+    }
+    return LFM2Config(**(shape | changes))
+
+
+def random_decoder(seed: int = 0, **changes: Any) -> Decoder:
+    torch.manual_seed(seed)
+    decoder = Decoder(config(**changes)).eval()
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            parameter.normal_(float("norm" in name), 0.1)
+    return decoder
+
+
+def recipe(name: str = "onnx-fp32", float_activations: bool = False, **changes: Any) -> Recipe:
+    loaded = recipes.load(name)
+    if float_activations:
+        rules = tuple(rule.model_copy(update={"activation": None}) for rule in loaded.quantization)
+        changes["quantization"] = rules
+    return loaded.model_copy(update={"window": WINDOW, **changes})
+
+
+def lower(decoder: Decoder, made_by: Recipe, folder: Path) -> Manifest:
+    """Lower, and as much of a manifest as the session reads."""
+    target.check(made_by, decoder.config)
+    lowered = target.lower(decoder, made_by, folder, lambda _: None)
+    return Manifest.model_construct(target="onnx", window=made_by.window, methods=lowered.methods)
+
+
+def pair(decoder: Decoder, folder: Path, made_by: Recipe | None = None) -> tuple[OnnxRuntimeSession, EagerSession]:
+    """The artifact's session and the eager session of the very model it was lowered from."""
+    made_by = made_by or recipe()
+    quantized = quantize(copy.deepcopy(decoder), made_by.quantization)
+    return open_session(folder, lower(quantized, made_by, folder)), EagerSession(quantized, WINDOW)
+
+
+def tokens(count: int, seed: int = 1) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 320, count).tolist()
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    """max|Δ| / max|expected|; shapes must agree, and NaN is an infinite error."""
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    if not expected.size:
+        return 0.0
+    return float(np.nan_to_num(np.abs(found - expected), nan=np.inf).max() / max(np.abs(expected).max(), 1e-30))
+
+
+def state_error(found: Snapshot, expected: Snapshot) -> float:
+    assert found.position == expected.position
+    assert list(found.tensors) == list(expected.tensors)
+    return max(relative(found.tensors[name], tensor) for name, tensor in expected.tensors.items())
+
+
+def worst(found: Session, expected: Session, chunks: Iterable[int], total: int, pad: int | None = None) -> float:
+    """Feed both sessions the same tokens in the same chunks; the largest error of logits and states on the way."""
+    ids, error = tokens(total), 0.0
+    for size in chunks:
+        chunk, ids = ids[:size], ids[size:]
+        logits = found.prefill(chunk, pad_to=pad)
+        error = max(error, relative(logits, expected.prefill(chunk)), state_error(found.state(), expected.state()))
+    assert not ids
+    return error
+
+
+CHUNKS = ([17], [1] * 17, [2] * 8 + [1], [3, 1, 1, 7, 2, 3], [1, 16], [16, 1])
+SHAPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "width 2 with bias": {"conv_L_cache": 2, "conv_bias": True},
+    "width 5 with bias": {"conv_L_cache": 5, "conv_bias": True},
+    "width 7": {"conv_L_cache": 7},
+    "untied head": {"tie_word_embeddings": False},
+    "attention first, wide heads": {"layer_types": ("full_attention", "conv", "full_attention"), "head_dim": 32},
+    "no sharing of KV heads": {"num_key_value_heads": 4},
+    "one KV head": {"num_key_value_heads": 1},
+    "conv only": {"layer_types": ("conv", "conv")},
+    "attention only": {"layer_types": ("full_attention", "full_attention")},
+}
+
+
+class TestFloat:
+    @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
+    def test_equals_eager_for_any_split(self, tmp_path: Path, chunks: list[int]) -> None:
+        assert worst(*pair(random_decoder(), tmp_path), chunks, 17) < FP32_ERROR
+
+    @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+    def test_equals_eager_for_any_shape(self, tmp_path: Path, shape: dict[str, Any]) -> None:
+        sessions = pair(random_decoder(**shape), tmp_path)
+        assert worst(*sessions, [1, 2, 9, 1, 4], 17) < FP32_ERROR
+
+    @pytest.mark.parametrize("width", [2, 3, 5])
+    def test_padding_changes_nothing(self, tmp_path: Path, width: int) -> None:
+        sessions = pair(random_decoder(conv_L_cache=width), tmp_path)
+        assert worst(*sessions, [1, 7, 2, 1, 8], 19, pad=8) < FP32_ERROR
+
+    def test_padding_stops_at_the_window(self, tmp_path: Path) -> None:
+        sessions = pair(random_decoder(), tmp_path)
+        assert worst(*sessions, [WINDOW - 2, 1, 1], WINDOW, pad=16) < FP32_ERROR
+
+    def test_all_logits_on_request(self, tmp_path: Path) -> None:
+        decoder = random_decoder()
+        session, _ = pair(decoder, tmp_path)
+        ids = torch.tensor([tokens(9)])
+        with torch.no_grad():
+            expected, _ = decoder(ids, torch.tensor([0]), None, empty_state(decoder.config, 1), all_logits=True)
+        for keep, first in ((0, 0), (1, 8), (4, 5), (30, 0)):
+            feeds = batch_feeds(decoder.config, ids.numpy(), [0], [9]) | {"num_logits_to_keep": np.array(keep)}
+            logits = session._session.run(["logits"], feeds)[0]
+            assert relative(logits, expected[:, first:].numpy()) < FP32_ERROR
+
+
+class TestLaws:
+    def test_reset_is_bit_for_bit_a_new_conversation(self, tmp_path: Path) -> None:
+        session, _ = pair(random_decoder(), tmp_path)
+        first = [session.prefill(tokens(7)), session.decode(3)]
+        session.reset()
+        assert session.position == 0
+        again = [session.prefill(tokens(7)), session.decode(3)]
+        assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+    def test_snapshot_goes_on_exactly_here_and_elsewhere(self, tmp_path: Path) -> None:
+        session, _ = pair(random_decoder(), tmp_path)
+        session.prefill(tokens(6))
+        snapshot = session.state()
+        onward = [session.decode(token) for token in tokens(5)]
+        (tmp_path / "other").mkdir()
+        other, _ = pair(random_decoder(), tmp_path / "other")
+        other.prefill(tokens(30, seed=8))
+        for resumed in (session, other):
+            resumed.restore(snapshot)
+            assert state_error(resumed.state(), snapshot) == 0
+            assert all(np.array_equal(a, resumed.decode(t)) for a, t in zip(onward, tokens(5), strict=True))
+
+    def test_state_is_a_copy(self, tmp_path: Path) -> None:
+        session, _ = pair(random_decoder(), tmp_path)
+        session.prefill(tokens(6))
+        snapshot = session.state()
+        kept = copy.deepcopy(snapshot)
+        session.prefill(tokens(6))
+        assert state_error(snapshot, kept) == 0
+
+    def test_eager_and_artifact_exchange_states(self, tmp_path: Path) -> None:
+        session, eager = pair(random_decoder(), tmp_path)
+        eager.prefill(tokens(9))
+        session.restore(eager.state())
+        assert relative(session.decode(5), eager.decode(5)) < FP32_ERROR
+
+    def test_window_edge(self, tmp_path: Path) -> None:
+        session, eager = pair(random_decoder(), tmp_path)
+        assert worst(session, eager, [WINDOW - 1, 1], WINDOW) < FP32_ERROR
+        before = session.state()
+        with pytest.raises(WindowExceededError):
+            session.decode(1)
+        assert state_error(session.state(), before) == 0
+        session.reset()
+        with pytest.raises(WindowExceededError):
+            session.prefill(tokens(WINDOW + 1))
+        assert session.position == 0
+
+    @pytest.mark.parametrize("chunk", [[], [320], [-1]], ids=str)
+    def test_bad_chunk_is_refused(self, tmp_path: Path, chunk: list[int]) -> None:
+        session, _ = pair(random_decoder(), tmp_path)
+        with pytest.raises(UsageError):
+            session.prefill(chunk)
+        assert session.position == 0
+
+
+def batch_feeds(shape: LFM2Config, ids: np.ndarray, positions: list[int], lengths: list[int]) -> dict[str, np.ndarray]:
+    """A call's inputs as genai sends them, with empty states of `WINDOW` columns."""
+    rows, count = ids.shape
+    total = max(positions) + count
+    mask = np.zeros((rows, total), dtype=np.int64)
+    for row, (position, length) in enumerate(zip(positions, lengths, strict=True)):
+        mask[row, : position + length] = 1
+    feeds = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": np.array(positions)[:, None] + np.arange(count)[None],
+    }
+    for name, tensor in empty_state(shape, WINDOW, rows).items():
+        kind, layer = name.split(".")
+        if kind == "conv_state":  # one column more than needed: garbage there must not matter
+            garbage = np.full((*tensor.shape[:2], 1), np.nan, dtype=np.float32)
+            feeds[f"past_conv.{layer}"] = np.concatenate((garbage, tensor.numpy()), axis=2)
+        else:
+            feeds[f"past_key_values.{layer}.{kind}"] = tensor.numpy()
+    return feeds
+
+
+class TestBatch:
+    """Straight through InferenceSession: rows of different lengths, then decoding at different positions."""
+
+    @pytest.mark.parametrize("width", [2, 3, 5])
+    def test_rows_of_different_lengths(self, tmp_path: Path, width: int) -> None:
+        decoder = random_decoder(conv_L_cache=width)
+        session, _ = pair(decoder, tmp_path)
+        outputs = [spec.name for spec in lower(decoder, recipe(), tmp_path).methods[0].outputs]
+        lengths, positions = [3, 8, 1], [0, 0, 0]
+        ids = np.array([tokens(8, seed) for seed in range(3)])
+        state = empty_state(decoder.config, WINDOW, 3)
+        feeds = batch_feeds(decoder.config, ids, positions, lengths)
+        for _ in range(4):
+            found = dict(zip(outputs, session._session.run(outputs, feeds), strict=True))
+            position, length = torch.tensor(positions), torch.tensor(lengths)
+            with torch.no_grad():
+                logits, new = decoder(torch.from_numpy(ids), position, length, state)
+            write_slices(state, new, position, length)
+            assert relative(found["logits"][:, 0], logits.numpy()) < FP32_ERROR
+            for row, filled in enumerate((position + length).tolist()):
+                for name, tensor in state.items():
+                    kind, layer = name.split(".")
+                    if kind == "conv_state":
+                        columns = found[f"present_conv.{layer}"][row, :, 1:]
+                        assert relative(columns, tensor[row].numpy()) < FP32_ERROR
+                    else:
+                        columns = found[f"present.{layer}.{kind}"][row, :, :filled]
+                        assert relative(columns, tensor[row, :, :filled].numpy()) < FP32_ERROR
+            positions = (position + length).tolist()
+            lengths, ids = [1, 1, 1], np.array([[5], [6], [7]])
+            feeds = batch_feeds(decoder.config, ids, positions, lengths)
+            for name, tensor in found.items():
+                if name.startswith("present"):
+                    past = name.replace("present_conv", "past_conv").replace("present.", "past_key_values.")
+                    feeds[past] = tensor
+
+    def test_growing_cache(self, tmp_path: Path) -> None:
+        """transformers.js shares no buffer: an empty past at first, then what the last call returned."""
+        decoder = random_decoder()
+        session, eager = pair(decoder, tmp_path)
+        outputs = [spec.name for spec in lower(decoder, recipe(), tmp_path).methods[0].outputs]
+        past: dict[str, np.ndarray] = {}
+        for chunk in (tokens(5), [3], tokens(4), [9]):
+            feeds = batch_feeds(decoder.config, np.array([chunk]), [eager.position], [len(chunk)])
+            feeds = {n: t[:, :, :0] if n.startswith("past_key") else t for n, t in feeds.items()} | past
+            found = dict(zip(outputs, session._session.run(outputs, feeds), strict=True))
+            assert relative(found["logits"][0, 0], eager.prefill(chunk)) < FP32_ERROR
+            renamed = {n.replace("present_conv", "past_conv").replace("present.", "past_key_values."): n for n in found}
+            past = {new: found[old] for new, old in renamed.items() if old != "logits"}
+            assert past["past_key_values.2.key"].shape[2] == eager.position
+
+
+QUANTIZED = ["onnx-int8", "onnx-int4"]
+
+
+class TestQuantized:
+    @pytest.mark.parametrize("tied", [True, False])
+    @pytest.mark.parametrize("name", QUANTIZED)
+    def test_weight_only_is_exact(self, tmp_path: Path, name: str, tied: bool) -> None:
+        decoder = random_decoder(tie_word_embeddings=tied, conv_bias=not tied)
+        sessions = pair(decoder, tmp_path, recipe(name, float_activations=True))
+        assert worst(*sessions, [1, 2, 9, 1, 4], 17) < FP32_ERROR
+
+    @pytest.mark.parametrize("name", QUANTIZED)
+    def test_with_int8_activations_only_rounding_flips_differ(self, tmp_path: Path, name: str) -> None:
+        session, eager = pair(random_decoder(), tmp_path, recipe(name))
+        errors = []
+        for token in tokens(40):
+            errors.append(relative(session.decode(token), eager.decode(token)))
+            session.restore(eager.state())  # a flip in the past is not counted again
+        assert np.median(errors) < FP32_ERROR
+        assert max(errors) < FLIP_ERROR
+
+    @pytest.mark.parametrize("group", [16, 32, 64, 128])
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_int8_activations_round_as_onnxruntime_does(self, bits: int, group: int) -> None:
+        """A scaled identity reads the rounded activations back: not one of 65,536 may differ, ties included."""
+        size = 256
+        scales = torch.ones(size, size // group)
+        grid = np.eye(size, dtype=np.int8)
+        rng = np.random.default_rng(0)
+        gauss = rng.standard_normal((128, size)).astype(np.float32)
+        ties = (rng.integers(-254, 255, (128, size)) / 2).astype(np.float32)
+        ties[:, ::group] = 127
+        x = np.concatenate((gauss, ties, np.zeros((1, size), dtype=np.float32)))
+        expected = BlockActivationLinear(torch.eye(size), None, group)(torch.from_numpy(x)).numpy()
+        found = matmul_nbits(pack(grid, bits, group), scales.numpy(), bits, group, x)
+        steps = np.repeat(np.abs(x.reshape(len(x), -1, group)).max(-1) / 127, group, axis=1)
+        assert np.array_equal(np.rint(found / np.maximum(steps, 1e-9)), np.rint(expected / np.maximum(steps, 1e-9)))
+
+    @pytest.mark.parametrize("group", [16, 32, 64, 128])
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_packing_is_onnxruntimes_own(self, bits: int, group: int) -> None:
+        """Weights that lie on the quantizer's grid already come out of it as the very bytes that `pack` makes."""
+        rows, columns, limit = 24, 256, 2 ** (bits - 1)
+        values = np.random.default_rng(0).integers(-limit, limit, (rows, columns)).astype(np.int8)
+        values[:, ::group] = -limit  # pins the scale to 1
+        packed = np.zeros((rows, columns // group, group * bits // 8), dtype=np.uint8)
+        scales = np.zeros(rows * (columns // group), dtype=np.float32)
+        zeros = np.zeros(rows * (columns // group) * bits // 8, dtype=np.uint8)
+        quantize_blocks = {4: kernels.quantize_matmul_4bits, 8: kernels.quantize_matmul_8bits}[bits]
+        transposed = np.ascontiguousarray(values.T.astype(np.float32))
+        quantize_blocks(packed, transposed, scales, zeros, group, rows, columns, True)
+        assert np.array_equal(scales, np.ones_like(scales))
+        assert np.array_equal(pack(values, bits, group), packed)
+
+    @pytest.mark.parametrize("name", QUANTIZED)
+    def test_tied_head_and_embedding_are_stored_once(self, tmp_path: Path, name: str) -> None:
+        sizes = {}
+        for tied in (True, False):
+            pair(random_decoder(tie_word_embeddings=tied), tmp_path, recipe(name))
+            sizes[tied] = (tmp_path / "model.onnx").stat().st_size
+        bits = recipe(name).quantization[0].weight.bits  # type: ignore[union-attr]
+        matrix = 320 * 64 * bits // 8 + 320 * (64 // 32) * 4
+        assert 0 <= sizes[False] - sizes[True] - matrix < 512  # names and dimensions of the second copy
+
+    def test_mixed_schemes(self, tmp_path: Path) -> None:
+        """fp32 embedding, int8 head in groups of 64, int4 w2, the rest fp32."""
+        rules = (
+            QuantizationRule(match="head", weight=WeightScheme(bits=8, group=64)),
+            QuantizationRule(match="layers.*.w2", weight=WeightScheme(bits=4, group=16, scale="bfloat16")),
+        )
+        sessions = pair(random_decoder(), tmp_path, recipe(quantization=rules))
+        assert worst(*sessions, [1, 2, 9, 1, 4], 17) < FP32_ERROR
+
+
+def matmul_nbits(packed: np.ndarray, scales: np.ndarray, bits: int, group: int, x: np.ndarray) -> np.ndarray:
+    rows, columns = packed.shape[0], x.shape[1]
+    graph = graph_module.Graph("one")
+    graph.input("x", "float32", "n", columns)
+    graph.output("y", "float32", "n", rows)
+    graph.weight("w", np.uint8, packed.shape, lambda: packed)
+    graph.weight("s", np.float32, scales.shape, lambda: scales)
+    attributes = {"K": columns, "N": rows, "bits": bits, "block_size": group, "accuracy_level": 4}
+    graph.op("MatMulNBits", "y", "x", "w", "s", domain="com.microsoft", **attributes)
+    model = graph._model([graph_module._embed(weight) for weight in graph._weights.values()])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x})[0])
+
+
+@pytest.fixture
+def rms_norm_schema() -> Iterator[None]:
+    """Tell onnx's checker of the one operator that onnxruntime keeps in the default domain.
+
+    The others are in a domain of their own, which the checker leaves to its owner.
+    """
+    schema = onnx.defs.OpSchema
+    name, one = "SimplifiedLayerNormalization", schema.FormalParameter
+    kinds = {"axis": schema.AttrType.INT, "epsilon": schema.AttrType.FLOAT, "stash_type": schema.AttrType.INT}
+    onnx.defs.register_schema(
+        schema(
+            name,
+            "",
+            1,
+            inputs=[one("x", "T"), one("gamma", "T")],
+            outputs=[one("y", "T")],
+            type_constraints=[("T", ["tensor(float)"], "")],
+            attributes=[schema.Attribute(attribute, kind) for attribute, kind in kinds.items()],
+        )
+    )
+    yield
+    onnx.defs.deregister_schema(name, 1, "")
+
+
+class TestFile:
+    @pytest.mark.parametrize("name", ["onnx-fp32", *QUANTIZED])
+    def test_same_bytes_twice(self, tmp_path: Path, name: str) -> None:
+        digests = set()
+        for number in range(2):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            pair(random_decoder(), folder, recipe(name))
+            digests.add(hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest())
+        assert len(digests) == 1
+
+    def test_large_weights_go_to_a_file_of_their_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(graph_module, "EMBEDDED_BYTES", 1000)
+        sessions = pair(random_decoder(), tmp_path, recipe("onnx-int4", float_activations=True))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx_data"]
+        assert worst(*sessions, [5, 1], 6) < FP32_ERROR
+
+    @pytest.mark.parametrize("name", ["onnx-fp32", *QUANTIZED])
+    def test_passes_the_checker(self, tmp_path: Path, name: str, rms_norm_schema: None) -> None:
+        pair(random_decoder(conv_bias=True), tmp_path, recipe(name))
+        onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+
+    def test_border_is_what_genai_and_transformers_js_look_for(self, tmp_path: Path) -> None:
+        method = lower(random_decoder(), recipe(), tmp_path).methods[0]
+        inputs = {spec.name: (spec.dtype, spec.shape) for spec in method.inputs}
+        outputs = {spec.name: (spec.dtype, spec.shape) for spec in method.outputs}
+        assert inputs["input_ids"] == ("int64", ["batch_size", "sequence_length"])
+        assert inputs["attention_mask"] == ("int64", ["batch_size", "total_sequence_length"])
+        assert inputs["position_ids"] == ("int64", ["batch_size", "sequence_length"])
+        assert inputs["past_conv.0"] == outputs["present_conv.0"] == ("float32", ["batch_size", 64, 3])
+        assert inputs["past_key_values.2.key"] == ("float32", ["batch_size", 2, "past_sequence_length", 16])
+        assert outputs["present.4.value"] == ("float32", ["batch_size", 2, "present_sequence_length", 16])
+        assert outputs["logits"] == ("float32", ["batch_size", 1, 320])
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+        assert [spec.name for spec in session.get_inputs()] == list(inputs)
+        assert [spec.name for spec in session.get_outputs()] == list(outputs)
+        assert [spec.name for spec in session.get_overridable_initializers()] == ["num_logits_to_keep"]
+
+
+class TestFaults:
+    @pytest.mark.parametrize("name", QUANTIZED)
+    def test_a_flipped_weight_is_seen(self, tmp_path: Path, name: str) -> None:
+        made_by = recipe(name, float_activations=True)
+        quantized = quantize(random_decoder(), made_by.quantization)
+        made, eager = lower(quantized, made_by, tmp_path), EagerSession(quantized, WINDOW)
+        path = tmp_path / "model.onnx"
+        model = onnx.load(path)
+        weight = next(t for t in model.graph.initializer if t.name.startswith("layers.1.feed_forward.w1.weight_q"))
+        weight.raw_data = bytes([weight.raw_data[0] ^ 0x88]) + weight.raw_data[1:]
+        onnx.save(model, path)
+        broken = open_session(tmp_path, made)
+        assert worst(broken, eager, [8], 8) > 10 * FP32_ERROR
+
+    def test_a_broken_file_is_one_line(self, tmp_path: Path) -> None:
+        made = lower(random_decoder(), recipe(), tmp_path)
+        path = tmp_path / "model.onnx"
+        path.write_bytes(path.read_bytes()[:5000])
+        with pytest.raises(ArtifactError, match="cannot load") as caught:
+            open_session(tmp_path, made)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("changes", "shape", "message"),
+        [
+            ({"form": "resident"}, {}, "only 'explicit'"),
+            ({"options": {"opset": 21}}, {}, "unknown options.*opset"),
+            ({}, {"head_dim": 8}, "multiple of 16"),
+            ({"quantization": (("linear", 4, 32, "int8-token"),)}, {}, "int8-block"),
+            ({"quantization": (("embedding", 4, 32, "int8-block"),)}, {}, "embedding has no activations"),
+            ({"quantization": (("linear", 8, None, None),)}, {}, "weight groups"),
+            ({"quantization": (("conv", 8, 8, None),)}, {}, "weight groups"),
+            ({"quantization": (("conv", 8, 48, None),)}, {"hidden_size": 96}, "weight groups"),
+        ],
+        ids=lambda value: str(value) if isinstance(value, str) else "",
+    )
+    def test_impossible_recipes_are_refused(self, changes: dict[str, Any], shape: dict[str, Any], message: str) -> None:
+        if "quantization" in changes:
+            rules = (
+                QuantizationRule(match=m, weight=WeightScheme(bits=b, group=g), activation=a)
+                for m, b, g, a in changes["quantization"]
+            )
+            changes = changes | {"quantization": tuple(rules)}
+        with pytest.raises(RecipeError, match=message):
+            target.check(recipe(**changes), config(**shape))

@@ -1,0 +1,137 @@
+"""Recipes: the built-in ones are valid, and a wrong one is refused with its line before anything is read or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lfm2_export import recipes, targets
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.errors import RecipeError
+from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme, check_rules, describe, rule_for
+
+CONFIG = LFM2Config(
+    vocab_size=320,
+    hidden_size=128,
+    intermediate_size=384,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    layer_types=("conv", "full_attention"),
+    conv_L_cache=3,
+    conv_bias=False,
+    norm_eps=1e-5,
+    rope_theta=1e6,
+    tie_word_embeddings=True,
+    max_position_embeddings=1024,
+)
+
+GOOD = """\
+name: mine
+summary: a recipe of my own
+target: xnnpack
+window: 64
+quantization:
+  - match: linear
+    weight: {bits: 4, group: 32}
+gates:
+  lowering: {max_error: 0.01}
+  quality: {mean_kld: 0.1, top1: 0.9}
+"""
+
+HOSTILE = {
+    "unknown key": (GOOD.replace("window", "windou"), ":4: windou"),
+    "bits that no format has": (GOOD.replace("bits: 4", "bits: 5"), ":7: quantization.0.weight.bits"),
+    "negative group": (GOOD.replace("group: 32", "group: -1"), ":7: quantization.0.weight.group"),
+    "text for a number": (GOOD.replace("window: 64", "window: many"), ":4: window"),
+    "window of one": (GOOD.replace("window: 64", "window: 1"), ":4: window"),
+    "no gates": (GOOD.partition("gates:")[0], "gates"),
+    "gate that is not a share": (GOOD.replace("top1: 0.9", "top1: 9"), ":10: gates.quality.top1"),
+    "name that is a path": (GOOD.replace("name: mine", "name: ../mine"), ":1: name"),
+    "unknown form": (GOOD + "form: hidden\n", ":11: form"),
+    "broken YAML": (GOOD + "  - [", "not valid YAML"),
+    "a list": ("- a\n- b\n", "a recipe is a mapping"),
+    "empty": ("", "a recipe is a mapping"),
+    "binary": ("\x00\x01\x02", "not valid YAML"),
+    "a Python object": ("!!python/object/apply:os.system [echo]", "a recipe is a mapping"),
+    "duplicate keys": (GOOD + "name: again\n", "not valid YAML"),
+    "endless nesting": ("[" * 100_000, "not valid YAML"),
+    "huge": ("#" * 2_000_000, "larger than"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_wrong_recipe_is_refused_in_one_line(name, tmp_path: Path):
+    text, expected = HOSTILE[name]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(str(path))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    assert expected in message
+
+
+def test_a_recipe_that_does_not_exist_names_those_that_do():
+    with pytest.raises(RecipeError, match="xnnpack-int8"):
+        recipes.load("xnnpack-int3")
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_built_in_recipe_fits_nano_and_names_a_target(name):
+    recipe = recipes.load(name)
+    assert recipe.name == name
+    recipe.check(CONFIG)
+    targets.find(recipe.target).check(recipe, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("window=128", lambda recipe: recipe.window == 128),
+        ("quantization.0.weight.bits=8", lambda recipe: recipe.quantization[0].weight.bits == 8),
+        ("gates.quality.top1=0.5", lambda recipe: recipe.gates.quality.top1 == 0.5),
+    ],
+)
+def test_set_changes_one_value(override, read):
+    assert read(recipes.load("xnnpack-int4", [override]))
+
+
+@pytest.mark.parametrize(
+    "override", ["window", "=3", "window.deep=3", "quantization.9.match=head", "gates.quality.top1=[", "windou=3"]
+)
+def test_a_wrong_override_is_refused_in_one_line(override):
+    with pytest.raises(RecipeError) as caught:
+        recipes.load("xnnpack-int4", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_first_matching_rule_wins():
+    rules = (
+        QuantizationRule(match="layers.0.*", weight=WeightScheme(bits=8)),
+        QuantizationRule(match="linear", weight=WeightScheme(bits=4, group=32)),
+    )
+    assert rule_for("layers.0.feed_forward.w1", "linear", rules) is rules[0]
+    assert rule_for("layers.1.feed_forward.w1", "linear", rules) is rules[1]
+    assert rule_for("lm_head", "head", rules) is None
+    assert describe(rules, CONFIG)["linear"] == "int8 per channel, int4 g32"
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (QuantizationRule(match="linear", weight=WeightScheme(bits=4, group=100)), "group 100 does not divide"),
+        (QuantizationRule(match="layers.9.*", weight=WeightScheme(bits=8)), "fits no module"),
+        (QuantizationRule(match="head", activation="int8-token"), "needs quantized weights"),
+    ],
+)
+def test_rules_that_cannot_work_for_a_shape_are_refused(rule, expected):
+    with pytest.raises(RecipeError, match=expected):
+        check_rules((rule,), CONFIG)
+
+
+def test_a_window_larger_than_the_model_is_refused():
+    with pytest.raises(RecipeError, match="exceeds the model's 1024 positions"):
+        recipes.load("xnnpack-int4", ["window=2048"]).check(CONFIG)
