@@ -57,7 +57,7 @@ def _open(folder: Path, runtime: str | None) -> Conversation:
     from lfm2_export.errors import UsageError
 
     artifact = open_artifact(folder)
-    tokenizer = ChatTokenizer.load(folder, from_dict(artifact.manifest.source.config))
+    tokenizer = ChatTokenizer.load(folder, from_dict(artifact.manifest.source.config, f"{folder}: manifest.json"))
     if tokenizer is None or not tokenizer.has_template:
         raise UsageError(f"{folder} has no tokenizer or chat template; chat needs both (parity works without)")
     able = [name for name in runtimes.names() if runtimes.find(name).runs(artifact.manifest)]

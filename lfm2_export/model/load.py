@@ -1,0 +1,38 @@
+"""Checkpoint → traced model, tensor by tensor: the peak is one fp32 copy and the tensor in hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lfm2_export.checkpoint.source import Checkpoint
+from lfm2_export.model.decoder import Decoder
+
+
+def load_decoder(checkpoint: Checkpoint) -> Decoder:
+    """The checkpoint as an fp32 `Decoder` in eval mode, without gradients. CheckpointError for NaN or infinity."""
+    with torch.device("meta"):
+        decoder = Decoder(checkpoint.config)
+    for name, tensor in checkpoint.tensors():
+        for path, part in _parts(name, tensor):
+            owner, _, attribute = path.rpartition(".")
+            setattr(decoder.get_submodule(owner), attribute, torch.nn.Parameter(part, requires_grad=False))
+    if checkpoint.config.tie_word_embeddings:
+        decoder.lm_head.weight = decoder.embed_tokens.weight
+    return decoder.eval()
+
+
+def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """(path in the model, fp32 tensor): one each, but three for the fused `in_proj`, whose rows are B, C and x."""
+    # clone: a stored fp32 tensor is a view of the mapped file, which the model must outlive
+    tensor = tensor.to(torch.float32, copy=True)
+    path = name.removeprefix("model.")
+    if ".conv.in_proj." in path:
+        for part, rows in zip("bcx", tensor.chunk(3), strict=True):
+            yield path.replace("in_proj", f"{part}_proj"), rows
+    elif path.endswith(".conv.conv.weight"):
+        yield path.replace("conv.conv.weight", "conv.kernel"), tensor[:, 0].T.contiguous()
+    else:
+        yield path.replace("conv.conv.bias", "conv.bias"), tensor
