@@ -7,7 +7,9 @@ with `--debug`. Command modules import typer and nothing heavy at the top, so `-
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -47,6 +49,8 @@ def run(arguments: list[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
+    if not debug:
+        _hush()
     given = [argument for argument in given if argument != "--debug"]
     try:
         code = app(args=given, prog_name="lfm2-export", standalone_mode=debug)
@@ -69,6 +73,13 @@ def run(arguments: list[str] | None = None) -> None:
                 "--json" in given,
             )
     sys.exit(code or 0)
+
+
+def _hush() -> None:
+    """Libraries announce optional CUDA parts and future deprecations on import: nothing a user can act on."""
+    warnings.simplefilter("ignore")
+    for name in ("torchao", "torch.utils._pytree", "executorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:

@@ -45,7 +45,9 @@ def prove(
     stage(f"{NAME}: two conversations")
     prompts = [tokenizer.render([{"role": "user", "content": text}]) for text in _MESSAGES]
     start = time.perf_counter()
-    replies = _text_llm_runner.generate(artifact, [*prompts, prompts[0]], _NEW_TOKENS)
+    pte = artifact.folder / artifact.manifest.methods[0].file
+    tokens = artifact.folder / "tokenizer.json"
+    replies = _text_llm_runner.generate(pte, tokens, [*prompts, prompts[0]], _NEW_TOKENS)
     report.seconds = time.perf_counter() - start
     expected = [_eager_reply(decoder, artifact.manifest.window, tokenizer, prompt) for prompt in prompts]
     same = [ours == theirs for ours, theirs in zip(replies, expected, strict=False)]

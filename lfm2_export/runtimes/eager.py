@@ -10,17 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lfm2_export.errors import UsageError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import empty_state, is_cache, write_slices
-from lfm2_export.runtimes.session import Snapshot, check_room
+from lfm2_export.runtimes.session import Snapshot, check_room, check_snapshot
 
 
 class EagerSession:
     """One conversation with a `Decoder` (fp32 or quantized) in explicit form."""
 
     runtime = "eager"
-    version = torch.__version__
+    version = str(torch.__version__)
     pads = True
     has_state = True
 
@@ -55,8 +54,7 @@ class EagerSession:
         return Snapshot(self._position, cut)
 
     def restore(self, snapshot: Snapshot) -> None:
-        if snapshot.position > self.window:
-            raise UsageError(f"a state of {snapshot.position} tokens does not fit the window of {self.window}")
+        check_snapshot(snapshot, {name: tuple(tensor.shape) for name, tensor in self._state.items()})
         self.reset()
         self._position = snapshot.position
         for name, values in snapshot.tensors.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -76,3 +76,17 @@ def check_room(position: int, tokens: int, window: int, vocab: int, ids: Sequenc
     for token in ids:
         if not 0 <= token < vocab:
             raise UsageError(f"token id {token} is outside the vocabulary of {vocab}")
+
+
+def check_snapshot(snapshot: Snapshot, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Whether a snapshot fits a session whose state tensors have these shapes (caches at their full window).
+
+    Raises UsageError for a position past the window, or a tensor missing, extra or of another shape.
+    """
+    if snapshot.tensors.keys() != shapes.keys():
+        raise UsageError("the snapshot is of another model: its state tensors have other names")
+    for name, shape in shapes.items():
+        wanted = shape if name.startswith("conv_state.") else (*shape[:2], snapshot.position, *shape[3:])
+        fits = name.startswith("conv_state.") or snapshot.position <= shape[2]
+        if not fits or snapshot.tensors[name].shape != wanted:
+            raise UsageError(f"the snapshot does not fit: {name} is {snapshot.tensors[name].shape}, the window is {shape}")

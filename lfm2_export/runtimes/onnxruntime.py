@@ -1,0 +1,148 @@
+"""onnxruntime on the CPU, driving an `onnx` artifact whose KV cache and conv states stay in one set of buffers.
+
+Past and present are bound to the same memory, so a step writes its keys in place and copies nothing out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lfm2_export.artifact.manifest import Manifest, TensorSpec
+from lfm2_export.errors import ArtifactError, MissingDependencyError
+from lfm2_export.runtimes.session import Snapshot, check_room, check_snapshot
+
+_CONV = "past_conv."
+_QUIET = 3  # onnxruntime's log level: errors only
+
+
+def version() -> str:
+    """Of the installed onnxruntime; MissingDependencyError if there is none."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError("onnxruntime is not installed; pip install onnxruntime") from error
+    return str(onnxruntime.__version__)
+
+
+def runs(manifest: Manifest) -> bool:
+    """Whether the artifact is an ONNX one."""
+    return manifest.target == "onnx"
+
+
+def open_session(folder: Path, manifest: Manifest) -> OnnxRuntimeSession:
+    """Load an artifact for one conversation."""
+    return OnnxRuntimeSession(folder, manifest)
+
+
+class OnnxRuntimeSession:
+    """One conversation, batch 1 (see `Session`)."""
+
+    runtime = "onnxruntime"
+    pads = True
+    has_state = True
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.version = version()
+        import onnxruntime
+
+        method = manifest.methods[0]
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _QUIET
+        options.use_deterministic_compute = True
+        path = str(folder / method.file)
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions have no common base of their own
+            raise ArtifactError(f"{path}: onnxruntime {self.version} cannot load it: {_first_line(error)}") from error
+        self.window = manifest.window
+        self._position = 0
+        self._logits = np.zeros((1, 1, _width(method.outputs, "logits")), dtype=np.float32)
+        states = [spec for spec in method.inputs if spec.name.startswith("past_")]
+        self._buffers = {spec.name: np.zeros(_shape(spec, self.window), dtype=np.float32) for spec in states}
+        self._binding = self._session.io_binding()
+        self._bind_buffers()
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
+        """Go on with a chunk; padding ends where the window ends, since padded keys are written too."""
+        count = len(tokens)
+        check_room(self._position, count, self.window, self._logits.shape[2], tokens)
+        rows = min(max(count, pad_to or 0), self.window - self._position)
+        mask = np.ones((1, self._position + rows), dtype=np.int64)
+        mask[:, self._position + count :] = 0
+        inputs = {
+            "input_ids": np.array([[*tokens, *[0] * (rows - count)]], dtype=np.int64),
+            "attention_mask": mask,
+            "position_ids": np.arange(self._position, self._position + rows, dtype=np.int64)[None],
+        }
+        for name, array in inputs.items():
+            self._binding.bind_cpu_input(name, array)
+        self._session.run_with_iobinding(self._binding)
+        self._position += count
+        return self._logits[0, 0].copy()
+
+    def decode(self, token: int) -> np.ndarray:
+        return self.prefill([token])
+
+    def reset(self) -> None:
+        """Conv states start from zero; old keys need no clearing, attention sees only columns below the position."""
+        self._position = 0
+        for name, buffer in self._buffers.items():
+            if name.startswith(_CONV):
+                buffer.fill(0)
+
+    def state(self) -> Snapshot:
+        tensors = {_contract_name(name): self._filled(name, self._position).copy() for name in self._buffers}
+        return Snapshot(self._position, tensors)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        shapes = {_contract_name(name): self._filled(name, self.window).shape for name in self._buffers}
+        check_snapshot(snapshot, shapes)
+        self._position = snapshot.position
+        for name in self._buffers:
+            self._filled(name, snapshot.position)[...] = snapshot.tensors[_contract_name(name)]
+
+    def _filled(self, name: str, position: int) -> np.ndarray:
+        """The part of a buffer that is state: the last L-1 columns of a conv state, `position` columns of a cache."""
+        buffer = self._buffers[name]
+        return buffer[:, :, 1:] if name.startswith(_CONV) else buffer[:, :, :position]
+
+    def _bind_buffers(self) -> None:
+        """Bind each state buffer as past and present at once; both conv and attention read before they write."""
+        for name, buffer in self._buffers.items():
+            self._binding.bind_input(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+            self._binding.bind_output(_present_name(name), "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+        logits = self._logits
+        self._binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
+
+
+def _contract_name(name: str) -> str:
+    """`past_conv.3` → `conv_state.3`; `past_key_values.5.key` → `key.5`."""
+    _, layer, *kind = name.split(".")
+    return f"{kind[0]}.{layer}" if kind else f"conv_state.{layer}"
+
+
+def _present_name(name: str) -> str:
+    """`past_conv.3` → `present_conv.3`; `past_key_values.5.key` → `present.5.key`."""
+    kind, _, rest = name.partition(".")
+    return f"present_conv.{rest}" if kind == "past_conv" else f"present.{rest}"
+
+
+def _shape(spec: TensorSpec, window: int) -> list[int]:
+    """A state's buffer for one conversation: batch 1, the whole window."""
+    varying = {"batch_size": 1, "past_sequence_length": window}
+    return [size if isinstance(size, int) else varying[size] for size in spec.shape]
+
+
+def _width(outputs: list[TensorSpec], name: str) -> int:
+    return next(int(spec.shape[-1]) for spec in outputs if spec.name == name)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

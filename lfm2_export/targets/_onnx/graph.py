@@ -1,0 +1,156 @@
+"""A small builder of ONNX models: named nodes, constants written once, weights packed only while they are saved.
+
+An exporter that traces cannot emit onnxruntime's fused operators or a shared KV buffer; writing the graph node by
+node can, and this class keeps that as readable as the model code it mirrors. Weights are given as functions, so
+that at most one packed matrix is alive besides what the file format itself demands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from lfm2_export.artifact.manifest import TensorSpec
+
+OPSET = 18
+IR_VERSION = 8  # the oldest that knows opset 18: old runtimes may load the file
+CONTRIB = "com.microsoft"  # onnxruntime's own operators
+EMBEDDED_BYTES = 1_500_000_000  # protobuf ends at 2 GiB; above this, weights go to a file of their own
+_PAGE = 4096  # external tensors start on a page, so that they can be memory-mapped
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """An initializer whose bytes are made when they are written."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def bytes(self) -> bytes:
+        array = np.asarray(self.make(), order="C")  # not ascontiguousarray: it makes a scalar 1-d
+        if array.shape != self.shape or array.dtype != self.dtype:
+            raise ValueError(f"{self.name}: made {array.dtype} {array.shape}, declared {self.dtype} {self.shape}")
+        return array.tobytes()
+
+
+class Graph:
+    """Nodes, weights, inputs and outputs in the order they were added; a value is known by its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.inputs: list[TensorSpec] = []
+        self.outputs: list[TensorSpec] = []
+        self._nodes: list[onnx.NodeProto] = []
+        self._weights: dict[str, _Weight] = {}
+        self._optional: list[TensorSpec] = []
+
+    def op(self, kind: str, name: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Add a node with one output, called like the node; "" stands for an absent optional input."""
+        return self.op_many(kind, name, inputs, (name,), domain, **attributes)[0]
+
+    def op_many(
+        self, kind: str, name: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any
+    ) -> Sequence[str]:
+        """Add a node with the given outputs; "" stands for an unused one."""
+        self._nodes.append(helper.make_node(kind, inputs, outputs, name, domain=domain, **attributes))
+        return outputs
+
+    def input(self, name: str, dtype: str, *shape: int | str) -> str:
+        """Declare an input; a string names a dimension that varies."""
+        self.inputs.append(TensorSpec(name=name, dtype=dtype, shape=list(shape)))
+        return name
+
+    def optional_input(self, name: str, default: np.ndarray) -> str:
+        """Declare an input that a caller may leave out: an initializer that is listed as an input too."""
+        self._optional.append(TensorSpec(name=name, dtype=str(default.dtype), shape=list(default.shape)))
+        return self.weight(name, default.dtype, default.shape, lambda: default)
+
+    def output(self, name: str, dtype: str, *shape: int | str) -> None:
+        """Declare a value as an output."""
+        self.outputs.append(TensorSpec(name=name, dtype=dtype, shape=list(shape)))
+
+    def weight(
+        self, name: str, dtype: np.typing.DTypeLike, shape: Sequence[int], make: Callable[[], np.ndarray]
+    ) -> str:
+        """Add an initializer; `make` is called once, when the model is saved."""
+        if name in self._weights:
+            raise ValueError(f"initializer {name} exists already")
+        self._weights[name] = _Weight(name, np.dtype(dtype), tuple(shape), make)
+        return name
+
+    def ints(self, *values: int) -> str:
+        """A constant `int64` vector, shared by all its users."""
+        return self._constant("ints/" + "_".join(map(str, values)), np.array(values, dtype=np.int64))
+
+    def int(self, value: int) -> str:
+        """A constant `int64` scalar, shared by all its users."""
+        return self._constant(f"int/{value}", np.array(value, dtype=np.int64))
+
+    def save(self, path: Path) -> list[Path]:
+        """Write the model, with its weights inside or, when they are too large, in `<path>_data` beside it."""
+        model = self._without_weights()
+        if sum(weight.size for weight in self._weights.values()) < EMBEDDED_BYTES:
+            for weight in self._weights.values():
+                _embed(model.graph.initializer.add(), weight)
+            path.write_bytes(model.SerializeToString())
+            return [path]
+        data = path.with_name(path.name + "_data")
+        with data.open("wb") as file:
+            for weight in self._weights.values():
+                _externalize(model.graph.initializer.add(), weight, file, data.name)
+        path.write_bytes(model.SerializeToString())
+        return [path, data]
+
+    def _without_weights(self) -> onnx.ModelProto:
+        inputs = [_value_info(spec) for spec in self.inputs + self._optional]
+        graph = helper.make_graph(self._nodes, self.name, inputs, [_value_info(spec) for spec in self.outputs])
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="lfm2-export")
+
+    def _constant(self, name: str, value: np.ndarray) -> str:
+        if name not in self._weights:
+            self.weight(name, value.dtype, value.shape, lambda: value)
+        return name
+
+
+def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(spec.name, _onnx_type(np.dtype(spec.dtype)), spec.shape)
+
+
+def _onnx_type(dtype: np.dtype) -> int:
+    return helper.np_dtype_to_tensor_dtype(dtype)
+
+
+def _declare(tensor: TensorProto, weight: _Weight) -> None:
+    tensor.name, tensor.data_type = weight.name, _onnx_type(weight.dtype)
+    tensor.dims.extend(weight.shape)
+
+
+def _embed(tensor: TensorProto, weight: _Weight) -> None:
+    _declare(tensor, weight)
+    tensor.raw_data = weight.bytes()
+
+
+def _externalize(tensor: TensorProto, weight: _Weight, file: BinaryIO, location: str) -> None:
+    """Append a large weight to the data file, page-aligned; a small one stays in the model, where shapes are read."""
+    if weight.size < _PAGE:
+        return _embed(tensor, weight)
+    _declare(tensor, weight)
+    file.write(b"\0" * (-file.tell() % _PAGE))
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", file.tell()), ("length", weight.size)):
+        tensor.external_data.add(key=key, value=str(value))
+    file.write(weight.bytes())

@@ -1,0 +1,79 @@
+"""ONNX for onnxruntime and what stands on it: one `model.onnx` of fused operators, weights inside.
+
+The graph is written directly (see `_onnx/decoder.py`): fused attention over a shared KV buffer, quantized matrices
+in onnxruntime's own packing, and an embedding that a tied head shares.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import onnx
+
+from lfm2_export.artifact.manifest import MethodSpec
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.errors import RecipeError
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.quantize.scheme import QuantizationRule, quantizable, rule_for
+from lfm2_export.recipes import Recipe
+from lfm2_export.targets import Lowered, Stage
+from lfm2_export.targets._onnx.decoder import build
+
+_FILE = "model.onnx"
+_OLDEST = {False: "1.20.1", True: "1.23.2"}  # run there; with quantized weights: GatherBlockQuantized over uint8
+_HEAD_DIM_STEP = 16  # GroupQueryAttention's rotary kernel works in steps of it
+_SMALLEST_GROUP = 16  # MatMulNBits and GatherBlockQuantized: a power of two from here on
+
+
+def check(recipe: Recipe, config: LFM2Config) -> None:
+    """Refuse what onnxruntime's operators cannot do, before a weight is read. Raises RecipeError."""
+    if recipe.form != "explicit":
+        raise RecipeError(f"{recipe.name}: form {recipe.form!r} is ExecuTorch's; the onnx target has only 'explicit'")
+    if recipe.options:
+        raise RecipeError(f"{recipe.name}: unknown options for the onnx target: {', '.join(sorted(recipe.options))}")
+    if config.attention_layers and config.head_dim % _HEAD_DIM_STEP:
+        raise RecipeError(
+            f"{recipe.name}: onnxruntime's attention needs a head_dim that is a multiple of {_HEAD_DIM_STEP}, "
+            f"this model has {config.head_dim}"
+        )
+    for path, kind, _ in quantizable(config):
+        rule = rule_for(path, kind, recipe.quantization)
+        if rule is not None:
+            _check_rule(recipe, path, kind, rule)
+
+
+def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
+    """Write `model.onnx` (and `model.onnx_data` when the weights outgrow one file) into `folder`."""
+    stage("building the ONNX graph")
+    graph = build(decoder, recipe.window)
+    stage(f"packing weights into {_FILE}")
+    graph.save(folder / _FILE)
+    method = MethodSpec(name="model", file=_FILE, inputs=graph.inputs, outputs=graph.outputs, max_tokens=recipe.window)
+    return Lowered(
+        methods=[method],
+        transport="inplace",
+        cache_layout="heads-time",
+        versions={"onnx": onnx.__version__, **_installed("onnxruntime")},
+        runtime_requirement="onnxruntime>=" + _OLDEST[any(rule.weight for rule in recipe.quantization)],
+    )
+
+
+def _check_rule(recipe: Recipe, path: str, kind: str, rule: QuantizationRule) -> None:
+    where = f"{recipe.name}: quantization[{recipe.quantization.index(rule)}]: {path}:"
+    if rule.activation == "int8-token":
+        raise RecipeError(f"{where} int8-token activations are XNNPACK's; onnxruntime computes with int8-block")
+    if rule.activation is not None and kind == "embedding":
+        raise RecipeError(f"{where} an embedding has no activations to quantize; give it a rule without one")
+    if rule.weight is None:
+        return
+    group = rule.weight.group or 0
+    if group < _SMALLEST_GROUP or group & (group - 1):
+        raise RecipeError(f"{where} onnxruntime's weight groups are 16, 32, 64, 128 or 256, not {rule.weight.group}")
+
+
+def _installed(package: str) -> dict[str, str]:
+    try:
+        return {package: version(package)}
+    except PackageNotFoundError:
+        return {}

@@ -1,0 +1,166 @@
+"""ExecuTorch `.pte` for CPUs, computed by the XNNPACK delegate.
+
+One method with a dynamic number of tokens serves prefill and decode, so the packed weights exist once. The explicit form
+takes and returns state (`slice` transport); the resident form keeps it in buffers and carries the metadata methods that
+ExecuTorch's stock LLM runners ask for.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir.passes import MemoryPlanningPass
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from lfm2_export.artifact.manifest import MethodSpec, TensorSpec
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.errors import RecipeError
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.resident import ResidentDecoder
+from lfm2_export.model.state import empty_state, is_cache, state_shapes
+from lfm2_export.quantize.scheme import quantizable, rule_for
+from lfm2_export.recipes import Recipe
+from lfm2_export.targets import Lowered, Stage
+from lfm2_export.targets._xnnpack.delegation import delegation
+from lfm2_export.targets._xnnpack.rewrite import delegable
+
+FILE, METHOD = "model.pte", "forward"
+_MAX_TOKENS = 256  # of one call, unless the recipe's options say otherwise: the activation arena grows with it
+
+
+def check(recipe: Recipe, config: LFM2Config) -> None:
+    """Refuse what this target cannot do. Raises RecipeError."""
+    unknown = sorted(set(recipe.options) - {"max_tokens"})
+    if unknown:
+        raise RecipeError(f"{recipe.name}: unknown options for the xnnpack target: {', '.join(unknown)}")
+    limit = recipe.options.get("max_tokens", _MAX_TOKENS)
+    if type(limit) is not int or limit < 2:
+        raise RecipeError(f"{recipe.name}: options.max_tokens is {limit!r}; expected a whole number of at least 2")
+    for path, kind, _ in quantizable(config):
+        rule = rule_for(path, kind, recipe.quantization)
+        if rule is None or rule.weight is None:
+            continue
+        if rule.activation == "int8-block":
+            raise RecipeError(f"{recipe.name}: {path}: int8-block activations are onnxruntime's; XNNPACK has int8-token")
+        if kind != "embedding" and rule.activation is None:
+            raise RecipeError(f"{recipe.name}: {path}: XNNPACK needs int8-token activations beside integer weights")
+        if kind == "embedding" and rule.activation is not None:
+            raise RecipeError(f"{recipe.name}: {path}: an embedding has no activations to quantize")
+
+
+def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
+    """Write `model.pte`. LoweringError if the delegate left a matrix product or convolution behind."""
+    limit = min(recipe.window, recipe.options.get("max_tokens", _MAX_TOKENS))
+    with _quiet(), torch.no_grad():
+        stage("tracing")
+        explicit = recipe.form == "explicit"
+        make = _trace_explicit if explicit else _trace_resident
+        program = make(delegable(decoder), recipe.window, limit)
+        stage("lowering to XNNPACK (the longest step)")
+        edge = to_edge_transform_and_lower(
+            {METHOD: program},
+            partitioner=[XnnpackPartitioner()],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+            constant_methods=None if explicit else _runner_metadata(decoder.config, recipe.window, limit),
+        )
+        report = delegation(edge.exported_program(METHOD).graph_module)
+        stage("writing the .pte")
+        # the caller's own tensors serve as inputs: an arena copy of the KV cache would cost its size again
+        planning = MemoryPlanningPass(alloc_graph_input=not explicit)
+        # the fusion turns "dequantize, then look up" into the quantized embedding operator
+        config = ExecutorchBackendConfig(memory_planning_pass=planning, do_quant_fusion_and_const_prop=True)
+        final = edge.to_executorch(config)
+        with (folder / FILE).open("wb") as file:
+            final.write_to_file(file)
+    inputs, outputs = _explicit_specs(decoder.config, recipe.window) if explicit else _resident_specs(decoder.config)
+    method = MethodSpec(
+        name=METHOD, file=FILE, inputs=inputs, outputs=outputs, max_tokens=limit, delegation=report
+    )
+    return Lowered(
+        methods=[method],
+        transport="slice" if explicit else "inplace",
+        cache_layout="heads-time",
+        versions={name: version(name) for name in ("executorch", "torch", "torchao")},
+        runtime_requirement=f"executorch=={version('executorch')}",
+    )
+
+
+def _trace_explicit(decoder: Decoder, window: int, limit: int) -> ExportedProgram:
+    state = empty_state(decoder.config, window)
+    example = (torch.zeros(1, 2, dtype=torch.long), torch.tensor([0]), torch.tensor([2]), state)
+    dynamic = ({1: Dim("T", min=1, max=limit)}, None, None, dict.fromkeys(state))
+    return torch.export.export(decoder, example, dynamic_shapes=dynamic, strict=True)
+
+
+def _trace_resident(decoder: Decoder, window: int, limit: int) -> ExportedProgram:
+    model: nn.Module = ResidentDecoder(decoder, window)
+    example = (torch.zeros(1, 2, dtype=torch.long), torch.tensor([0]))
+    dynamic = ({1: Dim("T", min=1, max=limit)}, None)
+    return torch.export.export(model, example, dynamic_shapes=dynamic, strict=True)
+
+
+def _runner_metadata(config: LFM2Config, window: int, limit: int) -> dict[str, Any]:
+    """Constant methods of ExecuTorch's TextLLMRunner and LlmModule (extension/llm/runner/constants.h).
+
+    `get_max_seq_len` is what the runner cuts prompts to, so it must equal the traced bound on T exactly.
+    """
+    return {
+        "get_max_seq_len": limit,
+        "get_max_context_len": window,
+        "get_vocab_size": config.vocab_size,
+        "get_bos_id": config.bos_token_id if config.bos_token_id is not None else 1,
+        "get_eos_ids": list(config.eos_token_ids),
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": False,
+        "enable_dynamic_shape": True,
+    }
+
+
+def _explicit_specs(config: LFM2Config, window: int) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    inputs = [
+        TensorSpec(name="tokens", dtype="int64", shape=[1, "T"]),
+        TensorSpec(name="position", dtype="int64", shape=[1]),
+        TensorSpec(name="length", dtype="int64", shape=[1]),
+    ]
+    outputs = [TensorSpec(name="logits", dtype="float32", shape=[1, config.vocab_size])]
+    for name, shape in state_shapes(config, window).items():
+        inputs.append(TensorSpec(name=name, dtype="float32", shape=list(shape)))
+        new: list[int | str] = [*shape]
+        if is_cache(name):
+            new[2] = "T"
+        outputs.append(TensorSpec(name=f"new_{name}", dtype="float32", shape=new))
+    return inputs, outputs
+
+
+def _resident_specs(config: LFM2Config) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    inputs = [
+        TensorSpec(name="tokens", dtype="int64", shape=[1, "T"]),
+        TensorSpec(name="start_pos", dtype="int64", shape=[1]),
+    ]
+    return inputs, [TensorSpec(name="logits", dtype="float32", shape=[1, config.vocab_size])]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The compilers log their passes as warnings; errors still come through."""
+    loggers = [logging.getLogger(name) for name in (None, "torch", "executorch", "torchao")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
