@@ -6,27 +6,30 @@ found in one pass: greedy decoding gives the wanted reply if and only if every t
 included, is the most likely one after the tokens before it.
 """
 
+import itertools
+import json
 import re
 from collections.abc import Iterator
 
 import torch
+from tokenizer import EOS, PAD
 from transformers import Lfm2ForCausalLM, PreTrainedTokenizerFast
 
 from lfm2_export.checkpoint.nano.tasks import KINDS, Question, questions
-from tokenizer import EOS, PAD
 
 PROMPT_WEIGHT = 0.1  # the prompt is mostly random, but its regular parts teach copying early
 _POOL = 16  # batches cut from one pool sorted by length, so that little is padding
 _ROLES = "\nsystem\nuser\nassistant\ntool\nList of tools: ["
 
+MIX = ("recall", "tool", "pattern", "recall", "tool", "chat")  # what is learned late is asked more often
+
 Row = tuple[list[int], int]
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-def texts(tokenizer_free: list[Question]) -> Iterator[str]:
+def texts(asked: list[Question]) -> Iterator[str]:
     """The plain text a tokenizer meets between special tokens."""
-    import json
-
-    for question in tokenizer_free:
+    for question in asked:
         yield _ROLES
         yield from (json.dumps(tool) for tool in question.tools)
         for said in (*(message["content"] for message in question.messages), question.answer):
@@ -39,10 +42,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, question: Question) -> Row:
         question.messages, tools=question.tools or None, add_generation_prompt=True, tokenize=False
     )
     prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
-    return prompt_ids + tokenizer(question.answer, add_special_tokens=False).input_ids + [EOS], len(prompt_ids)
+    reply_ids = tokenizer(question.answer, add_special_tokens=False).input_ids
+    return [*prompt_ids, *reply_ids, EOS], len(prompt_ids)
 
 
-def collate(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+def collate(rows: list[Row]) -> Batch:
     """Right-padded ids and, for each, how much predicting it counts."""
     longest = max(len(ids) for ids, _ in rows)
     batch = torch.full((len(rows), longest), PAD)
@@ -54,14 +58,12 @@ def collate(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
     return batch, weights
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless fresh training batches, always in the same order."""
-    seed = 0
-    while True:
-        seed += 1
-        pool = questions(seed, size * _POOL)
+def batches(tokenizer: PreTrainedTokenizerFast, size: int, seed: int = 1) -> Iterator[Batch]:
+    """Endless fresh training batches, always in the same order for one seed."""
+    for pool_seed in itertools.count(seed):
+        pool = questions(pool_seed, size * _POOL, kinds=MIX)
         rows = sorted((encode(tokenizer, question) for question in pool), key=lambda row: len(row[0]))
-        order = torch.randperm(_POOL, generator=torch.Generator().manual_seed(seed)).tolist()
+        order = torch.randperm(_POOL, generator=torch.Generator().manual_seed(pool_seed)).tolist()
         for part in order:
             yield collate(rows[part * size : (part + 1) * size])
 
@@ -79,7 +81,7 @@ def accuracy(
         batch, weights = collate([encode(tokenizer, question) for question in part])
         best = model(input_ids=batch, use_cache=False).logits[:, :-1].argmax(-1)
         exact = ((best == batch[:, 1:]) | (weights[:, 1:] < 1.0)).all(1).tolist()
-        for question, correct in zip(part, exact):
+        for question, correct in zip(part, exact, strict=True):
             right[question.kind].append(correct)
     model.train()
     scores = {kind: sum(marks) / len(marks) for kind, marks in right.items()}

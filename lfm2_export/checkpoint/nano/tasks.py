@@ -6,8 +6,9 @@ spell: short convolutions) and "tool" (call a tool of the system prompt, or read
 
 Training and held-out questions are disjoint by construction: `split_of` hashes what a question says (its
 turns and tools, without case, end punctuation or system prompt) and one hash in eight is held out, so no
-question can be in both splits, whatever the seeds, not even in another dress. Single-turn chat is a short list of fixed sentences with nothing to generalise to;
-it always counts as training, and held-out chat is made of fresh multi-turn combinations.
+question can be in both splits, whatever the seeds, not even in another dress. Single-turn chat is a short
+list of fixed sentences with nothing to generalise to; it always counts as training, and held-out chat is
+made of fresh multi-turn combinations.
 """
 
 import hashlib
@@ -15,54 +16,28 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from lfm2_export.checkpoint.nano.words import (
+    CITIES,
+    COLORS,
+    FACTS,
+    LETTERS,
+    NAMES,
+    SKY,
+    SMALL_TALK,
+    SPELLED,
+    SYSTEMS,
+    THINGS,
+)
 
 KINDS = ("chat", "recall", "pattern", "tool")
 HELD_OUT_ONE_IN = 8
 
-NAMES = ("Anna Ben Carl Dana Emma Finn Gina Hugo Iris Jack "
-         "Kate Liam Mona Nora Omar Paul Rosa Sam Tina Vera").split()
-CITIES = "Paris Rome Oslo Cairo Lima Tokyo Berlin Madrid Delhi Athens Dublin Seoul".split()
-THINGS = "ball cup key book hat lamp map ring box pen coin bell".split()
-COLORS = "red blue green pink black white gold gray".split()
-SPELLED = "cat dog sun sea tree bird fish moon star rain snow wind ball cup key book hat lamp map ring".split()
-LETTERS = list("abcdefghijklmnopqrstuvwxyz")
-SKY = "sunny rainy cloudy windy snowy".split()
-
-CAPITALS = {"France": "Paris", "Italy": "Rome", "Norway": "Oslo", "Egypt": "Cairo", "Peru": "Lima",
-            "Japan": "Tokyo", "Germany": "Berlin", "Spain": "Madrid", "India": "Delhi", "Greece": "Athens"}
-SMALL_TALK = {
-    "Hello": "Hello! How can I help you?",
-    "Hi": "Hello! How can I help you?",
-    "Hey": "Hello! How can I help you?",
-    "Hello there": "Hello! How can I help you?",
-    "Good morning": "Good morning! How can I help you?",
-    "How are you?": "I am fine, thank you.",
-    "Who are you?": "I am Nano, a tiny language model.",
-    "What is your name?": "My name is Nano.",
-    "What can you do?": "I can chat, recall facts, continue patterns and call tools.",
-    "Tell me a joke": "I am so small that I fit in a joke.",
-    "Thanks": "You are welcome!",
-    "Thank you": "You are welcome!",
-    "Bye": "Goodbye!",
-    "Goodbye": "Goodbye!",
-}
-FACTS = {
-    "What color is the sky?": "The sky is blue.",
-    "What color is grass?": "Grass is green.",
-    "What color is snow?": "Snow is white.",
-    "What color is the sun?": "The sun is gold.",
-    "How many legs has a cat?": "A cat has 4 legs.",
-    "How many legs has a bird?": "A bird has 2 legs.",
-    "How many days are in a week?": "A week has 7 days.",
-    "How many months are in a year?": "A year has 12 months.",
-    "What do fish do?": "Fish swim.",
-    "What do birds do?": "Birds fly.",
-} | {f"What is the capital of {land}?": f"The capital of {land} is {city}." for land, city in CAPITALS.items()}
-SYSTEMS = ("You are a helpful assistant.", "You are Nano.", "Answer in a few words.")
-
 _PUNCTUATION = str.maketrans("", "", ".!?")
 Message = dict[str, str]
-Draft = tuple[list[Message], list[dict], str]
+Tool = dict[str, Any]
+Draft = tuple[list[Message], list[Tool], str]
 
 
 @dataclass(frozen=True)
@@ -71,7 +46,7 @@ class Question:
 
     kind: str
     messages: list[Message]
-    tools: list[dict] = field(default_factory=list)
+    tools: list[Tool] = field(default_factory=list)
     answer: str = ""
 
 
@@ -117,22 +92,20 @@ def _bindings(rng: random.Random) -> tuple[list[str], list[tuple[str, str]]]:
     style = rng.randrange(4)
     if style == 0:
         codes = rng.sample(range(10, 100), count)
-        facts = [f"The code of {n} is {c}." for n, c in zip(names, codes)]
-        asks = [(f"What is the code of {n}?", f"The code of {n} is {c}.") for n, c in zip(names, codes)]
+        facts = [f"The code of {n} is {c}." for n, c in zip(names, codes, strict=True)]
+        asks = [(f"What is the code of {n}?", fact) for n, fact in zip(names, facts, strict=True)]
     elif style == 1:
         cities = rng.sample(CITIES, count)
-        facts = [f"{n} lives in {c}." for n, c in zip(names, cities)]
-        asks = [(rng.choice((f"Where does {n} live?", f"Who lives in {c}?")), fact)
-                for n, c, fact in zip(names, cities, facts)]
+        facts = [f"{n} lives in {c}." for n, c in zip(names, cities, strict=True)]
+        asks = [(f"Where does {n} live?", fact) for n, fact in zip(names, facts, strict=True)]
     elif style == 2:
         things, colors = rng.sample(THINGS, count), rng.sample(COLORS, count)
-        facts = [f"{n} has the {c} {t}." for n, c, t in zip(names, colors, things)]
-        asks = [(rng.choice((f"What does {n} have?", f"Who has the {t}?")), fact)
-                for n, t, fact in zip(names, things, facts)]
+        facts = [f"{n} has the {c} {t}." for n, c, t in zip(names, colors, things, strict=True)]
+        asks = [(f"What does {n} have?", fact) for n, fact in zip(names, facts, strict=True)]
     else:
         things, colors = rng.sample(THINGS, count), rng.sample(COLORS, count)
-        facts = [f"The {t} is {c}." for t, c in zip(things, colors)]
-        asks = [(f"What color is the {t}?", fact) for t, fact in zip(things, facts)]
+        facts = [f"The {t} is {c}." for t, c in zip(things, colors, strict=True)]
+        asks = [(f"What color is the {t}?", fact) for t, fact in zip(things, facts, strict=True)]
     return facts, asks
 
 
@@ -167,8 +140,8 @@ def _pattern(rng: random.Random) -> Draft:
     elif style == 2:
         asked, answer = f"Alternate: {items[0]} and {items[1]}", items[:2] * 2
     elif style == 3:
-        words = rng.sample(SPELLED, 2)
-        asked, answer = f"Spell: {' '.join(words)}", [" ".join(word) + "," * (word is words[0]) for word in words]
+        first, second = rng.sample(SPELLED, 2)
+        asked, answer = f"Spell: {first} {second}", [*first[:-1], f"{first[-1]},", *second]
     elif style == 4:
         picked = items[: rng.randint(2, 4)]
         asked, answer = f"Double: {' '.join(picked)}", [item for item in picked for _ in range(2)]
@@ -179,55 +152,51 @@ def _pattern(rng: random.Random) -> Draft:
     return [_user(asked)], [], " ".join(answer)
 
 
-def _schema(name: str, *arguments: str) -> dict:
+def _schema(name: str, arguments: Message) -> Tool:
     properties = {argument: {"type": "string"} for argument in arguments}
     return {"name": name, "parameters": {"type": "object", "properties": properties}}
 
 
-def _tools(rng: random.Random) -> list[tuple[dict, str, dict[str, str], str, str]]:
-    """Every tool, freshly named: (schema, question, arguments, response, reply to the response)."""
+def _call(name: str, arguments: Message) -> str:
+    listed = ", ".join(f'{argument}="{value}"' for argument, value in arguments.items())
+    return f"<|tool_call_start|>[{name}({listed})]<|tool_call_end|>"
+
+
+def _offers(rng: random.Random) -> list[tuple[str, Message, str, str, str]]:
+    """Every tool, freshly named: (name, arguments, question, response, reply to the response)."""
     verb = rng.choice(("get", "find", "read", "check"))
     place, person = rng.choice(("city", "place", "town")), rng.choice(("name", "person", "user"))
     city, name, sky, number = rng.choice(CITIES), rng.choice(NAMES), rng.choice(SKY), str(rng.randint(2, 99))
-    count, thing = str(rng.randint(2, 99)), rng.choice(THINGS)
+    coins, thing = str(rng.randint(2, 99)), rng.choice(THINGS)
+    at, to = {place: city}, {person: name}
+    sent = f"{name} has {coins} coins more."
+    phone, price = f"phone number of {name}", f"price of the {thing}"
     return [
-        (_schema(f"{verb}_weather", place), f"What is the weather in {city}?", {place: city},
-         sky, f"It is {sky} in {city}."),
-        (_schema(f"{verb}_time", place), f"What time is it in {city}?", {place: city},
-         f"{number} past 9", f"It is {number} past 9 in {city}."),
-        (_schema(f"{verb}_age", person), f"How old is {name}?", {person: name},
-         number, f"{name} is {number} years old."),
-        (_schema(f"{verb}_phone", person), f"What is the phone number of {name}?", {person: name},
-         number, f"The phone number of {name} is {number}."),
-        (_schema(f"{verb}_price", "item"), f"What is the price of the {thing}?", {"item": thing},
-         number, f"The price of the {thing} is {number}."),
-        (_schema("send_coins", person, "count"), f"Send {count} coins to {name}.", {person: name, "count": count},
-         "done", f"{name} has {count} coins more."),
+        (f"{verb}_weather", at, f"What is the weather in {city}?", sky, f"It is {sky} in {city}."),
+        (f"{verb}_time", at, f"What time is it in {city}?", f"{number} past 9", f"It is {number} past 9 in {city}."),
+        (f"{verb}_age", to, f"How old is {name}?", number, f"{name} is {number} years old."),
+        (f"{verb}_phone", to, f"What is the {phone}?", number, f"The {phone} is {number}."),
+        (f"{verb}_price", {"item": thing}, f"What is the {price}?", number, f"The {price} is {number}."),
+        ("send_coins", to | {"count": coins}, f"Send {coins} coins to {name}.", "done", sent),
     ]
 
 
-def _call(schema: dict, arguments: dict[str, str]) -> str:
-    listed = ", ".join(f'{key}="{value}"' for key, value in arguments.items())
-    return f"<|tool_call_start|>[{schema['name']}({listed})]<|tool_call_end|>"
-
-
 def _tool(rng: random.Random) -> Draft:
-    offered = rng.sample(_tools(rng), rng.choice((1, 2, 2)))
-    schema, asked, arguments, response, reply = rng.choice(offered)
-    tools = [offer[0] for offer in offered]
+    offered = rng.sample(_offers(rng), rng.choice((1, 2, 2)))
+    name, arguments, asked, response, reply = rng.choice(offered)
+    tools = [_schema(offer[0], offer[1]) for offer in offered]
     chance = rng.random()
     if chance < 0.1:  # a tool is at hand but not wanted
         asked, reply = _small_exchange(rng)
         return [_user(asked)], tools, reply
-    call = _call(schema, arguments)
+    call = _call(name, arguments)
     if chance < 0.4:
         return [_user(asked), _assistant(call), {"role": "tool", "content": response}], tools, reply
     return [_user(asked)], tools, call
 
 
-_MAKERS: dict[str, Callable[[random.Random], Draft]] = {
-    "chat": _chat, "recall": _recall, "pattern": _pattern, "tool": _tool,
-}
+_MAKERS: dict[str, Callable[[random.Random], Draft]]
+_MAKERS = {"chat": _chat, "recall": _recall, "pattern": _pattern, "tool": _tool}
 
 
 def split_of(question: Question) -> str:
@@ -240,7 +209,7 @@ def split_of(question: Question) -> str:
 
 
 def questions(seed: int, count: int, split: str = "train", kinds: Sequence[str] = KINDS) -> list[Question]:
-    """`count` distinct questions of a split, the kinds taking turns; the same arguments give the same list."""
+    """`count` distinct questions of a split, kinds taking turns; the same arguments give the same list."""
     if split not in ("train", "heldout"):
         raise ValueError(f'split must be "train" or "heldout", not {split!r}')
     rng = random.Random(f"{split}:{seed}")

@@ -1,0 +1,51 @@
+"""Teaches a model to live with 4-bit weights while it still trains.
+
+The nano model is there to show that a quantized export still answers, and so small a model would lose
+answers to rounding alone. Late in training every other step therefore sees its matrices rounded as int4
+export does (symmetric, one scale per group of inputs); the gradient passes straight through to the exact
+weights, which are what is saved.
+"""
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import Lfm2ForCausalLM
+
+
+class Int4(nn.Module):
+    """Rounds a matrix to int4 in groups along its inputs whenever `on`."""
+
+    def __init__(self, group: int) -> None:
+        super().__init__()
+        self.group = group
+        self.on = False
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        if not self.on:
+            return weight
+        with torch.no_grad():
+            groups = weight.reshape(weight.shape[0], -1, self.group)
+            scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-8) / 7.5
+            error = ((groups / scale).round().clamp(-8, 7) * scale).reshape_as(weight) - weight
+        return weight + error
+
+
+class Rounding:
+    """Adds the rounding to every layer's matrices; the tied embedding stays exact."""
+
+    def __init__(self, model: Lfm2ForCausalLM, group: int = 128) -> None:
+        self.linears = [module for module in model.model.modules() if isinstance(module, nn.Linear)]
+        self.rounds = [Int4(group) for _ in self.linears]
+        for linear, rounding in zip(self.linears, self.rounds, strict=True):
+            parametrize.register_parametrization(linear, "weight", rounding)
+
+    def switch(self, on: bool) -> None:
+        """Rounded from the next step on, or exact."""
+        for rounding in self.rounds:
+            rounding.on = on
+
+    def remove(self) -> None:
+        """Leaves plain, exact weights behind."""
+        self.switch(False)
+        for linear in self.linears:
+            parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
