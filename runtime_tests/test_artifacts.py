@@ -1,0 +1,107 @@
+"""The upper rungs of the ladder, for every artifact form and precision: proof, edges, and text through real runtimes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from conftest import WINDOW, open_session
+
+from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.conversation import Conversation
+from lfm2_export.errors import UsageError, WindowExceededError
+from lfm2_export.parity.run import Effort, prove
+from lfm2_export.runtimes import _text_llm_runner
+from lfm2_export.runtimes.eager import EagerSession
+
+EFFORT = Effort(quality_tokens=600, questions=24, prompts=3, continuation=12)
+
+
+@pytest.mark.slow
+def test_every_artifact_is_proven_by_its_recipe_gates(artifact, nano):
+    report = prove(artifact, nano, effort=EFFORT)
+    failed = [gate for gate in report.gates if gate.status == "fail"]
+    assert not failed
+    assert report.passed
+    assert [runtime.status for runtime in report.runtimes] == ["pass"] * len(report.runtimes)
+
+
+def test_a_prompt_longer_than_one_call_equals_eager(artifact, quantized_nano):
+    eager, session = EagerSession(quantized_nano(artifact), WINDOW), open_session(artifact)
+    ids = [1 + 7 * i % 900 for i in range(WINDOW - 4)]
+    scale = np.abs(expected := eager.prefill(ids)).max()
+    limit = artifact.manifest.recipe["gates"]["lowering"]["max_error"]
+    assert np.abs(session.prefill(ids) - expected).max() <= limit * scale
+    assert np.abs(session.decode(5) - eager.decode(5)).max() <= limit * scale
+
+
+@pytest.mark.parametrize("ids", [[], [-1], [1024], [0] * (WINDOW + 1)], ids=["none", "negative", "too large", "too many"])
+def test_bad_calls_are_refused_and_change_nothing(artifact, ids):
+    session = open_session(artifact)
+    before = session.prefill([3, 4, 5])
+    with pytest.raises(WindowExceededError if len(ids) > WINDOW else UsageError):
+        session.prefill(ids)
+    assert session.position == 3
+    session.reset()
+    np.testing.assert_array_equal(session.prefill([3, 4, 5]), before)
+
+
+def test_a_state_moves_between_sessions_of_the_same_artifact(artifact):
+    first, second = open_session(artifact), open_session(artifact)
+    first.prefill([9, 8, 7, 6])
+    if not first.has_state:
+        with pytest.raises(UsageError, match="explicit"):
+            first.state()
+        return
+    second.prefill([1, 2])
+    second.restore(first.state())
+    np.testing.assert_array_equal(second.decode(5), first.decode(5))
+    with pytest.raises(UsageError, match="does not fit"):
+        second.restore(type(first.state())(WINDOW + 1, first.state().tensors))
+
+
+def test_a_chat_of_two_turns_goes_on_from_the_first(artifact, nano):
+    tokenizer = ChatTokenizer.load(artifact.folder, nano.config)
+    conversation = Conversation(open_session(artifact), tokenizer)
+    assert "".join(conversation.reply("What color is the sky?", 24)) == "The sky is blue."
+    seen = conversation.session.position
+    assert "".join(conversation.reply("Thanks!", 24)) == "You are welcome!"
+    assert conversation.session.position > seen
+    conversation.reset()
+    assert "".join(conversation.reply("What color is the sky?", 24)) == "The sky is blue."
+
+
+@pytest.mark.parametrize("recipe", ["xnnpack-fp32", "xnnpack-int8", "xnnpack-int4"])
+def test_the_stock_runner_cuts_long_prompts_and_forgets_on_reset(recipe, make_artifact, nano):
+    artifact = make_artifact(recipe, "resident")
+    tokenizer = ChatTokenizer.load(artifact.folder, nano.config)
+    short, filler = "What color is the sky?", "Snow is white. Grass is green. " * 30
+    prompts = [tokenizer.render([{"role": "user", "content": text}]) for text in (short, filler, short)]
+    tokens = len(tokenizer.encode(prompts[1]))
+    assert artifact.manifest.methods[0].max_tokens < tokens < WINDOW
+    pte = artifact.folder / artifact.manifest.methods[0].file
+    replies = _text_llm_runner.generate(pte, artifact.folder / "tokenizer.json", prompts, 12)
+    assert replies[0] == replies[2] == "The sky is blue."
+
+
+def test_a_manifest_names_what_fell_off_the_delegate(artifact):
+    method = artifact.manifest.methods[0]
+    if artifact.manifest.target != "xnnpack":
+        assert method.delegation is None
+        return
+    assert method.delegation.calls > 0
+    assert method.delegation.delegated > 100
+    assert not any("linear" in name or "bmm" in name or "conv" in name for name in method.delegation.fallback)
+    assert json.loads(artifact.manifest.model_dump_json())["methods"][0]["delegation"]["fallback"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "form"), [("xnnpack-int4", "resident"), ("onnx-int4", "explicit")])
+def test_the_same_input_gives_the_same_bytes(recipe, form, make_artifact, tmp_path):
+    from lfm2_export.pipeline import export
+
+    first = make_artifact(recipe, form)
+    changes = [f"form={form}", f"window={WINDOW}"]
+    second, _ = export("nano", recipe, tmp_path / "again", overrides=changes, verify=False)
+    assert second.manifest == first.manifest

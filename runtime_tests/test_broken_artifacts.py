@@ -1,0 +1,152 @@
+"""Artifacts broken on purpose: the gates must catch each of them, or they protect nobody."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARTIFACTS, WINDOW, open_session
+
+from lfm2_export.artifact.folder import Artifact, open_artifact, seal, write_manifest
+from lfm2_export.errors import ArtifactError, GateError
+from lfm2_export.parity import run
+from lfm2_export.parity.laws import LawContext, state_laws
+from lfm2_export.parity.run import Effort, prove
+from lfm2_export.runtimes.session import Snapshot
+
+QUICK = Effort(quality_tokens=100, questions=4, prompts=1, continuation=4)
+EXPLICIT = [pair for pair in ARTIFACTS if pair[1] == "explicit" and pair[0].endswith("int8")]
+
+
+def failed_gates(artifact, nano) -> set[str]:
+    report = prove(artifact, nano, effort=QUICK)
+    assert not report.passed
+    return {gate.name for gate in report.gates if gate.status == "fail"}
+
+
+@pytest.fixture(params=EXPLICIT, ids="-".join)
+def healthy(request, make_artifact) -> Artifact:
+    return make_artifact(*request.param)
+
+
+def resealed(artifact: Artifact, folder) -> Artifact:
+    """A copy whose manifest vouches for the damage: only parity can tell."""
+    manifest = artifact.manifest.model_copy(update={"files": seal(folder)})
+    write_manifest(folder, manifest)
+    return open_artifact(folder)
+
+
+def test_flipped_weights_fail_the_lowering_gate(healthy, nano, tmp_path):
+    folder = shutil.copytree(healthy.folder, tmp_path / "broken")
+    path = folder / healthy.manifest.methods[0].file
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 2048] = bytes(byte ^ 0x40 for byte in data[middle : middle + 2048])
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match="SHA-256 differs"):
+        open_artifact(folder)
+    assert "lowering: max error" in failed_gates(resealed(healthy, folder), nano)
+
+
+class Tampered:
+    """A session of the healthy artifact whose state goes wrong in one way."""
+
+    def __init__(self, session, fault: str) -> None:
+        self._session, self._fault = session, fault
+
+    def __getattr__(self, name):
+        return getattr(self._session, name)
+
+    def reset(self) -> None:
+        if self._fault != "stale conv state" or self._session.position == 0:
+            self._session.reset()
+            return
+        stale = {name: t for name, t in self._session.state().tensors.items() if name.startswith("conv_state")}
+        self._session.reset()
+        empty = self._session.state()
+        self._session.restore(replace(empty, tensors={**empty.tensors, **stale}))
+
+    def prefill(self, tokens, pad_to=None):
+        logits = self._session.prefill(tokens, pad_to)
+        state = self._session.state()
+        if self._fault == "swapped states":
+            names = [name for name in state.tensors if name.startswith("conv_state")]
+            swapped = dict(zip(names, [state.tensors[name] for name in reversed(names)], strict=True))
+            self._session.restore(Snapshot(state.position, {**state.tensors, **swapped}))
+        elif self._fault == "one position late" and self._session.position < WINDOW - 1:
+            keys = {n: np.pad(t, ((0, 0), (0, 0), (1, 0), (0, 0))) for n, t in state.tensors.items() if "conv" not in n}
+            self._session.restore(Snapshot(state.position + 1, {**state.tensors, **keys}))
+        elif self._fault == "padding kept" and pad_to:
+            conv = {n: np.roll(t, -1, -1) for n, t in state.tensors.items() if n.startswith("conv_state")}
+            self._session.restore(Snapshot(state.position, {**state.tensors, **conv}))
+        return logits
+
+    def decode(self, token):
+        return self.prefill([token])
+
+
+@pytest.mark.parametrize(
+    ("fault", "law"),
+    [
+        ("stale conv state", "law: reset"),
+        ("swapped states", "law: chunked prefill"),
+        ("one position late", "law: chunked prefill"),
+        ("padding kept", "law: padded prefill"),
+    ],
+)
+def test_a_wrong_state_fails_its_law(healthy, nano, fault, law, monkeypatch):
+    runtime = run.runtimes.find("executorch" if healthy.manifest.target == "xnnpack" else "onnxruntime")
+    genuine = runtime.open_session
+    monkeypatch.setattr(runtime, "open_session", lambda folder, manifest: Tampered(genuine(folder, manifest), fault))
+    assert law in failed_gates(healthy, nano)
+
+
+def test_a_resident_form_that_never_forgets_fails_the_reset_law(nano, quantized_nano, make_artifact):
+    """The bug of the upstream example: the position goes back to 0, the conv state stays."""
+    from lfm2_export.model.resident import ResidentDecoder
+
+    artifact = make_artifact("xnnpack-fp32", "resident")
+    session = open_session(artifact)
+    model = ResidentDecoder(quantized_nano(artifact), WINDOW)
+
+    class Upstream:
+        runtime, version, window, pads, has_state = "upstream", "0", WINDOW, False, False
+
+        def __init__(self) -> None:
+            self.position = 0
+
+        def reset(self) -> None:
+            self.position = 0
+
+        @torch.inference_mode()
+        def prefill(self, tokens, pad_to=None):
+            from lfm2_export.runtimes.session import check_room
+
+            check_room(self.position, len(tokens), WINDOW, 1024, tokens)
+            kept = {n: b.clone() for n, b in model.named_buffers() if n.startswith("conv_state")}
+            first = self.position == 0 and any(bool(b.any()) for b in kept.values())
+            logits = model(torch.tensor([list(tokens)]), torch.tensor([self.position + (1 if first else 0)]))
+            self.position += len(tokens)
+            return logits[0].numpy()
+
+        def decode(self, token):
+            return self.prefill([token])
+
+    def law(subject):
+        context = LawContext(subject, nano.config, tuple(range(20, 60)), 1e-4, lambda tokens: np.zeros((len(tokens), 1024)))
+        return next(iter(state_laws(context)))
+
+    assert law(session).passed
+    assert not law(Upstream()).passed
+
+
+def test_an_export_whose_gate_fails_leaves_nothing_behind(tmp_path):
+    from lfm2_export.pipeline import export
+
+    output = tmp_path / "out"
+    with pytest.raises(GateError, match="parity failed"):
+        export("nano", "onnx-int4", output, overrides=["window=64", "gates.quality.mean_kld=1.0e-9"])
+    assert list(tmp_path.iterdir()) == []

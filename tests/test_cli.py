@@ -1,0 +1,198 @@
+"""The command line's manners: quick help, one-line errors, exit codes 0/1/2, one JSON document, whole outputs or none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lfm2_export.cli.main import run
+
+
+def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lfm2_export", *arguments], capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def code_of(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        run(list(arguments))
+    return int(left.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nano as an onnx-int8 artifact, exported and proven by the command itself."""
+    output = tmp_path_factory.mktemp("cli") / "nano-onnx"
+    done = cli("export", "nano", "-r", "onnx-int8", "-o", str(output), "--window", "256", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["target"] == "onnx"
+    return output
+
+
+def test_help_imports_nothing_heavy():
+    probe = "import sys; sys.argv[1:] = ['export', '--help']; import runpy\n"
+    probe += "try: runpy.run_module('lfm2_export', run_name='__main__')\n"
+    probe += "except SystemExit: pass\n"
+    probe += "print('HEAVY', sorted({'torch', 'onnx', 'executorch', 'numpy', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert "HEAVY []" in done.stdout
+
+
+def test_every_command_has_help():
+    for command in ("export", "parity", "chat", "inspect", "recipes", "init", "doctor"):
+        assert code_of(command, "--help") == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["no-such-command"],
+        ["export", "--no-such-option"],
+        ["export", "./no-such-folder"],
+        ["export", "nano", "--recipe", "no-such-recipe"],
+        ["export", "nano", "--window", "999999"],
+        ["export", "nano", "--window", "1"],
+        ["export", "nano", "--set", "window"],
+        ["export", "nano", "--form", "hidden"],
+        ["export", "nano", "-r", "onnx-int4", "--form", "resident"],
+        ["export", "nano", "-r", "xnnpack-int4", "--set", "quantization.1.weight.group=48"],
+        ["parity", "./no-such-folder"],
+        ["chat", "./no-such-folder"],
+        ["chat", "./no-such-folder", "--json"],
+        ["inspect", "./no-such-folder"],
+        ["recipes", "no-such-recipe"],
+        ["init", "--size", "9t"],
+        ["init"],
+    ],
+    ids=" ".join,
+)
+def test_misuse_is_exit_code_2_one_line_and_no_output(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert code_of(*arguments) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    if captured.err.startswith("error: "):  # click words its own usage errors, ours are one line
+        assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_errors_are_json(capsys):
+    assert code_of("inspect", "./no-such-folder", "--json") == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document["exit_code"] == 2
+    assert "no-such-folder" in document["error"]
+
+
+def test_debug_shows_the_traceback():
+    done = cli("inspect", "./no-such-folder", "--debug")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_an_existing_output_is_kept_unless_forced(artifact, tmp_path):
+    output = tmp_path / "mine"
+    output.mkdir()
+    (output / "precious.txt").write_text("mine")
+    start = time.monotonic()
+    done = cli("export", "nano", "-r", "onnx-int8", "-o", str(output))
+    assert done.returncode == 2
+    assert "--force" in done.stderr
+    assert time.monotonic() - start < 60  # refused before the work, not after
+    assert (output / "precious.txt").read_text() == "mine"
+    forced = cli("export", "nano", "-r", "onnx-int8", "-o", str(output), "--window", "64", "--no-verify", "--force")
+    assert forced.returncode == 0, forced.stderr
+    assert not (output / "precious.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert "not proven" in forced.stdout
+
+
+def test_inspect_shows_what_is_inside(artifact, capsys):
+    assert code_of("inspect", str(artifact)) == 0
+    shown = capsys.readouterr().out
+    for expected in ("nano", "onnx-int8", "model.onnx", "256 tokens", "past_conv.0", "lowering: max error", "pass"):
+        assert expected in shown
+
+
+def test_parity_proves_again_and_writes_its_report(artifact, tmp_path, capsys):
+    report = tmp_path / "report.json"
+    assert code_of("parity", str(artifact), "--json", "--report", str(report), "--quiet") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads(report.read_text())
+    assert document["runtimes"][0]["status"] == "pass"
+    assert document["runtimes"][0]["quality"]["tokens"] >= 2000
+
+
+def test_parity_through_a_runtime_that_does_not_run_it_is_misuse(artifact):
+    assert code_of("parity", str(artifact), "--runtime", "executorch") == 2
+    assert code_of("parity", str(artifact), "--runtime", "no-such-runtime") == 2
+
+
+def test_parity_fails_with_exit_code_1_when_a_gate_fails(artifact, tmp_path):
+    import shutil
+
+    from lfm2_export.artifact.folder import open_artifact, write_manifest
+
+    copy = shutil.copytree(artifact, tmp_path / "strict")
+    manifest = open_artifact(copy).manifest
+    manifest.recipe["gates"]["quality"]["mean_kld"] = 1e-12
+    write_manifest(copy, manifest)
+    assert code_of("parity", str(copy), "--quiet") == 1
+
+
+def test_parity_against_other_weights_is_refused(artifact, tmp_path):
+    assert code_of("init", "--size", str(artifact / "config.json"), "-o", str(tmp_path / "other"), "-q") == 0
+    assert code_of("parity", str(artifact), "--checkpoint", str(tmp_path / "other")) == 2
+
+
+def test_chat_answers_and_reports_speed(artifact):
+    done = cli("chat", str(artifact), "--prompt", "What color is the sky?")
+    assert done.returncode == 0
+    assert done.stdout == "The sky is blue.\n"
+    assert "tok/s" in done.stderr
+    as_json = json.loads(cli("chat", str(artifact), "-p", "What color is the sky?", "--json").stdout)
+    assert as_json["reply"] == "The sky is blue."
+
+
+def test_chat_talks_over_several_turns(artifact):
+    turns = "My name is Anna.\nWhat is my name?\n/reset\n/exit\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "lfm2_export", "chat", str(artifact)], input=turns, capture_output=True, text=True, check=True
+    )
+    assert "Anna" in done.stdout
+
+
+def test_a_checkpoint_without_tokenizer_exports_and_is_proven_but_does_not_chat(artifact, tmp_path, capsys):
+    checkpoint, output = tmp_path / "random", tmp_path / "random-onnx"
+    assert code_of("init", "--size", str(artifact / "config.json"), "-o", str(checkpoint), "-q") == 0
+    assert code_of("export", str(checkpoint), "-r", "onnx-fp32", "-o", str(output), "--window", "128", "-q") == 0
+    shown = capsys.readouterr().out
+    assert "random weights" in shown
+    assert "random ids" in shown
+    assert code_of("chat", str(output), "-p", "hello") == 2
+    assert "no tokenizer" in capsys.readouterr().err
+
+
+def test_doctor_names_the_parts_and_is_healthy_here(capsys):
+    assert code_of("doctor") == 0
+    shown = capsys.readouterr().out
+    assert "executorch" in shown
+    assert "ready" in shown
+    assert code_of("doctor", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["healthy"] is True
+
+
+def test_optimum_cli_makes_the_same_artifact(artifact, tmp_path):
+    output = tmp_path / "by-optimum"
+    command = ["export", "lfm2", "--model", "nano", "--recipe", "onnx-int8", "--window", "256", str(output)]
+    program = "from optimum.commands.optimum_cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ours = json.loads((artifact / "manifest.json").read_text())
+    theirs = json.loads((output / "manifest.json").read_text())
+    assert theirs["files"] == ours["files"]
