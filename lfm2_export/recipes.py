@@ -58,7 +58,7 @@ class Recipe(BaseModel):
     summary: str
     target: str
     form: Literal["explicit", "resident"] = "explicit"
-    window: int = Field(default=2048, ge=2)  # tokens of KV cache
+    window: int = Field(default=2048, ge=32)  # tokens of KV cache
     quantization: tuple[QuantizationRule, ...] = ()
     options: dict[str, Any] = {}
     gates: Gates

@@ -7,7 +7,6 @@ older spellings are those of the first released checkpoints.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -20,6 +19,8 @@ _MAX_BYTES = 1 << 20
 _MAX_SIZE = 1 << 20  # no width, count or vocabulary comes near
 _MAX_LAYERS = 1024
 _MAX_CONV_WIDTH = 64
+_MAX_NUMBER = 1e15
+_THETA = 1e6
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,19 @@ def parse_config(document: dict[str, Any], where: str) -> LFM2Config:
     """The same from a parsed document; `where` names it in errors."""
     keys = _Keys(document, where)
     if (found := document.get("model_type")) != "lfm2":
-        raise CheckpointError(f"{where}: model_type is {found!r}; only 'lfm2' is supported")
+        raise CheckpointError(f"{where}: model_type is {found!r:.80}; only 'lfm2' is supported")
+    if document.get("quantization_config") is not None:
+        raise CheckpointError(f"{where}: quantization_config: expected none, plain F32, F16 or BF16 weights")
     hidden = keys.size("hidden_size")
+    vocab = keys.size("vocab_size")
     heads = keys.size("num_attention_heads", "num_heads")
     kv_heads = keys.size("num_key_value_heads", default=8)
     if heads % kv_heads:
-        raise CheckpointError(f"{where}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+        raise CheckpointError(
+            f"{where}: num_attention_heads {heads}: expected a multiple of num_key_value_heads {kv_heads}"
+        )
     return LFM2Config(
-        vocab_size=keys.size("vocab_size"),
+        vocab_size=vocab,
         hidden_size=hidden,
         intermediate_size=_mlp_width(keys),
         num_attention_heads=heads,
@@ -93,9 +99,9 @@ def parse_config(document: dict[str, Any], where: str) -> LFM2Config:
         rope_theta=_rope_theta(keys),
         tie_word_embeddings=keys.flag("tie_embedding", "tie_word_embeddings", default=True),
         max_position_embeddings=keys.size("max_position_embeddings", default=128_000, high=1 << 24),
-        bos_token_id=keys.token("bos_token_id"),
-        eos_token_ids=_eos(keys),
-        pad_token_id=keys.token("pad_token_id"),
+        bos_token_id=keys.token("bos_token_id", vocab),
+        eos_token_ids=token_ids(document, vocab, where),
+        pad_token_id=keys.token("pad_token_id", vocab),
     )
 
 
@@ -106,19 +112,29 @@ def to_dict(config: LFM2Config) -> dict[str, Any]:
 
 def from_dict(document: dict[str, Any], where: str) -> LFM2Config:
     """The inverse of `to_dict`, with the same checks as a `config.json`; `where` names the source in errors."""
-    eos = document.get("eos_token_ids")
-    spelled = {**document, "model_type": "lfm2", "block_auto_adjust_ff_dim": False, "eos_token_id": eos}
-    return parse_config(spelled, where)
+    known = {"model_type": "lfm2", "block_auto_adjust_ff_dim": False, "eos_token_id": document.get("eos_token_ids")}
+    return parse_config(document | known, where)
+
+
+def token_ids(document: dict[str, Any], vocab_size: int, where: str) -> tuple[int, ...]:
+    """`eos_token_id`, one id or a list of them, of a config or generation config. CheckpointError if out of range."""
+    value = document.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(type(i) is not int or not 0 <= i < vocab_size for i in ids):
+        raise _Keys(document, where).fail("eos_token_id", f"token ids below vocab_size {vocab_size}")
+    return tuple(ids)
 
 
 def read_json(path: Path, limit: int) -> dict[str, Any]:
     """A JSON object from a file of at most `limit` bytes. CheckpointError otherwise."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: not found")
-    if (size := path.stat().st_size) > limit:
-        raise CheckpointError(f"{path}: {size} bytes, expected at most {limit}")
     try:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: not found; expected a JSON file")
+        if (size := path.stat().st_size) > limit:
+            raise CheckpointError(f"{path}: {size} bytes, expected at most {limit}")
         document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {(str(error).splitlines() or ['?'])[0]}") from error
     if not isinstance(document, dict):
@@ -138,10 +154,12 @@ class _Keys:
         for name in names:
             if self.document.get(name) is not None:
                 return name, self.document[name]
-        return names[0], None
+        return " or ".join(names), None
 
     def fail(self, name: str, expected: str) -> CheckpointError:
-        return CheckpointError(f"{self.where}: {name} is {self.document.get(name)!r:.80}; expected {expected}")
+        value = self.document.get(name)
+        found = "missing" if value is None else f"{value!r:.80}"
+        return CheckpointError(f"{self.where}: {name} is {found}; expected {expected}")
 
     def size(self, *names: str, default: int | None = None, low: int = 1, high: int = _MAX_SIZE) -> int:
         name, value = self.find(*names)
@@ -155,8 +173,8 @@ class _Keys:
         name, value = self.find(*names)
         if value is None:
             return default
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise self.fail(name, "a positive number")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < _MAX_NUMBER:
+            raise self.fail(name, f"a positive number below {_MAX_NUMBER:g}")
         return float(value)
 
     def flag(self, *names: str, default: bool) -> bool:
@@ -165,22 +183,25 @@ class _Keys:
             raise self.fail(name, "true or false")
         return default if value is None else value
 
-    def token(self, name: str) -> int | None:
+    def token(self, name: str, vocab_size: int) -> int | None:
         value = self.document.get(name)
-        return None if value is None else self.size(name, low=0)
+        return None if value is None else self.size(name, low=0, high=vocab_size - 1)
 
 
 def _mlp_width(keys: _Keys) -> int:
     """The true width of w1 and w3, as transformers' Lfm2MLP computes it."""
-    width = keys.size("block_ff_dim", "intermediate_size")
+    stated = width = keys.size("block_ff_dim", "intermediate_size")
     if not keys.flag("block_auto_adjust_ff_dim", default=True):
         return width
     width = int(2 * width / 3)
-    if "block_ffn_dim_multiplier" in keys.document and keys.document["block_ffn_dim_multiplier"] is None:
-        return width
-    multiple = keys.size("block_multiple_of", default=256)
-    width = int(keys.positive("block_ffn_dim_multiplier", default=1.0) * width)
-    return multiple * ((width + multiple - 1) // multiple)
+    # an explicit null means: no multiplier and no rounding either
+    if keys.document.get("block_ffn_dim_multiplier", 1.0) is not None:
+        multiple = keys.size("block_multiple_of", default=256)
+        width = int(keys.positive("block_ffn_dim_multiplier", default=1.0) * width)
+        width = multiple * ((width + multiple - 1) // multiple)
+    if not 1 <= width <= _MAX_SIZE:
+        raise CheckpointError(f"{keys.where}: intermediate_size {stated} adjusts to {width}; expected 1 to {_MAX_SIZE}")
+    return width
 
 
 def _head_dim(keys: _Keys, hidden: int, heads: int) -> int:
@@ -193,40 +214,41 @@ def _head_dim(keys: _Keys, hidden: int, heads: int) -> int:
 
 
 def _layer_types(keys: _Keys) -> tuple[LayerType, ...]:
-    count = keys.size("num_hidden_layers", high=_MAX_LAYERS)
-    if keys.document.get("sliding_window") is not None:
-        raise keys.fail("sliding_window", "none: attention over a sliding window is not supported yet")
-    if (kinds := keys.document.get("layer_types")) is None:
+    kinds = keys.document.get("layer_types")
+    count = keys.size("num_hidden_layers", default=len(kinds) if isinstance(kinds, list) else None, high=_MAX_LAYERS)
+    if keys.document.get("sliding_window"):
+        raise keys.fail("sliding_window", "none: attention over a sliding window is not supported")
+    if kinds is None:
         attention = keys.document.get("full_attn_idxs")
         attention = list(range(count)) if attention is None else attention
         if not isinstance(attention, list) or any(type(i) is not int or not 0 <= i < count for i in attention):
             raise keys.fail("full_attn_idxs", f"a list of layer indices below {count}")
         kinds = ["full_attention" if i in attention else "conv" for i in range(count)]
-    if not isinstance(kinds, list) or any(kind not in ("conv", "full_attention") for kind in kinds):
+    if not isinstance(kinds, list) or not kinds:
         raise keys.fail("layer_types", "a list of 'conv' and 'full_attention'")
-    if len(kinds) != count:
+    if (strange := next((kind for kind in kinds if kind not in ("conv", "full_attention")), None)) is not None:
+        raise CheckpointError(f"{keys.where}: layer_types holds {strange!r:.80}; expected 'conv' or 'full_attention'")
+    if len(kinds) != count or count > _MAX_LAYERS:
         raise CheckpointError(f"{keys.where}: layer_types has {len(kinds)} entries; expected num_hidden_layers {count}")
     return cast(tuple[LayerType, ...], tuple(kinds))
 
 
 def _rope_theta(keys: _Keys) -> float:
-    for name in ("rope_parameters", "rope_scaling"):
-        rope = keys.document.get(name)
-        if rope is None:
-            continue
+    _whole_rotation(keys)
+    for name in ("rope_scaling", "rope_parameters"):  # transformers' precedence
+        rope = keys.document.get(name) or {}
         if not isinstance(rope, dict):
             raise keys.fail(name, "an object")
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            raise CheckpointError(f"{keys.where}: {name}.rope_type is {kind!r}; only 'default' is supported")
-        if "rope_theta" in rope:
-            return _Keys(rope, f"{keys.where}: {name}").positive("rope_theta", default=1e6)
-    return keys.positive("rope_theta", "theta", default=1e6)
+        inner = _Keys(rope, f"{keys.where}: {name}")
+        for spelling in ("rope_type", "type"):
+            if rope.get(spelling, "default") != "default":
+                raise inner.fail(spelling, "'default'; other rotary scalings are not supported")
+        _whole_rotation(inner)
+        if rope.get("rope_theta") is not None:
+            return inner.positive("rope_theta", default=_THETA)
+    return keys.positive("rope_theta", "theta", default=_THETA)
 
 
-def _eos(keys: _Keys) -> tuple[int, ...]:
-    value = keys.document.get("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if any(type(i) is not int or not 0 <= i < _MAX_SIZE for i in ids):
-        raise keys.fail("eos_token_id", "a token id or a list of them")
-    return tuple(ids)
+def _whole_rotation(keys: _Keys) -> None:
+    if keys.document.get("partial_rotary_factor") not in (None, 1):
+        raise keys.fail("partial_rotary_factor", "1: partial rotation is not supported")

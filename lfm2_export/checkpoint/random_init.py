@@ -1,7 +1,7 @@
 """A checkpoint of a true LFM2 shape with random weights: what an export costs can be tried without a download.
 
-The safetensors file is streamed, header first, then one tensor at a time: 2.6B parameters need the memory of the largest
-tensor, not of the model.
+The safetensors file is streamed, header first, then one tensor at a time: 2.6B parameters need the memory of the
+largest tensor, not of the model.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -17,73 +18,110 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfm2_export.checkpoint.config import LFM2Config, parse_config, read_config
+from lfm2_export.checkpoint.config import LFM2Config, read_config
 from lfm2_export.checkpoint.layout import expected_tensors
+from lfm2_export.checkpoint.shards import SINGLE
 from lfm2_export.checkpoint.source import RANDOM
-from lfm2_export.checkpoint.weights import SINGLE
 from lfm2_export.errors import UsageError
-from lfm2_export.files import staged_folder
+from lfm2_export.files import check_free, staged_folder
 
 _STD = 0.02  # transformers' initializer_range
 
 
-def _shape(hidden: int, heads: int, mlp: int, layers: int, attention: tuple[int, ...]) -> dict[str, Any]:
-    """Hugging Face's config.json of a released size; what they all share is written once."""
-    return {
-        "architectures": ["Lfm2ForCausalLM"],
-        "model_type": "lfm2",
-        "dtype": "bfloat16",
-        "vocab_size": 65536,
-        "hidden_size": hidden,
-        "intermediate_size": mlp,
-        "block_auto_adjust_ff_dim": False,
-        "num_hidden_layers": layers,
-        "layer_types": ["full_attention" if i in attention else "conv" for i in range(layers)],
-        "num_attention_heads": heads,
-        "num_key_value_heads": 8,
-        "conv_L_cache": 3,
-        "conv_bias": False,
-        "norm_eps": 1e-5,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 128_000,
-        "bos_token_id": 1,
-        "eos_token_id": 7,
-        "pad_token_id": 0,
-    }
+def _released(hidden: int, heads: int, mlp: int, layers: int, attention: tuple[int, ...]) -> LFM2Config:
+    """A released size; what they all share is written once."""
+    return LFM2Config(
+        vocab_size=65536,
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        head_dim=64,
+        layer_types=tuple("full_attention" if i in attention else "conv" for i in range(layers)),
+        conv_L_cache=3,
+        conv_bias=False,
+        norm_eps=1e-5,
+        rope_theta=1e6,
+        tie_word_embeddings=True,
+        max_position_embeddings=128_000,
+        bos_token_id=1,
+        eos_token_ids=(7,),
+        pad_token_id=0,
+    )
 
 
-_SMALL = (2, 5, 8, 10, 12, 14)
-SIZES: dict[str, dict[str, Any]] = {
-    "350m": _shape(1024, 16, 4608, 16, _SMALL),
-    "700m": _shape(1536, 24, 6912, 16, _SMALL),
-    "1.2b": _shape(2048, 32, 8192, 16, _SMALL),
-    "2.6b": _shape(2048, 32, 10752, 30, (2, 6, 9, 13, 17, 21, 24, 27)),  # 8 of 30; where they sit is our spacing
+_SIXTEEN = (2, 5, 8, 10, 12, 14)
+SIZES = {
+    "350m": _released(1024, 16, 4608, 16, _SIXTEEN),
+    "700m": _released(1536, 24, 6912, 16, _SIXTEEN),
+    "1.2b": _released(2048, 32, 8192, 16, _SIXTEEN),
+    "2.6b": _released(2048, 32, 10752, 30, (2, 5, 9, 13, 17, 21, 24, 27)),
 }
 
 
 def init_checkpoint(
-    size: str, folder: Path, seed: int = 0, force: bool = False, stage: Callable[[str], None] = lambda _: None
+    size: str | LFM2Config,
+    folder: Path,
+    seed: int = 0,
+    force: bool = False,
+    stage: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Write config.json and a bf16 model.safetensors of `size` (a name in SIZES or the path of a config.json).
+    """Write config.json and a bf16 model.safetensors of `size`: a name in SIZES, the path of a config.json, a config.
 
-    The same size and seed give the same bytes. Raises UsageError for an unknown size or an existing folder,
-    CheckpointError for a config that is not an LFM2.
+    The same size and seed give the same bytes. Raises UsageError for an unknown size, an existing folder or a full
+    disk, CheckpointError for a config that is not an LFM2. Whatever is raised, `folder` is left as it was.
     """
-    document, config = _read(size)
-    with staged_folder(folder, force) as staging:
-        (staging / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        _write_weights(staging / SINGLE, config, seed, stage)
+    config = size if isinstance(size, LFM2Config) else _named(size)
+    check_free(folder, force)
+    try:
+        with staged_folder(folder, force) as staging:
+            _check_space(config, staging)
+            (staging / "config.json").write_text(json.dumps(_document(config), indent=2) + "\n", encoding="utf-8")
+            _write_weights(staging / SINGLE, config, seed, stage)
+    except OSError as error:
+        raise UsageError(f"cannot write {folder}: {error.strerror}") from error
 
 
-def _read(size: str) -> tuple[dict[str, Any], LFM2Config]:
-    if size in SIZES:
-        return SIZES[size], parse_config(SIZES[size], size)
-    path = Path(size)
-    if not path.is_file():
+def _named(size: str) -> LFM2Config:
+    if size.lower() in SIZES:
+        return SIZES[size.lower()]
+    if not Path(size).is_file():
         raise UsageError(f"--size {size}: expected {', '.join(SIZES)} or the path of a config.json")
-    config = read_config(path)
-    return json.loads(path.read_bytes()), config
+    return read_config(Path(size))
+
+
+def _document(config: LFM2Config) -> dict[str, Any]:
+    """config.json in Hugging Face's newest spelling."""
+    eos = list(config.eos_token_ids)
+    return {
+        "architectures": ["Lfm2ForCausalLM"],
+        "model_type": "lfm2",
+        "dtype": "bfloat16",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "block_auto_adjust_ff_dim": False,  # the width above is the true one
+        "num_hidden_layers": config.num_hidden_layers,
+        "layer_types": list(config.layer_types),
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "conv_L_cache": config.conv_L_cache,
+        "conv_bias": config.conv_bias,
+        "norm_eps": config.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "max_position_embeddings": config.max_position_embeddings,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+        "pad_token_id": config.pad_token_id,
+    }
+
+
+def _check_space(config: LFM2Config, folder: Path) -> None:
+    needed, free = 2 * sum(map(math.prod, expected_tensors(config).values())), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UsageError(f"{folder.parent}: {needed / 1e9:.1f} GB of weights do not fit the {free / 1e9:.1f} GB free")
 
 
 def _write_weights(path: Path, config: LFM2Config, seed: int, stage: Callable[[str], None]) -> None:
@@ -96,11 +134,11 @@ def _write_weights(path: Path, config: LFM2Config, seed: int, stage: Callable[[s
         offset += size
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
+    stage(f"writing {offset / 1e6:.0f} MB of random weights")
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for number, (name, shape) in enumerate(shapes.items(), 1):
-            stage(f"{name} ({number} of {len(shapes)})")
-            file.write(_random_tensor(name, shape, seed).view(torch.uint8).numpy())
+        for name, shape in shapes.items():
+            file.write(_random_tensor(name, shape, seed).view(torch.uint8).numpy().data)
 
 
 def _random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from lfm2_export.checkpoint import nano
 from lfm2_export.checkpoint.config import LFM2Config, read_config
-from lfm2_export.checkpoint.weights import Weights, inside
-from lfm2_export.errors import CheckpointError
+from lfm2_export.checkpoint.shards import inside
+from lfm2_export.checkpoint.weights import Weights
+from lfm2_export.errors import CheckpointError, UsageError
 
 RANDOM = "random-init"  # value of the safetensors metadata key "lfm2_export" in what `init` writes
 _COMPANIONS = (
@@ -24,6 +26,8 @@ _COMPANIONS = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "LICENSE*"]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -50,45 +54,53 @@ class Checkpoint:
         digest = hashlib.sha256()
         for name, tensor in self.tensors():
             digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def companions(self) -> dict[str, Path]:
         """What an artifact carries along, by file name: configs, tokenizer, chat template, licence."""
         names = [name for name in _COMPANIONS if (self.folder / name).is_file()]
         names += sorted(path.name for path in self.folder.glob("LICENSE*") if path.is_file())
-        return {name: inside(self.folder, name, self.folder.name) for name in names}
+        return {name: inside(self.folder, name) for name in names}
 
 
 def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     """Open "nano", a folder in Hugging Face layout, or a hub id "owner/name" (cache and HF_HUB_OFFLINE honoured).
 
-    Raises CheckpointError: no such place, or a config or header that is wrong.
+    Raises UsageError for a place that does not exist, CheckpointError for a config or header that is wrong.
     """
-    if source == "nano":
-        return _open(nano.PATH, "nano", None)
-    folder = Path(source)
+    folder = nano.PATH if source == "nano" else Path(source).expanduser()
     if folder.is_dir():
         if revision is not None:
-            raise CheckpointError(f"{source}: --revision is for hub ids, this is a local folder")
-        return _open(folder, folder.resolve().name, None)
-    if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith("/"):
-        raise CheckpointError(f"{source}: no such folder, and not a hub id of the form owner/name")
+            raise UsageError(f"{source}: a revision is for hub ids; this is a folder on this machine")
+        return _open(folder, "nano" if source == "nano" else folder.resolve().name, None)
+    if folder.exists():
+        raise UsageError(f"{source} is a file; pass the folder that holds config.json and the weights")
+    if not _HUB_ID.fullmatch(source):
+        raise UsageError(f"{source}: no such folder, and not a hub id of the form owner/name")
     snapshot = _download(source, revision)
     return _open(snapshot, source, snapshot.name)
 
 
 def _open(folder: Path, name: str, revision: str | None) -> Checkpoint:
-    config = read_config(inside(folder, "config.json", folder.name))
+    config = read_config(inside(folder, "config.json"))
     return Checkpoint(name, revision, folder, config, Weights(folder, config))
 
 
 def _download(source: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import errors, snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.jinja", "LICENSE*"]
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
-    except Exception as error:  # the hub client raises from its own, requests' and the OS's families
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{source}: cannot be had from the hub: {reason[0]}") from error
+        # a pattern's * crosses folders, and some repositories keep other formats' weights in theirs
+        return Path(snapshot_download(source, revision=revision, allow_patterns=_WANTED, ignore_patterns="*/*"))
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(f"{source}: the hub has no revision {revision!r:.80} of it") from error
+    except errors.GatedRepoError as error:
+        raise CheckpointError(f"{source}: gated; accept its terms on the hub, then `hf auth login`") from error
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(f"{source}: no such folder, and the hub has no such model (or it is private)") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise CheckpointError(f"{source}: no such folder, not in the hub cache, and the hub is out of reach") from error
+    except Exception as error:  # the hub client raises from its own, its HTTP library's and the OS's families
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"{source}: cannot be had from the hub: {reason}") from error

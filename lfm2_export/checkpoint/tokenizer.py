@@ -1,204 +1,181 @@
 """Tokenizer and chat template of a checkpoint or artifact folder, neither of them trusted.
 
-Tokenizing is Hugging Face's `tokenizers`; the template runs in Jinja2's immutable sandbox with the few helpers that
-transformers gives its templates (`raise_exception`, `strftime_now`, `tojson`), within limits on time and size.
+Tokenizing is Hugging Face's `tokenizers`, whose files can make its Rust code panic and whose post-processor can emit
+ids the model does not have: every call is guarded and every id is checked.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import jinja2
-from jinja2 import nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from lfm2_export.checkpoint.config import LFM2Config, read_json
+from lfm2_export.checkpoint.config import LFM2Config, read_json, token_ids
+from lfm2_export.checkpoint.shards import inside
+from lfm2_export.checkpoint.template import ChatTemplate
 from lfm2_export.errors import CheckpointError
 
 _TOKENIZER, _SETTINGS, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+_GENERATION = "generation_config.json"
 _MAX_TOKENIZER = 64 << 20
+_MAX_SETTINGS = 16 << 20
 _MAX_TEMPLATE = 1 << 20
-_MAX_RENDERED = 4 << 20  # characters
-_MAX_STEPS = 1_000_000  # loop turns and calls of one rendering
-_COUNTED = "_counted"
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+T = TypeVar("T")
 
 
 class ChatTokenizer:
     """Text ↔ token ids, and messages → prompt."""
 
-    def __init__(self, tokenizer: Tokenizer, template: str | None, bos: str, eos_ids: Sequence[int], where: Path) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        template: ChatTemplate | None,
+        special: dict[str, str],
+        eos_ids: Sequence[int],
+        where: Path,
+    ) -> None:
+        """`special` are the variables a template knows the special tokens by; `where` names the file in errors."""
         self._tokenizer = tokenizer
-        self._source = template
-        self._bos = bos
+        self._vocab_size = vocab_size
+        self._template = template
+        self._special = special
         self._where = where
         self.eos_ids = tuple(eos_ids)
-        if template is not None:
-            _ = self._template  # a broken template is refused when the folder is opened, not at the first chat
 
     @classmethod
     def load(cls, folder: Path, config: LFM2Config) -> ChatTokenizer | None:
         """None when the folder has no tokenizer. CheckpointError for one that is broken or does not fit the model."""
-        path = folder / _TOKENIZER
-        if not path.is_file():
+        if not (folder / _TOKENIZER).is_file():
             return None
+        path = inside(folder, _TOKENIZER)
         tokenizer = _load_tokenizer(path)
-        if (largest := max(tokenizer.get_vocab().values(), default=-1)) >= config.vocab_size:
-            raise CheckpointError(f"{path}: token id {largest} does not fit the model's vocabulary of {config.vocab_size}")
-        settings = read_json(folder / _SETTINGS, _MAX_TEMPLATE) if (folder / _SETTINGS).is_file() else {}
-        bos = _token_text(settings.get("bos_token"))
-        if not bos and config.bos_token_id is not None:
-            bos = tokenizer.id_to_token(config.bos_token_id) or ""
-        return cls(tokenizer, _read_template(folder, settings), bos, config.eos_token_ids, folder)
+        largest = max(tokenizer.get_vocab().values(), default=-1)
+        if not 0 <= largest < config.vocab_size:
+            raise CheckpointError(
+                f"{path}: token ids up to {largest}; expected ids below vocab_size {config.vocab_size}"
+            )
+        settings = _optional_json(folder, _SETTINGS)
+        special = {name: text for name in _SPECIAL if (text := _token_text(settings.get(name)))}
+        if "bos_token" not in special and config.bos_token_id is not None:
+            special["bos_token"] = tokenizer.id_to_token(config.bos_token_id) or ""
+        template = _read_template(folder, settings)
+        loaded = cls(tokenizer, config.vocab_size, template, special, _eos_ids(folder, config), path)
+        if not loaded.eos_ids and (eos := tokenizer.token_to_id(special.get("eos_token", ""))) is not None:
+            loaded.eos_ids = (eos,)
+        loaded.encode("a", add_special_tokens=True)  # a post-processor may add ids that no vocabulary lists
+        return loaded
 
     @property
     def has_template(self) -> bool:
-        return self._source is not None
+        return self._template is not None
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Token ids; `add_special_tokens` adds what the tokenizer's post-processor adds (bos). A template has it already."""
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        """Token ids; `add_special_tokens` adds what the post-processor adds (bos), which a template has already.
+
+        CheckpointError when the tokenizer fails or yields an id that the model does not have.
+        """
+        encoding = _guarded(self._where, lambda: self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        ids = list(encoding.ids)
+        if ids and max(ids) >= self._vocab_size:
+            raise CheckpointError(f"{self._where}: yields token id {max(ids)}; expected ids below {self._vocab_size}")
+        return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        """Text of token ids; bytes that form no character become U+FFFD."""
+        return str(_guarded(self._where, lambda: self._tokenizer.decode(list(ids), skip_special_tokens)))
 
-    def stream(self) -> TextStream:
+    def stream(self, skip_special_tokens: bool = False) -> TextStream:
         """An incremental decoder for one reply; special tokens show, tool calls are made of them."""
-        return TextStream(self._tokenizer)
+        return TextStream(self._tokenizer, skip_special_tokens, self._where)
 
     def render(
         self, messages: Sequence[dict[str, Any]], tools: Sequence[Any] | None = None, add_generation_prompt: bool = True
     ) -> str:
-        """The prompt for these messages. CheckpointError when the template refuses, fails or runs away."""
-        values = {
-            "messages": list(messages),
-            "tools": list(tools) if tools else None,
-            "add_generation_prompt": add_generation_prompt,
-            "bos_token": self._bos,
-        }
-        pieces, length = [], 0
-        try:
-            for piece in self._template.generate(values):
-                pieces.append(piece)
-                length += len(piece)
-                if length > _MAX_RENDERED:
-                    raise CheckpointError(f"{self._where}: the chat template renders more than {_MAX_RENDERED} characters")
-        except CheckpointError:
-            raise
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError) as error:
-            raise CheckpointError(f"{self._where}: the chat template failed: {_one_line(error)}") from error
-        return "".join(pieces)
-
-    @property
-    def _template(self) -> jinja2.Template:
-        if self._source is None:
-            raise CheckpointError(f"{self._where}: no chat template")
-        try:
-            return _Sandbox().compile_bounded(self._source)
-        except (jinja2.TemplateError, RecursionError, ValueError) as error:
-            raise CheckpointError(f"{self._where}: the chat template does not compile: {_one_line(error)}") from error
+        """The prompt for these messages, plain JSON values. CheckpointError when the template refuses or runs away."""
+        if self._template is None:
+            raise CheckpointError(f"{self._where.parent}: no chat template")
+        return self._template.render(
+            {
+                "messages": list(messages),
+                "tools": list(tools) if tools else None,
+                "add_generation_prompt": add_generation_prompt,
+                **self._special,
+            }
+        )
 
 
 class TextStream:
     """Token by token to text; a piece appears once its bytes form whole characters."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, where: Path) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=False)
+        self._where = where
+        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
 
     def step(self, token: int) -> str | None:
         """The new text, or None while a character is incomplete."""
-        return self._stream.step(self._tokenizer, token)
+        return _guarded(self._where, lambda: self._stream.step(self._tokenizer, token))
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja2's sandbox, which also bounds the work: so many loop turns and calls, no huge repetition, no power."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        self.filters |= {"tojson": _tojson, _COUNTED: self._counted}
-        self.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
-        self.left = _MAX_STEPS
-
-    def compile_bounded(self, source: str) -> jinja2.Template:
-        """Compile with every loop's iterable counted: nested loops are how a small text runs for hours."""
-        tree = self.parse(source)
-        for loop in tree.find_all(nodes.For):
-            loop.iter = nodes.Filter(loop.iter, _COUNTED, [], [], None, None)
-        return self.from_string(tree)
-
-    def call(self, context: Any, callee: Any, *args: Any, **kwargs: Any) -> Any:
-        self._spend()
-        return super().call(context, callee, *args, **kwargs)
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**":
-            raise jinja2.TemplateError("** is not available in a chat template")
-        for sized, count in ((left, right), (right, left)):
-            if hasattr(sized, "__len__") and isinstance(count, int) and len(sized) * count > _MAX_RENDERED:
-                raise jinja2.TemplateError("a repetition is too long")
-        return super().call_binop(context, operator, left, right)
-
-    def _counted(self, iterable: Iterable[Any]) -> Iterator[Any]:
-        for item in iterable:
-            self._spend()
-            yield item
-
-    def _spend(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise jinja2.TemplateError(f"more than {_MAX_STEPS} loop turns and calls")
-
-
-def _tojson(value: Any, indent: int | None = None) -> str:
-    """As transformers does it: no HTML escapes, no ASCII escapes, keys in their own order."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def _guarded(where: Path, call: Callable[[], T]) -> T:
+    """`call()`, with any failure of the Rust library as a CheckpointError."""
+    try:
+        return call()
+    except (KeyboardInterrupt, SystemExit, CheckpointError):
+        raise
+    except BaseException as error:  # pyo3's PanicException is not an Exception
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"{where}: not a working tokenizer: {reason}") from error
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:
     read_json(path, _MAX_TOKENIZER)  # size and syntax first: the Rust parser's errors are poor
-    try:
-        return Tokenizer.from_file(str(path))
-    except BaseException as error:  # pyo3's PanicException derives from BaseException
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        raise CheckpointError(f"{path}: not a tokenizer: {_one_line(error)}") from error
+    tokenizer = _guarded(path, lambda: Tokenizer.from_file(str(path)))
+    # a length limit left in the file would shorten prompts without a word
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
-def _read_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    path = folder / _TEMPLATE
-    if path.is_file():
-        if path.stat().st_size > _MAX_TEMPLATE:
-            raise CheckpointError(f"{path}: larger than {_MAX_TEMPLATE} bytes")
+def _eos_ids(folder: Path, config: LFM2Config) -> list[int]:
+    """Where a reply ends, by the config or the generation config."""
+    where = str(folder / _GENERATION)
+    further = token_ids(_optional_json(folder, _GENERATION), config.vocab_size, where)
+    return list(dict.fromkeys(config.eos_token_ids + further))
+
+
+def _optional_json(folder: Path, name: str) -> dict[str, Any]:
+    return read_json(inside(folder, name), _MAX_SETTINGS) if (folder / name).is_file() else {}
+
+
+def _read_template(folder: Path, settings: dict[str, Any]) -> ChatTemplate | None:
+    if (folder / _TEMPLATE).is_file():
+        path = inside(folder, _TEMPLATE)
+        if (size := path.stat().st_size) > _MAX_TEMPLATE:
+            raise CheckpointError(f"{path}: {size} bytes, expected at most {_MAX_TEMPLATE}")
         try:
-            return path.read_text(encoding="utf-8")
+            return ChatTemplate(path.read_text(encoding="utf-8"), str(path))
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{path}: not UTF-8 text") from error
+    where = f"{folder / _SETTINGS}: chat_template"
     template = settings.get("chat_template")
     if isinstance(template, list):  # several named ones: [{"name": "default", "template": "…"}, …]
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        named = {str(entry.get("name")): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError(f"{folder / _SETTINGS}: chat_template is not text")
-    return template
+    if template is None:
+        return None
+    if not isinstance(template, str) or len(template) > _MAX_TEMPLATE:
+        raise CheckpointError(f"{where}: expected text of at most {_MAX_TEMPLATE} characters")
+    return ChatTemplate(template, where)
 
 
 def _token_text(token: Any) -> str:
     """A special token is spelled as a string or as an object with `content`."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else ""
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

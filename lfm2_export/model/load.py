@@ -26,13 +26,16 @@ def load_decoder(checkpoint: Checkpoint) -> Decoder:
 
 def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """(path in the model, fp32 tensor): one each, but three for the fused `in_proj`, whose rows are B, C and x."""
-    # clone: a stored fp32 tensor is a view of the mapped file, which the model must outlive
-    tensor = tensor.to(torch.float32, copy=True)
     path = name.removeprefix("model.")
     if ".conv.in_proj." in path:
         for part, rows in zip("bcx", tensor.chunk(3), strict=True):
-            yield path.replace("in_proj", f"{part}_proj"), rows
+            yield path.replace("in_proj", f"{part}_proj"), _own(rows)
     elif path.endswith(".conv.conv.weight"):
-        yield path.replace("conv.conv.weight", "conv.kernel"), tensor[:, 0].T.contiguous()
+        yield path.replace("conv.conv.weight", "conv.kernel"), _own(tensor[:, 0].T)
     else:
-        yield path.replace("conv.conv.bias", "conv.bias"), tensor
+        yield path.replace("conv.conv.bias", "conv.bias"), _own(tensor)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """An fp32 copy: a stored tensor is a view of the mapped file, which the model must outlive."""
+    return tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lfm2_export.checkpoint.nano.tasks import Question, questions
+from lfm2_export.checkpoint.nano.tasks import questions
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.generation import generate
 from lfm2_export.parity.metrics import QuantizationLoss, quantization_loss
@@ -27,19 +27,19 @@ def measure(session: Session, reference: EagerSession, text: EvaluationText) -> 
     return quantization_loss(np.concatenate(actual), np.concatenate(expected), np.concatenate(targets))
 
 
-def task_accuracy(session: Session, tokenizer: ChatTokenizer, count: int) -> dict[str, float]:
-    """Share of held-out nano questions answered exactly (greedy), by kind and as "all"."""
-    asked = questions(_SEED, count, split="heldout")
+def task_accuracy(session: Session, tokenizer: ChatTokenizer, count: int) -> dict[str, float] | None:
+    """Share of held-out nano questions answered exactly (greedy), by kind and as "all".
+
+    Questions that do not fit the session's window are left out; None if none does.
+    """
     right: dict[str, list[bool]] = {}
-    for question in asked:
-        correct = _answer(session, tokenizer, question) == question.answer
-        right.setdefault(question.kind, []).append(correct)
-        right.setdefault("all", []).append(correct)
-    return {kind: sum(results) / len(results) for kind, results in right.items()}
-
-
-def _answer(session: Session, tokenizer: ChatTokenizer, question: Question) -> str:
-    session.reset()
-    prompt = tokenizer.encode(tokenizer.render(question.messages, tools=question.tools or None))
-    limit = len(tokenizer.encode(question.answer)) + 8  # past that the reply is wrong anyway
-    return tokenizer.decode(list(generate(session, prompt, tokenizer.eos_ids, limit)), skip_special_tokens=False)
+    for question in questions(_SEED, count, split="heldout"):
+        prompt = tokenizer.encode(tokenizer.render(question.messages, tools=question.tools or None))
+        limit = len(tokenizer.encode(question.answer)) + 8  # past that the reply is wrong anyway
+        if len(prompt) + limit > session.window:
+            continue
+        session.reset()
+        reply = tokenizer.decode(generate(session, prompt, tokenizer.eos_ids, limit), skip_special_tokens=False)
+        right.setdefault(question.kind, []).append(reply == question.answer)
+        right.setdefault("all", []).append(reply == question.answer)
+    return {kind: sum(results) / len(results) for kind, results in right.items()} or None

@@ -161,7 +161,7 @@ def _question_1(subject: _Subject, reports: list[RuntimeReport], sessions: dict[
     """Against the same quantized eager model: cases, greedy text, state laws."""
     decoder = _quantized(subject)
     eager = EagerSession(decoder, subject.window)
-    prompts = [window[:32] for window in subject.text.windows[: subject.effort.prompts]]
+    prompts = [window[: min(32, subject.window - 1)] for window in subject.text.windows[: subject.effort.prompts]]
     for report in reports:
         session = sessions[report.runtime]
         cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)

@@ -27,16 +27,16 @@ class EvaluationText:
 def evaluation_text(
     config: LFM2Config, tokenizer: ChatTokenizer | None, window: int, tokens: int, seed: int = _SEED
 ) -> EvaluationText:
-    """At least `tokens` tokens in windows that fit the artifact's window."""
+    """At least `tokens` predicted tokens, in windows that fit the artifact's window."""
     if tokenizer is None or not tokenizer.has_template:
         length = min(64, window)
-        count = -(-tokens // length)
+        count = -(-tokens // (length - 1))
         return EvaluationText("random ids", [random_ids(config, length, seed + i) for i in range(count)])
     windows: list[tuple[int, ...]] = []
     for question in questions(seed, tokens, split="heldout"):
         turns = [*question.messages, {"role": "assistant", "content": question.answer}]
         text = tokenizer.render(turns, tools=question.tools or None, add_generation_prompt=False)
         windows.append(tuple(tokenizer.encode(text)[:window]))
-        if sum(map(len, windows)) >= tokens:
+        if sum(len(each) - 1 for each in windows) >= tokens:  # the first token of a window is not predicted
             break
     return EvaluationText("held-out chats", windows)

@@ -32,9 +32,14 @@ def runs(manifest: Manifest) -> bool:
     return manifest.target == "onnx"
 
 
-def open_session(folder: Path, manifest: Manifest) -> OnnxRuntimeSession:
-    """Load an artifact for one conversation."""
-    return OnnxRuntimeSession(folder, manifest)
+def open_session(folder: Path, manifest: Manifest, float_activations: bool = False) -> OnnxRuntimeSession:
+    """Load an artifact for one conversation.
+
+    With `float_activations` its int8-block matrices take their inputs unrounded. Rounding is chaotic: one input
+    that falls the other way moves the next layer's, and soon the difference is as large as rounding itself. Without
+    it the same file must equal the weight-only eager model to fp32's last digits, which proves every byte of it.
+    """
+    return OnnxRuntimeSession(folder, manifest, float_activations)
 
 
 class OnnxRuntimeSession:
@@ -44,7 +49,7 @@ class OnnxRuntimeSession:
     pads = True
     has_state = True
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, float_activations: bool = False) -> None:
         self.version = version()
         import onnxruntime
 
@@ -52,9 +57,11 @@ class OnnxRuntimeSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _QUIET
         options.use_deterministic_compute = True
-        path = str(folder / method.file)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        path = folder / method.file
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            model = _float_activations(path) if float_activations else path
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
             raise ArtifactError(f"{path}: onnxruntime {self.version} cannot load it: {_first_line(error)}") from error
         self.window = manifest.window
@@ -120,6 +127,18 @@ class OnnxRuntimeSession:
             self._binding.bind_output(_present_name(name), "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
         logits = self._logits
         self._binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
+
+
+def _float_activations(path: Path) -> bytes:
+    """The model with every quantized matrix at MatMulNBits' fp32 accuracy level."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 1
+    return model.SerializeToString()
 
 
 def _contract_name(name: str) -> str:

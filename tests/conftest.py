@@ -1,0 +1,32 @@
+"""Fixtures of the unit tests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from checkpoints import write_tiny
+
+
+@pytest.fixture(scope="session")
+def _tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture
+def tiny_checkpoint(_tiny: Path, tmp_path: Path) -> Path:
+    """A folder with a good tiny checkpoint, the test's own to spoil."""
+    return Path(shutil.copytree(_tiny, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """Everything below a folder, to see that nothing was written."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        files = (path for path in folder.rglob("*") if path.is_file() and path.stat().st_size < 1 << 24)
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    return read
