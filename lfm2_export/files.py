@@ -12,6 +12,8 @@ from pathlib import Path
 
 from lfm2_export.errors import UsageError
 
+_OURS = ("manifest.json", "config.json")  # what every artifact or checkpoint folder of ours holds
+
 
 @contextmanager
 def staged_folder(output: Path, force: bool) -> Iterator[Path]:
@@ -56,6 +58,8 @@ def check_free(output: Path, force: bool) -> None:
         raise UsageError(f"{output} exists and is not a folder; choose another --output")
     if output.exists() and not force:
         raise UsageError(f"{output} exists already; choose another --output or pass --force to replace it")
+    if output.exists() and any(output.iterdir()) and not any((output / name).is_file() for name in _OURS):
+        raise UsageError(f"{output} was not made by lfm2-export, so --force will not replace it; remove it yourself")
 
 
 def sha256(path: Path) -> str:

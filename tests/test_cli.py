@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from checkpoints import write_tiny
+from hostile_checkpoints import HOSTILE
 
 from lfm2_export.cli.main import run
 
@@ -97,19 +99,36 @@ def test_debug_shows_the_traceback():
 
 def test_an_existing_output_is_kept_unless_forced(artifact, tmp_path):
     output = tmp_path / "mine"
+    shutil.copytree(artifact, output)
+    again = ("export", "nano", "-r", "onnx-int4", "-o", str(output), "--window", "64", "--no-verify", "-q")
+    before = (output / "manifest.json").read_bytes()
+    assert code_of(*again) == 2
+    assert (output / "manifest.json").read_bytes() == before
+    assert code_of(*again, "--force") == 0
+    assert json.loads((output / "manifest.json").read_text())["recipe"]["name"] == "onnx-int4"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_force_never_replaces_what_others_made(tmp_path, capsys):
+    output = tmp_path / "home"
     output.mkdir()
     (output / "precious.txt").write_text("mine")
-    start = time.monotonic()
-    done = cli("export", "nano", "-r", "onnx-int8", "-o", str(output))
-    assert done.returncode == 2
-    assert "--force" in done.stderr
-    assert time.monotonic() - start < 60  # refused before the work, not after
+    assert code_of("export", "nano", "-r", "onnx-int4", "-o", str(output), "--force") == 2
+    assert "remove it yourself" in capsys.readouterr().err
     assert (output / "precious.txt").read_text() == "mine"
-    forced = cli("export", "nano", "-r", "onnx-int8", "-o", str(output), "--window", "64", "--no-verify", "--force")
-    assert forced.returncode == 0, forced.stderr
-    assert not (output / "precious.txt").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-    assert "not proven" in forced.stdout
+
+
+@pytest.mark.parametrize("name", sorted(HOSTILE))
+def test_exporting_a_hostile_checkpoint_is_one_line_and_leaves_nothing(name, tmp_path, capsys):
+    checkpoint, output = tmp_path / "bad", tmp_path / "out"
+    write_tiny(checkpoint)
+    expected = HOSTILE[name](checkpoint)
+    assert code_of("export", str(checkpoint), "-r", "xnnpack-fp32", "-o", str(output), "--window", "32", "-q") == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert shown.count("\n") == 1
+    assert expected in shown
+    assert not any(path.name == "out" or path.name.startswith(".") for path in tmp_path.iterdir())
 
 
 def test_inspect_shows_what_is_inside(artifact, capsys):
@@ -134,8 +153,6 @@ def test_parity_through_a_runtime_that_does_not_run_it_is_misuse(artifact):
 
 
 def test_parity_fails_with_exit_code_1_when_a_gate_fails(artifact, tmp_path):
-    import shutil
-
     from lfm2_export.artifact.folder import open_artifact, write_manifest
 
     copy = shutil.copytree(artifact, tmp_path / "strict")

@@ -25,7 +25,7 @@ from lfm2_export.quantize.apply import BlockActivationLinear, quantize
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes.eager import EagerSession
-from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession, open_session
+from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession, open_session, weights_session
 from lfm2_export.runtimes.session import Session, Snapshot
 from lfm2_export.targets import onnx as target
 from lfm2_export.targets._onnx import graph as graph_module
@@ -331,7 +331,7 @@ class TestQuantized:
     ) -> None:
         monkeypatch.setattr(graph_module, "EMBEDDED_BYTES", limit)
         made = lower(quantize(random_decoder(), recipe(name).quantization), recipe(name), tmp_path)
-        unrounded = open_session(tmp_path, made, float_activations=True)
+        unrounded = weights_session(tmp_path, made)
         assert worst(unrounded, weight_only(name), [1, 2, 9, 1, 4], 17) < FP32_ERROR
 
     @pytest.mark.parametrize("group", [16, 32, 64, 128])
@@ -481,7 +481,7 @@ class TestFaults:
         weight = next(t for t in model.graph.initializer if t.name.startswith("layers.1.feed_forward.w1.weight_q"))
         weight.raw_data = bytes([weight.raw_data[0] ^ 0x88]) + weight.raw_data[1:]
         onnx.save(model, path)
-        broken = open_session(tmp_path, made, float_activations=True)
+        broken = weights_session(tmp_path, made)
         assert worst(broken, eager, [8], 8) > 10 * FP32_ERROR
 
     def test_a_broken_file_is_one_line(self, tmp_path: Path) -> None:

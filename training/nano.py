@@ -3,19 +3,14 @@
     python training/nano.py
 
 writes lfm2_export/checkpoint/nano; two free CPU cores need about half an hour. `--hidden` and `--layers`
-make a larger sibling for tests that need one, `--start` goes on from a folder written before. The learning
-rate follows the clock rather than a step count, so `--minutes` holds on any machine; a run is therefore
-alike, not bit-identical, from machine to machine. The committed weights are three runs in a row on a
-busy machine (22, 14 and 12 minutes, the later two with `--start` and `--rate 0.002`); the first two still
-learned the prompts throughout, the first asked all kinds equally often, and all three also asked "Who has
-the lamp?" (looking up backwards), which so small a model did not learn and tasks.py no longer asks.
+make a larger sibling for tests that need one, `--start` goes on from a folder written before.
 """
 
 import json
 import math
 import tempfile
-import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -33,8 +28,8 @@ from lfm2_export.checkpoint.nano import PATH
 from lfm2_export.checkpoint.nano.tasks import questions
 
 CONTEXT = 1024
-PROMPTS_UNTIL = 0.2  # share of the time in which prompts are learned too; later their randomness is only noise
-ROUNDED_FROM = 0.6  # share of the training time after which every other step sees 4-bit weights
+PROMPTS_UNTIL = 0.2  # share of the steps in which prompts are learned too; later their randomness is only noise
+ROUNDED_FROM = 0.6  # share of the steps after which every other step sees 4-bit weights
 console = Console()
 
 
@@ -79,24 +74,22 @@ def train(
     model: Lfm2ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     data: Iterator[Batch],
-    minutes: float,
+    steps: int,
     rate: float,
     prompts_until: float = PROMPTS_UNTIL,
 ) -> None:
-    """Trains in place until the time is up: short warm-up, then cosine decay to nearly nothing.
+    """Trains in place for so many steps: short warm-up, then cosine decay to nearly nothing.
 
     bfloat16 matrix products are twice as fast on CPUs that have them; weights and loss stay fp32.
     """
     optims = optimizers(model, rate)
     rounding = Rounding(model)
     columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    began, loss_mean, next_report = time.monotonic(), 0.0, 0.1
+    loss_mean = 0.0
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("training", total=1.0, note="")
-        for step, (batch, weights) in enumerate(data):
-            done = (time.monotonic() - began) / (60 * minutes)
-            if done >= 1:
-                break
+        for step, (batch, weights) in enumerate(islice(data, steps)):
+            done = step / steps
             warm, decay = min(1.0, (step + 1) / 50), 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
             for group in (group for optimizer in optims for group in optimizer.param_groups):
                 group["lr"] = rate * warm * decay
@@ -114,8 +107,7 @@ def train(
                 optimizer.zero_grad(set_to_none=True)
             loss_mean += (loss.item() - loss_mean) * (0.02 if step else 1.0)
             progress.update(task, completed=done, note=f"step {step} loss {loss_mean:.3f}")
-            if done > next_report:
-                next_report += 0.1
+            if (step + 1) % (steps // 10) == 0:
                 rounding.switch(False)
                 report(f"step {step} loss {loss_mean:.4f}", accuracy(model, tokenizer, 200))
     rounding.remove()
@@ -154,7 +146,7 @@ def amend(file: Path, **values: object) -> None:
 def main(
     hidden: Annotated[int, typer.Option(help="Width, a multiple of 128.")] = 128,
     layers: Annotated[int, typer.Option(help="Layers, at least 5.")] = 6,
-    minutes: Annotated[float, typer.Option(help="Training time.")] = 25.0,
+    steps: Annotated[int, typer.Option(min=10, help="Training steps.")] = 4000,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = PATH,
     vocab: Annotated[int, typer.Option(help="Vocabulary, a multiple of 32.")] = 1024,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 4e-3,
@@ -174,7 +166,7 @@ def main(
         tokenizer = with_template(raw, PATH / "chat_template.jinja", CONTEXT)
         model = Lfm2ForCausalLM(configuration(hidden, layers, vocab))
     console.print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
-    train(model, tokenizer, batches(tokenizer, batch, seed), minutes, rate, 0.0 if start else PROMPTS_UNTIL)
+    train(model, tokenizer, batches(tokenizer, batch, seed), steps, rate, 0.0 if start else PROMPTS_UNTIL)
     model.to(torch.bfloat16)
     save(model, tokenizer, out)
     rounded = Lfm2ForCausalLM.from_pretrained(out, dtype=torch.float32)

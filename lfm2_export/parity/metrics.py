@@ -32,14 +32,13 @@ def signal_to_noise(actual: np.ndarray, expected: np.ndarray) -> float:
     return 300.0 if noise == 0 else float(10 * np.log10(max(signal, 1e-300) / noise))
 
 
-def clear_top1(actual: np.ndarray, expected: np.ndarray) -> tuple[int, int]:
-    """(agreeing, counted) argmax over the rows whose margin exceeds twice the row's own error.
+def clear_top1(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> tuple[int, int]:
+    """(agreeing, counted) argmax over the rows whose margin exceeds the allowed error, `tolerance` · max|expected|.
 
     With a smaller margin either token is a fair answer to that error, so such rows prove nothing.
     """
     ordered = np.sort(expected, axis=-1)
-    margin = ordered[:, -1] - ordered[:, -2]
-    counted = margin > 2 * np.median(np.abs(actual - expected), axis=-1)
+    counted = ordered[:, -1] - ordered[:, -2] > tolerance * np.abs(expected).max()
     agree = actual.argmax(-1) == expected.argmax(-1)
     return int((agree & counted).sum()), int(counted.sum())
 

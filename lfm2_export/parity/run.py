@@ -22,7 +22,7 @@ from lfm2_export.parity import quality, stock_runner
 from lfm2_export.parity.cases import lowering_cases, random_ids
 from lfm2_export.parity.laws import LawContext, state_laws
 from lfm2_export.parity.lowering import compare, same_greedy_text
-from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
+from lfm2_export.parity.report import WEIGHTS_LIMIT, ParityReport, RuntimeReport, judge
 from lfm2_export.parity.text import EvaluationText, evaluation_text
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.recipes import Recipe
@@ -161,18 +161,35 @@ def _question_1(subject: _Subject, reports: list[RuntimeReport], sessions: dict[
     """Against the same quantized eager model: cases, greedy text, state laws."""
     decoder = _quantized(subject)
     eager = EagerSession(decoder, subject.window)
+    tolerance = subject.recipe.gates.lowering.max_error
     prompts = [window[: min(32, subject.window - 1)] for window in subject.text.windows[: subject.effort.prompts]]
     for report in reports:
         session = sessions[report.runtime]
         cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
         subject.stage(f"{report.runtime}: against the same weights in eager PyTorch")
-        report.lowering = compare(session, eager, cases)
-        report.greedy = same_greedy_text(session, eager, prompts, subject.effort.continuation)
+        report.lowering = compare(session, eager, cases, tolerance)
+        report.greedy = same_greedy_text(session, eager, prompts, subject.effort.continuation, tolerance)
         subject.stage(f"{report.runtime}: state laws")
-        tolerance = subject.recipe.gates.lowering.max_error
         other = _other_form(decoder, subject)
         context = LawContext(session, subject.config, subject.tokens[: subject.window // 2], tolerance, other)
         report.laws = list(state_laws(context))
+    del decoder, eager
+    if any(rule.activation for rule in subject.recipe.quantization):
+        _weights_alone(subject, reports)
+
+
+def _weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:
+    """The same files with activations in float, where a runtime can: rounding no longer hides a small fault."""
+    rules = [rule.model_copy(update={"activation": None}) for rule in subject.recipe.quantization]
+    eager = EagerSession(quantize(load_decoder(subject.checkpoint), tuple(rules)), subject.window)
+    for report in reports:
+        session = runtimes.find(report.runtime).weights_session(subject.artifact.folder, subject.artifact.manifest)
+        if session is None:
+            report.weights_reason = "this runtime cannot leave the activations in float"
+            continue
+        subject.stage(f"{report.runtime}: the stored weights, with activations in float")
+        cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
+        report.weights_error = compare(session, eager, cases, WEIGHTS_LIMIT).max_error
 
 
 def _question_2(

@@ -1,10 +1,12 @@
 """What can execute an artifact. One module per runtime, found by its file name, all behind `Session`.
 
-A runtime module has three functions, the whole of what `parity` and `chat` know of it:
+A runtime module has four functions, the whole of what `parity` and `chat` know of it:
 
 - `version() -> str`: of the installed library; MissingDependencyError (with the command that installs it) if absent;
 - `runs(manifest) -> bool`: whether this runtime is meant for such an artifact;
-- `open_session(folder, manifest) -> Session`: load it.
+- `open_session(folder, manifest) -> Session`: load it;
+- `weights_session(folder, manifest) -> Session | None`: the same files with activations in float, to judge the stored
+  weights without the noise of rounded activations; None where the runtime cannot.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ class Runtime(Protocol):
     def runs(self, manifest: Manifest) -> bool: ...
 
     def open_session(self, folder: Path, manifest: Manifest) -> Session: ...
+
+    def weights_session(self, folder: Path, manifest: Manifest) -> Session | None: ...
 
 
 def names() -> list[str]:

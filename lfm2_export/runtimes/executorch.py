@@ -43,6 +43,11 @@ def open_session(folder: Path, manifest: Manifest) -> Session:
     return ExplicitSession(folder, manifest) if manifest.form == "explicit" else ResidentSession(folder, manifest)
 
 
+def weights_session(folder: Path, manifest: Manifest) -> Session | None:
+    """None: XNNPACK's int8 kernels round their inputs, whatever one asks."""
+    return None
+
+
 class _Module:
     """A loaded `.pte` and its one method."""
 

@@ -32,14 +32,18 @@ def runs(manifest: Manifest) -> bool:
     return manifest.target == "onnx"
 
 
-def open_session(folder: Path, manifest: Manifest, float_activations: bool = False) -> OnnxRuntimeSession:
-    """Load an artifact for one conversation.
+def open_session(folder: Path, manifest: Manifest) -> OnnxRuntimeSession:
+    """Load an artifact for one conversation."""
+    return OnnxRuntimeSession(folder, manifest)
 
-    With `float_activations` its int8-block matrices take their inputs unrounded. Rounding is chaotic: one input
-    that falls the other way moves the next layer's, and soon the difference is as large as rounding itself. Without
-    it the same file must equal the weight-only eager model to fp32's last digits, which proves every byte of it.
+
+def weights_session(folder: Path, manifest: Manifest) -> OnnxRuntimeSession:
+    """The same file with its int8-block matrices taking their inputs unrounded.
+
+    Rounding is chaotic: one input that falls the other way moves the next layer's, and soon the difference is as large
+    as rounding itself. Without it the file must equal the weight-only eager model to fp32's last digits.
     """
-    return OnnxRuntimeSession(folder, manifest, float_activations)
+    return OnnxRuntimeSession(folder, manifest, float_activations=True)
 
 
 class OnnxRuntimeSession:
