@@ -12,7 +12,7 @@ demo: .venv/installed  ## export nano to a .pte and to ONNX, prove both, chat wi
 	$(BIN)/lfm2-export chat out/demo-onnx --prompt "What color is the sky?"
 
 test: .venv/installed-test lint  ## what CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=10
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

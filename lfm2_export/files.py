@@ -29,14 +29,14 @@ def staged_folder(output: Path, force: bool) -> Iterator[Path]:
         raise UsageError(f"cannot write {output}: {error.strerror}") from error
     try:
         yield staging
-        os.chmod(staging, 0o755)  # mkdtemp's 0700 is right only while it is temporary
+        staging.chmod(0o755)  # mkdtemp's 0700 is right only while it is temporary
         if output.exists():
             retired = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-            os.replace(output, retired / output.name)
-            os.replace(staging, output)
+            output.replace(retired / output.name)
+            staging.replace(output)
             shutil.rmtree(retired)
         else:
-            os.replace(staging, output)
+            staging.replace(output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -46,7 +46,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UsageError(f"cannot write {path}: {error.strerror}") from error

@@ -1,6 +1,6 @@
 """`optimum-cli export lfm2`: the same export, under optimum's roof.
 
-The wheel installs this file as `optimum/commands/register/lfm2_export.py`, where optimum looks for third-party commands.
+The wheel installs this file as `optimum/commands/register/lfm2_export.py`, where optimum looks for such commands.
 """
 
 from __future__ import annotations

@@ -80,11 +80,11 @@ def _prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, stage: Stag
     report = prove(open_artifact(folder), checkpoint, stage=stage)
     write_manifest(folder, manifest.model_copy(update={"parity": report.gates}))
     if not report.passed:
-        raise ParityFailure(report)
+        raise ParityError(report)
     return report
 
 
-class ParityFailure(GateError):
+class ParityError(GateError):
     """The artifact was made but not proven; `report` says where it failed."""
 
     def __init__(self, report: ParityReport) -> None:

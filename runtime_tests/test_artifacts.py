@@ -1,4 +1,4 @@
-"""The upper rungs of the ladder, for every artifact form and precision: proof, edges, and text through real runtimes."""
+"""The upper rungs of the ladder, for every artifact form and precision: proof, edges, text through real runtimes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def test_a_prompt_longer_than_one_call_equals_eager(artifact, quantized_nano):
     assert np.abs(session.decode(5) - eager.decode(5)).max() <= limit * scale
 
 
-@pytest.mark.parametrize("ids", [[], [-1], [1024], [0] * (WINDOW + 1)], ids=["none", "negative", "too large", "too many"])
+@pytest.mark.parametrize(
+    "ids", [[], [-1], [1024], [0] * (WINDOW + 1)], ids=["none", "negative", "too large", "too many"]
+)
 def test_bad_calls_are_refused_and_change_nothing(artifact, ids):
     session = open_session(artifact)
     before = session.prefill([3, 4, 5])

@@ -136,7 +136,9 @@ def test_a_resident_form_that_never_forgets_fails_the_reset_law(nano, quantized_
             return self.prefill([token])
 
     def law(subject):
-        context = LawContext(subject, nano.config, tuple(range(20, 60)), 1e-4, lambda tokens: np.zeros((len(tokens), 1024)))
+        context = LawContext(
+            subject, nano.config, tuple(range(20, 60)), 1e-4, lambda tokens: np.zeros((len(tokens), 1024))
+        )
         return next(iter(state_laws(context)))
 
     assert law(session).passed

@@ -1,4 +1,4 @@
-"""The first rungs of the ladder: blocks and the whole traced model equal transformers' in fp32, however they are fed."""
+"""The first rungs of the ladder: blocks and the whole traced model equal transformers' in fp32, however fed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def feed(model: Decoder, state: State, chunk: Tensor, position: Tensor, length: 
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(shape=shapes(), splits=st.lists(st.integers(1, 6), min_size=1, max_size=8), pad=st.integers(0, 5), data=st.data())
+@given(
+    shape=shapes(), splits=st.lists(st.integers(1, 6), min_size=1, max_size=8), pad=st.integers(0, 5), data=st.data()
+)
 def test_any_shape_any_split_any_padding_equals_transformers(shape, splits, pad, data):
     theirs, ours = make_pair(**shape)
     lengths = data.draw(st.lists(st.tuples(*[st.integers(1, n) for n in splits]), min_size=1, max_size=3))
@@ -118,7 +120,16 @@ def test_resident_form_equals_explicit_form_and_forgets_at_position_zero():
 def test_state_shapes_follow_the_contract():
     _, ours = make_pair(conv_L_cache=4)
     names = list(state_shapes(ours.config, 10))
-    assert names == ["conv_state.0", "conv_state.1", "key.2", "value.2", "conv_state.3", "key.4", "value.4", "conv_state.5"]
+    assert names == [
+        "conv_state.0",
+        "conv_state.1",
+        "key.2",
+        "value.2",
+        "conv_state.3",
+        "key.4",
+        "value.4",
+        "conv_state.5",
+    ]
     assert state_shapes(ours.config, 10)["conv_state.0"] == (1, 64, 3)
     assert state_shapes(ours.config, 10)["key.2"] == (1, 2, 10, 16)
 

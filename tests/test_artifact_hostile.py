@@ -1,4 +1,4 @@
-"""Artifact folders that were damaged or forged: refused in one line that names the file, by every command that opens one."""
+"""Artifact folders that were damaged or forged: refused in one line that names the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line's manners: quick help, one-line errors, exit codes 0/1/2, one JSON document, whole outputs or none."""
+"""The command line's manners: quick help, one-line errors, exit codes, one JSON document, whole outputs or none."""
 
 from __future__ import annotations
 
@@ -179,7 +179,11 @@ def test_chat_answers_and_reports_speed(artifact):
 def test_chat_talks_over_several_turns(artifact):
     turns = "My name is Anna.\nWhat is my name?\n/reset\n/exit\n"
     done = subprocess.run(
-        [sys.executable, "-m", "lfm2_export", "chat", str(artifact)], input=turns, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "lfm2_export", "chat", str(artifact)],
+        input=turns,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "Anna" in done.stdout
 

@@ -10,7 +10,7 @@ NAME = "doctor"
 
 
 def run(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
-    """Check libraries, versions and machine features. Exit code 1 if a required part is missing or of a wrong version."""
+    """Check libraries, versions and machine features. Exit code 1 if a required part is missing or does not fit."""
     import json
 
     from rich.table import Table

@@ -25,7 +25,7 @@ def run(
 ) -> None:
     """Export a checkpoint, and prove the artifact against eager PyTorch before it appears."""
     from lfm2_export.cli import console
-    from lfm2_export.pipeline import ParityFailure, export
+    from lfm2_export.pipeline import ParityError, export
 
     changes = list(overrides or [])
     changes += [f"form={form}"] if form is not None else []
@@ -35,7 +35,7 @@ def run(
             artifact, report = export(
                 source, recipe, output, revision=revision, overrides=changes, force=force, verify=verify, stage=stage
             )
-    except ParityFailure as failure:
+    except ParityError as failure:
         if not as_json:
             console.print_report(failure.report)
         raise

@@ -55,7 +55,9 @@ def compare(session: Session, eager: Session, cases: Sequence[Case], tolerance: 
     )
 
 
-def same_greedy_text(session: Session, eager: Session, prompts: Sequence[tuple[int, ...]], limit: int, tolerance: float) -> float:
+def same_greedy_text(
+    session: Session, eager: Session, prompts: Sequence[tuple[int, ...]], limit: int, tolerance: float
+) -> float:
     """Share of prompts whose greedy continuation is the same on both sides for up to `limit` tokens.
 
     Both sides are led along eager's tokens, and a fork counts only where eager's margin is clear of the

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
 
 from lfm2_export.artifact.manifest import Delegation, GateResult
@@ -9,7 +11,6 @@ from lfm2_export.parity.laws import LawResult
 from lfm2_export.parity.lowering import LoweringFigures
 from lfm2_export.parity.metrics import QuantizationLoss
 from lfm2_export.recipes import Gates
-
 
 WEIGHTS_LIMIT = 1e-4  # with float activations quantized kernels are as exact as fp32 ones
 
@@ -105,6 +106,7 @@ class Judged:
     def _add(self, name: str, value: float | None, limit: float, passed: bool, reason: str | None) -> None:
         if reason is None and value is None:
             raise ValueError(f"gate {name!r} has neither a value nor a reason")
+        status: Literal["pass", "fail", "skipped"]
         status = "skipped" if reason is not None else "pass" if passed else "fail"
         shown = None if value is None or value != value else float(f"{value:.3g}")
         if value is not None and value != value:

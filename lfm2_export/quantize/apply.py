@@ -8,7 +8,7 @@ last (torchao's `weight_scale_dtype`) would leave weights off their best integer
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.quantize.scheme import QuantizationRule, Rules, WeightScheme, quantizable, rule_for
 
-_DTYPES = {4: torch.int4, 8: torch.int8}
+_DTYPES: dict[int, torch.dtype] = {4: getattr(torch, "int4"), 8: torch.int8}  # noqa: B009  torch's stubs lack int4
 _SCALES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -78,7 +78,7 @@ def quantized_weight(module: nn.Module) -> QuantizedWeight | None:
 
 
 def _quantize_module(decoder: Decoder, path: str, rule: QuantizationRule, scheme: WeightScheme) -> None:
-    module = decoder.get_submodule(path)
+    module = cast(nn.Linear, decoder.get_submodule(path))  # or the embedding, which has a weight too
     on_token = ActivationQuantization.INT8_ASYM_PER_TOKEN if rule.activation == "int8-token" else None
     weight = _to_grid(module.weight.detach(), scheme, on_token)
     if rule.activation == "int8-block":
@@ -89,7 +89,9 @@ def _quantize_module(decoder: Decoder, path: str, rule: QuantizationRule, scheme
         module.weight = nn.Parameter(weight, requires_grad=False)
 
 
-def _to_grid(weight: Tensor, scheme: WeightScheme, activation: ActivationQuantization | None) -> Tensor:
+def _to_grid(
+    weight: Tensor, scheme: WeightScheme, activation: ActivationQuantization | None
+) -> IntxUnpackedToInt8Tensor:
     block = (1, scheme.group or weight.shape[1])
     limit = 2 ** (scheme.bits - 1)
     scales, zeros = choose_qparams_affine(

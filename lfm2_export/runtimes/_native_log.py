@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def silenced(*descriptors: int) -> Iterator[None]:
-    """Send these descriptors (1 stdout, 2 stderr) to nowhere for the length of the block; exceptions still come through."""
+    """Send these descriptors (1 stdout, 2 stderr) to nowhere for the length of the block; exceptions come through."""
     if not descriptors:
         yield
         return

@@ -1,7 +1,7 @@
-"""ExecuTorch's stock TextLLMRunner, the C++ loop behind Android's LlmModule: text in, text out, state inside the `.pte`.
+"""ExecuTorch's stock TextLLMRunner, the C++ loop behind Android's LlmModule: text in, text out, state in the `.pte`.
 
-It runs in a process of its own: it prints what it generates on stdout whoever is listening, and a file it cannot stomach
-ends the process.
+It runs in a process of its own: it prints what it generates on stdout whoever is listening, and a file it cannot
+stomach ends the process.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ def _serve() -> None:
             runner.generate(prompt, config, pieces.append)
             replies.append("".join(pieces).partition(_STOP)[0])
     print(json.dumps(replies), flush=True)
-
 
 
 if __name__ == "__main__":

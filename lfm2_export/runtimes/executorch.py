@@ -1,7 +1,7 @@
 """ExecuTorch's in-process Python runtime, driving both forms of an `xnnpack` artifact.
 
-The explicit form's window lives here and is written at the new slices' place after each call; the resident form keeps it
-inside the loaded program, and `reset()` only goes back to position 0, exactly as the stock runners do.
+The explicit form's window lives here and is written at the new slices' place after each call; the resident form keeps
+it inside the loaded program, and `reset()` only goes back to position 0, exactly as the stock runners do.
 """
 
 from __future__ import annotations

@@ -89,4 +89,6 @@ def check_snapshot(snapshot: Snapshot, shapes: Mapping[str, tuple[int, ...]]) ->
         wanted = shape if name.startswith("conv_state.") else (*shape[:2], snapshot.position, *shape[3:])
         fits = name.startswith("conv_state.") or snapshot.position <= shape[2]
         if not fits or snapshot.tensors[name].shape != wanted:
-            raise UsageError(f"the snapshot does not fit: {name} is {snapshot.tensors[name].shape}, the window is {shape}")
+            raise UsageError(
+                f"the snapshot does not fit: {name} is {snapshot.tensors[name].shape}, the window is {shape}"
+            )

@@ -1,25 +1,25 @@
 """ExecuTorch `.pte` for CPUs, computed by the XNNPACK delegate.
 
-One method with a dynamic number of tokens serves prefill and decode, so the packed weights exist once. The explicit form
-takes and returns state (`slice` transport); the resident form keeps it in buffers and carries the metadata methods that
-ExecuTorch's stock LLM runners ask for.
+One method with a dynamic number of tokens serves prefill and decode, so the packed weights exist once. The explicit
+form takes and returns state (`slice` transport); the resident form keeps it in buffers and carries the metadata methods
+that ExecuTorch's stock LLM runners ask for.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 from executorch.exir.passes import MemoryPlanningPass
-from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from lfm2_export.artifact.manifest import MethodSpec, TensorSpec
@@ -31,8 +31,8 @@ from lfm2_export.model.state import empty_state, is_cache, state_shapes
 from lfm2_export.quantize.scheme import quantizable, rule_for
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets import Lowered, Stage
+from lfm2_export.targets._xnnpack.decoder import DelegableDecoder
 from lfm2_export.targets._xnnpack.delegation import delegation
-from lfm2_export.targets._xnnpack.rewrite import delegable
 
 FILE, METHOD = "model.pte", "forward"
 _MAX_TOKENS = 256  # of one call, unless the recipe's options say otherwise: the activation arena grows with it
@@ -51,7 +51,9 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
         if rule is None or rule.weight is None:
             continue
         if rule.activation == "int8-block":
-            raise RecipeError(f"{recipe.name}: {path}: int8-block activations are onnxruntime's; XNNPACK has int8-token")
+            raise RecipeError(
+                f"{recipe.name}: {path}: int8-block activations are onnxruntime's; XNNPACK has int8-token"
+            )
         if kind != "embedding" and rule.activation is None:
             raise RecipeError(f"{recipe.name}: {path}: XNNPACK needs int8-token activations beside integer weights")
         if kind == "embedding" and rule.activation is not None:
@@ -61,11 +63,11 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
 def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
     """Write `model.pte`. LoweringError if the delegate left a matrix product or convolution behind."""
     limit = min(recipe.window, recipe.options.get("max_tokens", _MAX_TOKENS))
-    with _quiet(), torch.no_grad():
+    with _quiet(), _no_collection(), torch.no_grad():
         stage("tracing")
         explicit = recipe.form == "explicit"
         make = _trace_explicit if explicit else _trace_resident
-        program = make(delegable(decoder), recipe.window, limit)
+        program = make(DelegableDecoder(decoder, recipe.window).eval(), recipe.window, limit)
         stage("lowering to XNNPACK (the longest step)")
         edge = to_edge_transform_and_lower(
             {METHOD: program},
@@ -77,15 +79,11 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lower
         stage("writing the .pte")
         # the caller's own tensors serve as inputs: an arena copy of the KV cache would cost its size again
         planning = MemoryPlanningPass(alloc_graph_input=not explicit)
-        # the fusion turns "dequantize, then look up" into the quantized embedding operator
-        config = ExecutorchBackendConfig(memory_planning_pass=planning, do_quant_fusion_and_const_prop=True)
-        final = edge.to_executorch(config)
+        final = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
         with (folder / FILE).open("wb") as file:
             final.write_to_file(file)
     inputs, outputs = _explicit_specs(decoder.config, recipe.window) if explicit else _resident_specs(decoder.config)
-    method = MethodSpec(
-        name=METHOD, file=FILE, inputs=inputs, outputs=outputs, max_tokens=limit, delegation=report
-    )
+    method = MethodSpec(name=METHOD, file=FILE, inputs=inputs, outputs=outputs, max_tokens=limit, delegation=report)
     return Lowered(
         methods=[method],
         transport="slice" if explicit else "inplace",
@@ -95,15 +93,15 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lower
     )
 
 
-def _trace_explicit(decoder: Decoder, window: int, limit: int) -> ExportedProgram:
+def _trace_explicit(decoder: DelegableDecoder, window: int, limit: int) -> ExportedProgram:
     state = empty_state(decoder.config, window)
     example = (torch.zeros(1, 2, dtype=torch.long), torch.tensor([0]), torch.tensor([2]), state)
     dynamic = ({1: Dim("T", min=1, max=limit)}, None, None, dict.fromkeys(state))
     return torch.export.export(decoder, example, dynamic_shapes=dynamic, strict=True)
 
 
-def _trace_resident(decoder: Decoder, window: int, limit: int) -> ExportedProgram:
-    model: nn.Module = ResidentDecoder(decoder, window)
+def _trace_resident(decoder: DelegableDecoder, window: int, limit: int) -> ExportedProgram:
+    model = ResidentDecoder(cast(Decoder, decoder), window)  # of the same signature
     example = (torch.zeros(1, 2, dtype=torch.long), torch.tensor([0]))
     dynamic = ({1: Dim("T", min=1, max=limit)}, None)
     return torch.export.export(model, example, dynamic_shapes=dynamic, strict=True)
@@ -148,6 +146,18 @@ def _resident_specs(config: LFM2Config) -> tuple[list[TensorSpec], list[TensorSp
         TensorSpec(name="start_pos", dtype="int64", shape=[1]),
     ]
     return inputs, [TensorSpec(name="logits", dtype="float32", shape=[1, config.vocab_size])]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Lowering makes millions of small objects and drops few: searching them for cycles took half of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager
