@@ -27,6 +27,7 @@ nano: .venv/installed-test  ## train the embedded nano model anew
 	$(PYTHON) -m venv --without-pip .venv
 
 .venv/installed: .venv/bin/python pyproject.toml
+	@echo "setting up .venv (torch and executorch are large: a minute or two)"
 	$(PYTHON) -m pip --python .venv/bin/python install --quiet --editable .
 	@touch $@
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
+from artifacts import ARTIFACTS, WINDOW
 
-from lfm2_export import runtimes
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
 from lfm2_export.model.decoder import Decoder
@@ -17,22 +16,6 @@ from lfm2_export.model.load import load_decoder
 from lfm2_export.pipeline import export
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.recipes import Recipe
-from lfm2_export.runtimes.session import Session
-
-WINDOW = 320  # past one call's 256 tokens, so that long prompts are cut, and small enough to run to its edge
-
-ARTIFACTS = [
-    ("xnnpack-fp32", "explicit"),
-    ("xnnpack-int8", "explicit"),
-    ("xnnpack-int4", "explicit"),
-    ("xnnpack-fp32", "resident"),
-    ("xnnpack-int8", "resident"),
-    ("xnnpack-int4", "resident"),
-    ("onnx-fp32", "explicit"),
-    ("onnx-int8", "explicit"),
-    ("onnx-int4", "explicit"),
-]
-RUNTIME = {"xnnpack": "executorch", "onnx": "onnxruntime"}
 
 Make = Callable[[str, str], Artifact]
 
@@ -74,9 +57,3 @@ def quantized_nano(nano: Checkpoint) -> Callable[[Artifact], Decoder]:
         return quantize(load_decoder(nano), Recipe.model_validate_json(rules).quantization)
 
     return lambda artifact: make(Recipe.model_validate(artifact.manifest.recipe).model_dump_json())
-
-
-def open_session(artifact: Artifact, folder: Path | None = None) -> Session:
-    """Load an artifact through the runtime that is meant for it, from another folder if one is given."""
-    runtime = runtimes.find(RUNTIME[artifact.manifest.target])
-    return runtime.open_session(folder or artifact.folder, artifact.manifest)

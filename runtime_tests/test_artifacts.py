@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import WINDOW, open_session
+from artifacts import WINDOW, open_session
 
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.conversation import Conversation
@@ -25,6 +25,8 @@ def test_every_artifact_is_proven_by_its_recipe_gates(artifact, nano):
     assert not failed
     assert report.passed
     assert [runtime.status for runtime in report.runtimes] == ["pass"] * len(report.runtimes)
+    if artifact.manifest.form == "explicit":  # rounding flips are rare on nano: the median step is free of them
+        assert report.runtimes[0].lowering.median_step < 1e-5
 
 
 def test_a_prompt_longer_than_one_call_equals_eager(artifact, quantized_nano):
@@ -78,7 +80,7 @@ def test_a_chat_of_two_turns_goes_on_from_the_first(artifact, nano):
 def test_the_stock_runner_cuts_long_prompts_and_forgets_on_reset(recipe, make_artifact, nano):
     artifact = make_artifact(recipe, "resident")
     tokenizer = ChatTokenizer.load(artifact.folder, nano.config)
-    short, filler = "What color is the sky?", "Snow is white. Grass is green. " * 30
+    short, filler = "What color is the sky?", "Snow is white. Grass is green. " * 25
     prompts = [tokenizer.render([{"role": "user", "content": text}]) for text in (short, filler, short)]
     tokens = len(tokenizer.encode(prompts[1]))
     assert artifact.manifest.methods[0].max_tokens < tokens < WINDOW

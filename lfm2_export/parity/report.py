@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 
 from lfm2_export.artifact.manifest import Delegation, GateResult
 from lfm2_export.parity.laws import LawResult
@@ -55,6 +55,7 @@ class ParityReport(BaseModel):
     def gates(self) -> list[GateResult]:
         return [gate for runtime in self.runtimes for gate in runtime.gates]
 
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's own documented spelling
     @property
     def passed(self) -> bool:
         """Whether something was proven and nothing failed; a skipped runtime or gate proves nothing."""

@@ -1,0 +1,30 @@
+"""Which artifacts climb the ladder, and how they are loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lfm2_export import runtimes
+from lfm2_export.artifact.folder import Artifact
+from lfm2_export.runtimes.session import Session
+
+WINDOW = 320  # past one call's 256 tokens, so that long prompts are cut, and small enough to run to its edge
+
+ARTIFACTS = [
+    ("xnnpack-fp32", "explicit"),
+    ("xnnpack-int8", "explicit"),
+    ("xnnpack-int4", "explicit"),
+    ("xnnpack-fp32", "resident"),
+    ("xnnpack-int8", "resident"),
+    ("xnnpack-int4", "resident"),
+    ("onnx-fp32", "explicit"),
+    ("onnx-int8", "explicit"),
+    ("onnx-int4", "explicit"),
+]
+RUNTIME = {"xnnpack": "executorch", "onnx": "onnxruntime"}
+
+
+def open_session(artifact: Artifact, folder: Path | None = None) -> Session:
+    """Load an artifact through the runtime that is meant for it, from another folder if one is given."""
+    runtime = runtimes.find(RUNTIME[artifact.manifest.target])
+    return runtime.open_session(folder or artifact.folder, artifact.manifest)
