@@ -70,14 +70,15 @@ def export(
             **lowered._asdict(),
         )
         write_manifest(folder, manifest)
-        report = _prove(folder, manifest, checkpoint, stage) if verify else None
+        report = _prove(folder, output.name, manifest, checkpoint, stage) if verify else None
     return Artifact(output, open_artifact(output).manifest), report
 
 
-def _prove(folder: Path, manifest: Manifest, checkpoint: Checkpoint, stage: Stage) -> ParityReport:
+def _prove(folder: Path, name: str, manifest: Manifest, checkpoint: Checkpoint, stage: Stage) -> ParityReport:
     from lfm2_export.parity.run import prove  # opens the runtimes: not needed to lower
 
     report = prove(open_artifact(folder), checkpoint, stage=stage)
+    report.artifact = name  # not the temporary one it still has
     write_manifest(folder, manifest.model_copy(update={"parity": report.gates}))
     if not report.passed:
         raise ParityError(report)
