@@ -65,14 +65,13 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(q_width, config.hidden_size, bias=False)
         self.q_layernorm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_layernorm = RMSNorm(config.head_dim, config.norm_eps)
-        self.rotate = rotate
 
     def forward(
         self, x: Tensor, past_key: Tensor, past_value: Tensor, at: Positions, attend: Attend
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`x [B, T, H]` → output `[B, T, H]` and this call's key and value `[B, kv_heads, T, D]`."""
-        key = self.rotate(self.k_layernorm(self._heads(self.k_proj(x))).transpose(1, 2), at.cos, at.sin)
-        query = self.rotate(self.q_layernorm(self._heads(self.q_proj(x))).transpose(1, 2), at.cos, at.sin)
+        key = rotate(self.k_layernorm(self._heads(self.k_proj(x))).transpose(1, 2), at.cos, at.sin)
+        query = rotate(self.q_layernorm(self._heads(self.q_proj(x))).transpose(1, 2), at.cos, at.sin)
         value = self._heads(self.v_proj(x)).transpose(1, 2)
         mixed = attend(query, key, value, past_key, past_value, at)
         return self.out_proj(mixed.transpose(1, 2).flatten(2)), key, value
