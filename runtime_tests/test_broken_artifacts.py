@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from artifacts import ARTIFACTS, WINDOW, open_session
 
 from lfm2_export.artifact.folder import Artifact, open_artifact, seal, write_manifest
@@ -15,6 +14,7 @@ from lfm2_export.errors import ArtifactError, GateError
 from lfm2_export.parity import run
 from lfm2_export.parity.laws import LawContext, state_laws
 from lfm2_export.parity.run import Effort, prove
+from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Snapshot
 
 QUICK = Effort(quality_tokens=100, questions=4, prompts=1, continuation=4)
@@ -108,45 +108,27 @@ def test_a_wrong_state_fails_its_law(healthy, nano, fault, law, monkeypatch):
     assert law in failed_gates(healthy, nano)
 
 
-def test_a_resident_form_that_never_forgets_fails_the_reset_law(nano, quantized_nano, make_artifact):
+class NeverForgets(EagerSession):
     """The bug of the upstream example: the position goes back to 0, the conv state stays."""
-    from lfm2_export.model.resident import ResidentDecoder
 
+    has_state = False
+
+    def reset(self) -> None:
+        stale = {name: tensor for name, tensor in getattr(self, "_state", {}).items() if name.startswith("conv_state")}
+        super().reset()
+        self._state.update(stale)
+
+
+def test_a_form_that_never_forgets_its_conv_state_fails_the_reset_law(nano, quantized_nano, make_artifact):
     artifact = make_artifact("xnnpack-fp32", "resident")
-    session = open_session(artifact)
-    model = ResidentDecoder(quantized_nano(artifact), WINDOW)
 
-    class Upstream:
-        runtime, version, window, pads, has_state = "upstream", "0", WINDOW, False, False
-
-        def __init__(self) -> None:
-            self.position = 0
-
-        def reset(self) -> None:
-            self.position = 0
-
-        @torch.inference_mode()
-        def prefill(self, tokens, pad_to=None):
-            from lfm2_export.runtimes.session import check_room
-
-            check_room(self.position, len(tokens), WINDOW, 1024, tokens)
-            kept = {n: b.clone() for n, b in model.named_buffers() if n.startswith("conv_state")}
-            first = self.position == 0 and any(bool(b.any()) for b in kept.values())
-            logits = model(torch.tensor([list(tokens)]), torch.tensor([self.position + (1 if first else 0)]))
-            self.position += len(tokens)
-            return logits[0].numpy()
-
-        def decode(self, token):
-            return self.prefill([token])
-
-    def law(subject):
-        context = LawContext(
-            subject, nano.config, tuple(range(20, 60)), 1e-4, lambda tokens: np.zeros((len(tokens), 1024))
-        )
+    def reset_law(session):
+        context = LawContext(session, nano.config, tuple(range(20, 60)), 1e-4, other_form=lambda tokens: np.zeros(0))
         return next(iter(state_laws(context)))
 
-    assert law(session).passed
-    assert not law(Upstream()).passed
+    assert reset_law(open_session(artifact)).passed
+    assert reset_law(EagerSession(quantized_nano(artifact), WINDOW)).passed
+    assert not reset_law(NeverForgets(quantized_nano(artifact), WINDOW)).passed
 
 
 def test_an_export_whose_gate_fails_leaves_nothing_behind(tmp_path):

@@ -57,13 +57,13 @@ def compare(session: Session, eager: Session, cases: Sequence[Case], tolerance: 
 
 def same_greedy_text(
     session: Session, eager: Session, prompts: Sequence[tuple[int, ...]], limit: int, tolerance: float
-) -> float:
+) -> float | None:
     """Share of prompts whose greedy continuation is the same on both sides for up to `limit` tokens.
 
     Both sides are led along eager's tokens, and a fork counts only where eager's margin is clear of the
-    allowed error (`clear_top1`): at a closer call either token is a fair answer.
+    allowed error (`clear_top1`): at a closer call either token is a fair answer. None if every call was too close.
     """
-    same = 0
+    same, clear = 0, 0
     for prompt in prompts:
         session.reset()
         eager.reset()
@@ -74,7 +74,8 @@ def same_greedy_text(
             theirs.append(eager.decode(token))
         agreeing, counted = clear_top1(np.stack(ours), np.stack(theirs), tolerance)
         same += agreeing == counted
-    return same / len(prompts)
+        clear += counted
+    return same / len(prompts) if clear else None
 
 
 def _median_step(session: Session, eager: Session, tokens: Sequence[int]) -> float:

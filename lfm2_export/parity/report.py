@@ -73,7 +73,8 @@ def judge(report: RuntimeReport, gates: Gates, reference: dict[str, float] | Non
     if report.weights_error is not None or report.weights_reason is not None:
         judged.at_most("lowering: weights alone", report.weights_error, WEIGHTS_LIMIT, report.weights_reason)
     meaningless = "random weights: their margins and quality say nothing" if random_weights else None
-    judged.at_least("lowering: greedy text", report.greedy, gates.lowering.greedy, meaningless)
+    unclear = "every choice was closer than the allowed error" if report.greedy is None else None
+    judged.at_least("lowering: greedy text", report.greedy, gates.lowering.greedy, meaningless or unclear)
     for law in report.laws:
         judged.at_most(f"law: {law.name}", law.error, law.limit, law.reason)
     if report.quality is not None:
