@@ -53,7 +53,7 @@ def export(
         stage("reading weights")
         decoder = load_decoder(checkpoint)
         stage("quantizing")
-        quantize(decoder, chosen.quantization)
+        quantize(decoder, chosen.quantization, chosen.cache)
         lowered = target.lower(decoder, chosen, folder, stage)
         del decoder  # the proof loads its own references
         _copy_companions(checkpoint, folder)

@@ -59,6 +59,7 @@ class Recipe(BaseModel):
     target: str
     form: Literal["explicit", "resident"] = "explicit"
     window: int = Field(default=2048, ge=32)  # tokens of KV cache
+    cache: Literal["float32", "bfloat16", "float16"] = "float32"  # precision of the KV cache
     quantization: tuple[QuantizationRule, ...] = ()
     options: dict[str, Any] = {}
     gates: Gates

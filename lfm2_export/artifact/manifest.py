@@ -26,6 +26,7 @@ class TensorSpec(_Strict):
     name: str
     dtype: str
     shape: list[int | str]
+    written: bool = False  # an input that the call writes into: the caller's own state, changed in place
 
 
 class Delegation(_Strict):

@@ -1,12 +1,7 @@
-"""LFM2's grouped-query attention (QK-norm, RoPE) over an explicit KV cache.
-
-How queries meet the cache is a function of its own (`Attend`), so that a target whose runtime has a fused
-kernel can pass that kernel in without touching the model; `attend` below is the plain reference.
-"""
+"""LFM2's grouped-query attention (QK-norm, RoPE) over an explicit KV cache."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,9 +21,6 @@ class Positions(NamedTuple):
     sin: Tensor  # [B, 1, T, head_dim]
     past_mask: Tensor  # [B, 1, 1, 1, S] additive: the filled part of the window
     causal_mask: Tensor  # [T, T] additive
-
-
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Positions], Tensor]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, at: Positions) -> Tensor:
@@ -57,6 +49,7 @@ class Attention(nn.Module):
     def __init__(self, config: LFM2Config) -> None:
         super().__init__()
         self.head_dim = config.head_dim
+        self.cache_dtype = torch.float32  # what queries, keys and values are rounded to
         q_width = config.num_attention_heads * config.head_dim
         kv_width = config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, q_width, bias=False)
@@ -67,12 +60,14 @@ class Attention(nn.Module):
         self.k_layernorm = RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(
-        self, x: Tensor, past_key: Tensor, past_value: Tensor, at: Positions, attend: Attend
+        self, x: Tensor, past_key: Tensor, past_value: Tensor, at: Positions
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`x [B, T, H]` → output `[B, T, H]` and this call's key and value `[B, kv_heads, T, D]`."""
         key = rotate(self.k_layernorm(self._heads(self.k_proj(x))).transpose(1, 2), at.cos, at.sin)
         query = rotate(self.q_layernorm(self._heads(self.q_proj(x))).transpose(1, 2), at.cos, at.sin)
         value = self._heads(self.v_proj(x)).transpose(1, 2)
+        if self.cache_dtype != torch.float32:
+            query, key, value = (tensor.to(self.cache_dtype).float() for tensor in (query, key, value))
         mixed = attend(query, key, value, past_key, past_value, at)
         return self.out_proj(mixed.transpose(1, 2).flatten(2)), key, value
 

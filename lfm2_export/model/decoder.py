@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.model.attention import MASKED, Attend, Attention, Positions, attend
+from lfm2_export.model.attention import MASKED, Attention, Positions
 from lfm2_export.model.layers import FeedForward, RMSNorm, rotary
 from lfm2_export.model.short_conv import ShortConv
 from lfm2_export.model.state import State
@@ -41,7 +41,6 @@ class Decoder(nn.Module):
     def __init__(self, config: LFM2Config) -> None:
         super().__init__()
         self.config = config
-        self.attend: Attend = attend
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, kind) for kind in config.layer_types)
         self.embedding_norm = RMSNorm(config.hidden_size, config.norm_eps)  # LFM2's name for the final norm
@@ -70,9 +69,8 @@ class Decoder(nn.Module):
             if kind == "conv":
                 mixed, new[f"conv_state.{i}"] = block.conv(normed, state[f"conv_state.{i}"], length)
             else:
-                mixed, new[f"key.{i}"], new[f"value.{i}"] = block.self_attn(
-                    normed, state[f"key.{i}"], state[f"value.{i}"], at, self.attend
-                )
+                past = state[f"key.{i}"], state[f"value.{i}"]
+                mixed, new[f"key.{i}"], new[f"value.{i}"] = block.self_attn(normed, *past, at)
             x = x + mixed
             x = x + block.feed_forward(block.ffn_norm(x))
         if not all_logits:

@@ -16,6 +16,8 @@ from lfm2_export.checkpoint.config import LFM2Config
 
 State = dict[str, Tensor]
 
+CACHE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 def state_shapes(config: LFM2Config, window: int, batch: int = 1) -> dict[str, tuple[int, ...]]:
     """Shape of every state tensor, by name, in graph order (layer by layer).

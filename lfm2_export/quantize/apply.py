@@ -20,6 +20,7 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 )
 
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.state import CACHE_DTYPES
 from lfm2_export.quantize.scheme import QuantizationRule, Rules, WeightScheme, quantizable, rule_for
 
 _DTYPES: dict[int, torch.dtype] = {4: getattr(torch, "int4"), 8: torch.int8}  # noqa: B009  torch's stubs lack int4
@@ -56,8 +57,8 @@ class BlockActivationLinear(nn.Module):
         return F.linear(rounded.flatten(-2), self.weight, self.bias)
 
 
-def quantize(decoder: Decoder, rules: Rules) -> Decoder:
-    """Quantize the decoder's modules in place, one at a time, and return it.
+def quantize(decoder: Decoder, rules: Rules, cache: str = "float32") -> Decoder:
+    """Quantize the decoder's modules in place, one at a time, and return it; `cache` is the KV cache's dtype.
 
     A tied head and embedding part ways here when their rules differ; the fp32 matrix is freed with its last user.
     """
@@ -65,6 +66,8 @@ def quantize(decoder: Decoder, rules: Rules) -> Decoder:
         rule = rule_for(path, kind, rules)
         if rule is not None and rule.weight is not None:
             _quantize_module(decoder, path, rule, rule.weight)
+    for layer in decoder.config.attention_layers:
+        decoder.block(layer).self_attn.cache_dtype = CACHE_DTYPES[cache]
     return decoder
 
 

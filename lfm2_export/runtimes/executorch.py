@@ -1,15 +1,13 @@
 """ExecuTorch's in-process Python runtime, driving both forms of an `xnnpack` artifact.
 
-The explicit form's window lives here and is written at the new slices' place after each call; the resident form keeps
-it inside the loaded program, and `reset()` only goes back to position 0, exactly as the stock runners do.
+The explicit form's state lives here, in tensors that the program writes in place; the resident form keeps it inside the
+loaded program, and `reset()` only goes back to position 0, exactly as the stock runners do.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +51,7 @@ class _Module:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         from executorch.extension.pybindings import portable_lib
+        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  registers attention and cache kernels
         from executorch.kernels import quantized  # noqa: F401  registers the quantized embedding's kernels
 
         self.method = manifest.methods[0]
@@ -67,21 +66,22 @@ class _Module:
         if self.method.name not in found:
             raise ArtifactError(f"{path}: no method {self.method.name!r}, only {', '.join(found)}")
 
-    def __call__(self, inputs: list[Tensor]) -> list[Any]:
+    def __call__(self, inputs: list[Tensor]) -> np.ndarray:
+        """The method's one output, logits `[1, vocab]`, copied out as `[vocab]`."""
         try:
-            # contiguous: the runtime aborts the process on a strided input
             with silenced(*self._log):
-                outputs = self._module.run_method(self.method.name, [tensor.contiguous() for tensor in inputs])
+                outputs = self._module.run_method(self.method.name, inputs, clone_outputs=False)
         except RuntimeError as error:
             raise ArtifactError(f"ExecuTorch {version()} failed in {self.method.name}: {_one_line(error)}") from error
         self._log = ()
-        return list(outputs)
+        return outputs[0][0].numpy().copy()  # it aliases the program's memory until the next call
 
 
-class _Conversation(ABC):
+class _Conversation:
     """What both forms share: position, chunking, checks."""
 
     runtime = "executorch"
+    pads = False
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.version = version()
@@ -103,62 +103,66 @@ class _Conversation(ABC):
 
     def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
         check_room(self._position, len(tokens), self.window, self._vocab, tokens)
+        if pad_to is not None:
+            raise UsageError("a .pte takes any number of tokens, and no padding")
         for start in range(0, len(tokens), self._limit):
             chunk = list(tokens[start : start + self._limit])
-            logits = self._call(chunk, pad_to)
+            logits = self._module(self._inputs(chunk))
             self._position += len(chunk)
         return logits
 
-    @abstractmethod
-    def _call(self, chunk: list[int], pad_to: int | None) -> np.ndarray:
-        """One call of at most `max_tokens` tokens at the current position; logits `[vocab]`."""
+    def _inputs(self, chunk: list[int]) -> list[Tensor]:
+        """Of one call of at most `max_tokens` tokens at the current position."""
+        return [torch.tensor([chunk]), torch.tensor([self._position])]
 
 
 class ExplicitSession(_Conversation):
-    """The caller's side of the `slice` transport, batch 1 (see `Session`)."""
+    """The caller's side of the in-place transport, batch 1 (see `Session`). T is dynamic: nothing is ever padded."""
 
-    pads = True
     has_state = True
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         super().__init__(folder, manifest)
-        shapes = [(spec.name, spec.shape) for spec in manifest.methods[0].inputs[3:]]
-        self._state = {name: torch.zeros([int(size) for size in shape]) for name, shape in shapes}
+        self._state = {
+            spec.name: torch.zeros([int(size) for size in spec.shape], dtype=getattr(torch, spec.dtype))
+            for spec in manifest.methods[0].inputs
+            if spec.written
+        }
 
     def reset(self) -> None:
         super().reset()
-        for tensor in self._state.values():
-            tensor.zero_()
+        for name, tensor in self._state.items():
+            if not is_cache(name):  # attention sees only columns below the position
+                tensor.zero_()
 
     def state(self) -> Snapshot:
-        cut = {name: t[:, :, : self._position] if is_cache(name) else t for name, t in self._state.items()}
-        return Snapshot(self._position, {name: tensor.numpy().copy() for name, tensor in cut.items()})
+        return Snapshot(self._position, {name: self._view(name).float().numpy().copy() for name in self._state})
 
     def restore(self, snapshot: Snapshot) -> None:
-        check_snapshot(snapshot, {name: tuple(tensor.shape) for name, tensor in self._state.items()})
-        self.reset()
+        shapes = {name: self._contract_shape(name) for name in self._state}
+        check_snapshot(snapshot, shapes)
         self._position = snapshot.position
         for name, values in snapshot.tensors.items():
-            target = self._state[name][:, :, : self._position] if is_cache(name) else self._state[name]
-            target.copy_(torch.from_numpy(values))
+            self._view(name).copy_(torch.from_numpy(values))
 
-    def _call(self, chunk: list[int], pad_to: int | None) -> np.ndarray:
-        rows = chunk + [0] * (min(pad_to or 0, self._limit) - len(chunk))
-        scalars = [torch.tensor([rows]), torch.tensor([self._position]), torch.tensor([len(chunk)])]
-        logits, *new = self._module(scalars + list(self._state.values()))
-        end = self._position + len(chunk)
-        for (name, tensor), update in zip(self._state.items(), new, strict=True):
-            if is_cache(name):
-                tensor[:, :, self._position : end] = update[:, :, : len(chunk)]
-            else:
-                tensor.copy_(update)
-        return logits[0].numpy()
+    def _view(self, name: str) -> Tensor:
+        """A state tensor in the contract's shape, a cache cut to the position."""
+        tensor = self._state[name]
+        return tensor[:, : self._position, 0].unsqueeze(0) if is_cache(name) else tensor
+
+    def _contract_shape(self, name: str) -> tuple[int, ...]:
+        if not is_cache(name):
+            return tuple(self._state[name].shape)
+        heads, columns, _, width = self._state[name].shape
+        return 1, heads, columns, width
+
+    def _inputs(self, chunk: list[int]) -> list[Tensor]:
+        return [*super()._inputs(chunk), *self._state.values()]
 
 
 class ResidentSession(_Conversation):
-    """State inside the program: no padding, no snapshot, and a `reset()` that only forgets the position."""
+    """State inside the program: no snapshot, and a `reset()` that only forgets the position."""
 
-    pads = False
     has_state = False
 
     def state(self) -> Snapshot:
@@ -166,11 +170,6 @@ class ResidentSession(_Conversation):
 
     def restore(self, snapshot: Snapshot) -> None:
         self.state()
-
-    def _call(self, chunk: list[int], pad_to: int | None) -> np.ndarray:
-        if pad_to is not None:
-            raise UsageError("a resident form takes no padding")
-        return self._module([torch.tensor([chunk]), torch.tensor([self._position])])[0][0].numpy()
 
 
 def _one_line(error: Exception) -> str:

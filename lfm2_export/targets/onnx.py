@@ -32,6 +32,8 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
         raise RecipeError(f"{recipe.name}: form {recipe.form!r} is ExecuTorch's; the onnx target has only 'explicit'")
     if recipe.options:
         raise RecipeError(f"{recipe.name}: unknown options for the onnx target: {', '.join(sorted(recipe.options))}")
+    if recipe.cache != "float32":
+        raise RecipeError(f"{recipe.name}: the onnx target has no {recipe.cache} KV cache; use cache: float32")
     if config.attention_layers and config.head_dim % _HEAD_DIM_STEP:
         raise RecipeError(
             f"{recipe.name}: onnxruntime's attention needs a head_dim that is a multiple of {_HEAD_DIM_STEP}, "

@@ -1,20 +1,21 @@
 """ExecuTorch `.pte` for CPUs, computed by the XNNPACK delegate.
 
 One method with a dynamic number of tokens serves prefill and decode, so the packed weights exist once. The explicit
-form takes and returns state (`slice` transport); the resident form keeps it in buffers and carries the metadata methods
-that ExecuTorch's stock LLM runners ask for.
+form writes the caller's state tensors in place (`inplace` transport); the resident form keeps them in buffers and
+carries the metadata methods that ExecuTorch's stock LLM runners ask for.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -26,13 +27,15 @@ from lfm2_export.artifact.manifest import MethodSpec, TensorSpec
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.resident import ResidentDecoder
-from lfm2_export.model.state import empty_state, is_cache, state_shapes
+from lfm2_export.model.state import CACHE_DTYPES, State
 from lfm2_export.quantize.scheme import quantizable, rule_for
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets import Lowered, Stage
 from lfm2_export.targets._xnnpack.decoder import DelegableDecoder
 from lfm2_export.targets._xnnpack.delegation import delegation
+from lfm2_export.targets._xnnpack.forms import Explicit, Resident, native_state
+from lfm2_export.targets._xnnpack.in_place import drop_state_copies
+from lfm2_export.targets._xnnpack.pte_file import tidy
 
 FILE, METHOD = "model.pte", "forward"
 _MAX_TOKENS = 256  # of one call, unless the recipe's options say otherwise: the activation arena grows with it
@@ -63,11 +66,11 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
 def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
     """Write `model.pte`. LoweringError if the delegate left a matrix product or convolution behind."""
     limit = min(recipe.window, recipe.options.get("max_tokens", _MAX_TOKENS))
+    state = native_state(decoder.config, recipe.window, CACHE_DTYPES[recipe.cache])
+    explicit = recipe.form == "explicit"
     with _quiet(), _no_collection(), torch.no_grad():
         stage("tracing")
-        explicit = recipe.form == "explicit"
-        make = _trace_explicit if explicit else _trace_resident
-        program = make(DelegableDecoder(decoder, recipe.window).eval(), recipe.window, limit)
+        program = _trace(DelegableDecoder(decoder).eval(), state if explicit else None, state, limit)
         stage("lowering to XNNPACK (the longest step)")
         edge = to_edge_transform_and_lower(
             {METHOD: program},
@@ -75,36 +78,35 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lower
             compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
             constant_methods=None if explicit else _runner_metadata(decoder.config, recipe.window, limit),
         )
+        drop_state_copies(edge.exported_program(METHOD))
         report = delegation(edge.exported_program(METHOD).graph_module)
         stage("writing the .pte")
         # the caller's own tensors serve as inputs: an arena copy of the KV cache would cost its size again
         planning = MemoryPlanningPass(alloc_graph_input=not explicit)
         final = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
-        with (folder / FILE).open("wb") as file:
-            final.write_to_file(file)
-    inputs, outputs = _explicit_specs(decoder.config, recipe.window) if explicit else _resident_specs(decoder.config)
-    method = MethodSpec(name=METHOD, file=FILE, inputs=inputs, outputs=outputs, max_tokens=limit, delegation=report)
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".pte") as raw:
+            final.write_to_file(raw)
+            raw.flush()
+            tidy(Path(raw.name), folder / FILE)
+    inputs = _inputs(state if explicit else {}, "position" if explicit else "start_pos")
+    logits = TensorSpec(name="logits", dtype="float32", shape=[1, decoder.config.vocab_size])
+    method = MethodSpec(name=METHOD, file=FILE, inputs=inputs, outputs=[logits], max_tokens=limit, delegation=report)
     return Lowered(
         methods=[method],
-        transport="slice" if explicit else "inplace",
+        transport="inplace",
         cache_layout="heads-time",
         versions={name: version(name) for name in ("executorch", "torch", "torchao")},
         runtime_requirement=f"executorch=={version('executorch')}",
     )
 
 
-def _trace_explicit(decoder: DelegableDecoder, window: int, limit: int) -> ExportedProgram:
-    state = empty_state(decoder.config, window)
-    example = (torch.zeros(1, 2, dtype=torch.long), torch.tensor([0]), torch.tensor([2]), state)
-    dynamic = ({1: Dim("T", min=1, max=limit)}, None, None, dict.fromkeys(state))
-    return torch.export.export(decoder, example, dynamic_shapes=dynamic, strict=True)
-
-
-def _trace_resident(decoder: DelegableDecoder, window: int, limit: int) -> ExportedProgram:
-    model = ResidentDecoder(cast(Decoder, decoder), window)  # of the same signature
-    example = (torch.zeros(1, 2, dtype=torch.long), torch.tensor([0]))
-    dynamic = ({1: Dim("T", min=1, max=limit)}, None)
-    return torch.export.export(model, example, dynamic_shapes=dynamic, strict=True)
+def _trace(decoder: DelegableDecoder, given: State | None, state: State, limit: int) -> ExportedProgram:
+    tokens = {1: Dim("T", min=1, max=limit)}
+    call = (torch.zeros(1, 2, dtype=torch.long), torch.tensor([0]))
+    if given is None:
+        return torch.export.export(Resident(decoder, state), call, dynamic_shapes=(tokens, None), strict=True)
+    dynamic = (tokens, None, dict.fromkeys(given))
+    return torch.export.export(Explicit(decoder), (*call, given), dynamic_shapes=dynamic, strict=True)
 
 
 def _runner_metadata(config: LFM2Config, window: int, limit: int) -> dict[str, Any]:
@@ -119,33 +121,21 @@ def _runner_metadata(config: LFM2Config, window: int, limit: int) -> dict[str, A
         "get_bos_id": config.bos_token_id if config.bos_token_id is not None else 1,
         "get_eos_ids": list(config.eos_token_ids),
         "use_kv_cache": True,
-        "use_sdpa_with_kv_cache": False,
+        "use_sdpa_with_kv_cache": True,
         "enable_dynamic_shape": True,
     }
 
 
-def _explicit_specs(config: LFM2Config, window: int) -> tuple[list[TensorSpec], list[TensorSpec]]:
+def _inputs(state: State, position: str) -> list[TensorSpec]:
+    """tokens, position, then the caller's state tensors, which the call changes."""
     inputs = [
         TensorSpec(name="tokens", dtype="int64", shape=[1, "T"]),
-        TensorSpec(name="position", dtype="int64", shape=[1]),
-        TensorSpec(name="length", dtype="int64", shape=[1]),
+        TensorSpec(name=position, dtype="int64", shape=[1]),
     ]
-    outputs = [TensorSpec(name="logits", dtype="float32", shape=[1, config.vocab_size])]
-    for name, shape in state_shapes(config, window).items():
-        inputs.append(TensorSpec(name=name, dtype="float32", shape=list(shape)))
-        new: list[int | str] = [*shape]
-        if is_cache(name):
-            new[2] = "T"
-        outputs.append(TensorSpec(name=f"new_{name}", dtype="float32", shape=new))
-    return inputs, outputs
-
-
-def _resident_specs(config: LFM2Config) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    inputs = [
-        TensorSpec(name="tokens", dtype="int64", shape=[1, "T"]),
-        TensorSpec(name="start_pos", dtype="int64", shape=[1]),
-    ]
-    return inputs, [TensorSpec(name="logits", dtype="float32", shape=[1, config.vocab_size])]
+    for name, tensor in state.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        inputs.append(TensorSpec(name=name, dtype=dtype, shape=list(tensor.shape), written=True))
+    return inputs
 
 
 @contextmanager

@@ -1,0 +1,67 @@
+"""The two forms of the lowered model: the caller's own state written in place, or state in buffers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.model.state import State, is_cache, state_shapes
+from lfm2_export.targets._xnnpack.decoder import DelegableDecoder
+
+
+def native_state(config: LFM2Config, window: int, cache: torch.dtype) -> State:
+    """Zeros under the contract's names: caches `[kv_heads, S, 1, head_dim]` of dtype `cache`, conv states fp32.
+
+    The bytes are those of the contract's `[1, kv_heads, S, head_dim]`.
+    """
+    state: State = {}
+    for name, shape in state_shapes(config, window).items():
+        if is_cache(name):
+            _, heads, columns, width = shape
+            state[name] = torch.zeros(heads, columns, 1, width, dtype=cache)
+        else:
+            state[name] = torch.zeros(shape)
+    return state
+
+
+class Explicit(nn.Module):
+    """(tokens `[1, T]`, position `[1]`, state) → logits `[1, vocab]`; the state tensors are written in place."""
+
+    def __init__(self, decoder: DelegableDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, tokens: Tensor, position: Tensor, state: State) -> Tensor:
+        logits, new = self.decoder(tokens, position, None, state)
+        for name, tensor in new.items():
+            state[name].copy_(tensor)
+        return logits
+
+
+class Resident(nn.Module):
+    """(tokens `[1, T]`, start_pos `[1]`) → logits `[1, vocab]`: the signature of ExecuTorch's stock LLM runners.
+
+    Their `reset()` only sets the position to 0, so the graph itself forgets: at position 0 the conv states are
+    multiplied by zero. The caches need no such care, attention sees only columns below the position.
+    """
+
+    def __init__(self, decoder: DelegableDecoder, state: State) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.names = list(state)
+        for name, tensor in state.items():
+            self.register_buffer(_buffer(name), tensor, persistent=False)
+
+    def forward(self, tokens: Tensor, start_pos: Tensor) -> Tensor:
+        started = start_pos.clamp(max=1).to(torch.float32)
+        state = {name: self.get_buffer(_buffer(name)) for name in self.names}
+        seen = {name: tensor if is_cache(name) else tensor * started for name, tensor in state.items()}
+        logits, new = self.decoder(tokens, start_pos, None, seen)
+        for name, tensor in new.items():
+            state[name].copy_(tensor)
+        return logits
+
+
+def _buffer(name: str) -> str:
+    return name.replace(".", "_")

@@ -1,0 +1,126 @@
+"""What a `.pte` can hold but ExecuTorch's exporter does not write: tensors stored once, state that is no output.
+
+A `.pte` is a flatbuffer followed by segments of raw bytes. The constants of operators outside the delegate lie in one
+segment, at offsets; each weight of the delegate has a segment of its own. Nothing forbids segments to overlap: when the
+embedding operator and the delegate's head hold the same bytes, the constants' segment is stretched over the head's.
+
+Layout: executorch's schema/program.fbs and schema/extended_header.cpp. The exporter's own, private, reader and writer of
+the flatbuffer are used, one of the reasons for the exact pin of executorch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program, _program_to_flatbuffer
+from executorch.exir._serialize._program import _ExtendedHeader, _get_extended_header, _insert_flatbuffer_header
+
+_ALIGNMENT = 128  # of every segment and shared tensor, as the exporter aligns segments
+_CONSTANT_ALIGNMENT = 16  # of a tensor inside the constants' segment, as the exporter has it
+
+
+class Piece(NamedTuple):
+    """Bytes that go from one place of the segment area to another."""
+
+    source: int
+    size: int
+    target: int
+
+
+def tidy(source: Path, destination: Path) -> int:
+    """Rewrite a `.pte`: mutated inputs are no longer outputs, equal bytes are stored once. Returns the bytes saved.
+
+    The exporter lists an input that the method mutates among the outputs too; a runtime that gives outputs memory of
+    their own (`load_method`) would then compute on that memory instead of the caller's.
+    """
+    with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        header = _get_extended_header(data[: _ExtendedHeader.NUM_HEAD_BYTES])
+        program = _flatbuffer_to_program(data[: header.program_size])
+        for plan in program.execution_plan:
+            plan.outputs = [value for value in plan.outputs if value not in plan.inputs]
+        area = memoryview(data)[header.segment_base_offset :]
+        try:
+            pieces = _share(program, area)
+            _write(destination, program, pieces, area)
+        finally:
+            area.release()
+    return source.stat().st_size - destination.stat().st_size
+
+
+def _share(program: Any, area: memoryview) -> list[Piece]:
+    """Lay the segments out anew, a constant that equals a whole segment inside that segment. Edits `program`."""
+    segments, constants = program.segments, program.constant_segment
+    if constants is None or not constants.offsets:
+        return [Piece(segment.offset, segment.size, segment.offset) for segment in segments]
+    home = constants.segment_index
+    by_digest = {
+        (segment.size, _digest(area, segment.offset, segment.size)): index
+        for index, segment in enumerate(segments)
+        if index != home
+    }
+    pieces: list[Piece] = []
+    moved: dict[int, int] = {}  # segment → its new offset
+    twins: dict[int, int] = {}  # constant → the segment of equal bytes
+    end = 0
+    whole = segments[home]
+    for number, (start, stop) in enumerate(pairwise([*constants.offsets, whole.size])):
+        twin = _twin(by_digest, area, whole.offset + start, stop - start)
+        if twin is not None:
+            twins[number] = twin
+            continue
+        end = _aligned(end, _CONSTANT_ALIGNMENT)
+        pieces.append(Piece(whole.offset + start, stop - start, end))
+        constants.offsets[number] = end
+        end += stop - start
+    for index in dict.fromkeys(twins.values()):
+        moved[index] = end = _aligned(end, _ALIGNMENT)
+        pieces.append(Piece(segments[index].offset, segments[index].size, end))
+        end += segments[index].size
+    for number, index in twins.items():
+        constants.offsets[number] = moved[index]
+    moved[home], size = 0, end
+    for index, segment in enumerate(segments):
+        if index not in moved:
+            moved[index] = end = _aligned(end, _ALIGNMENT)
+            pieces.append(Piece(segment.offset, segment.size, end))
+            end += segment.size
+    for index, segment in enumerate(segments):
+        segment.offset = moved[index]
+    whole.size = size
+    return pieces
+
+
+def _twin(by_digest: dict[tuple[int, bytes], int], area: memoryview, start: int, room: int) -> int | None:
+    """The segment whose bytes a constant begins with, if only padding follows them."""
+    for size in {size for size, _ in by_digest}:
+        if size and size <= room < size + _CONSTANT_ALIGNMENT:
+            return by_digest.get((size, _digest(area, start, size)))
+    return None
+
+
+def _write(path: Path, program: Any, pieces: list[Piece], area: memoryview) -> None:
+    flat = _program_to_flatbuffer(
+        program, constant_tensor_alignment=_CONSTANT_ALIGNMENT, delegate_alignment=_CONSTANT_ALIGNMENT
+    )
+    room = _aligned(_ExtendedHeader.EXPECTED_LENGTH, flat.max_alignment)
+    program_size = room + len(flat.data)
+    base = _aligned(program_size, _ALIGNMENT)
+    header = _ExtendedHeader(program_size, base, max(piece.target + piece.size for piece in pieces))
+    head = _insert_flatbuffer_header(flat.data, "ET..", header.to_bytes().ljust(room, b"\0"))
+    with path.open("wb") as file:
+        file.write(head)
+        for piece in sorted(pieces, key=lambda piece: piece.target):
+            file.write(bytes(base + piece.target - file.tell()))
+            file.write(area[piece.source : piece.source + piece.size])
+
+
+def _digest(area: memoryview, start: int, size: int) -> bytes:
+    return hashlib.sha256(area[start : start + size]).digest()
+
+
+def _aligned(offset: int, alignment: int) -> int:
+    return -(-offset // alignment) * alignment
