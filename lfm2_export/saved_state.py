@@ -86,6 +86,8 @@ def save_state(
     if len(tokens) != snapshot.position:
         raise UsageError(f"{len(tokens)} tokens cannot have led to position {snapshot.position}")
     check_snapshot(snapshot, _shapes(artifact.manifest))
+    if wrong := _wrong_dtype(snapshot.tensors, artifact.manifest):
+        raise UsageError(f"the snapshot does not fit: {wrong}")
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in snapshot.tensors.items()}
     header = _Header(
         version=FORMAT_VERSION,
@@ -163,26 +165,35 @@ def _parsed(path: Path, metadata: Mapping[str, str]) -> _Header:
             f"{path}: format version {version!r:.40}, this lfm2-export reads {FORMAT_VERSION}; use the one that made it"
         )
     try:
-        return _Header.model_validate(document)
+        header = _Header.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise StateFileError(f"{path}: {where:.80}: {first['msg'].lower()}") from error
+    if _encoded(header.model_dump()) != metadata[_KEY]:  # another spelling of the same would escape the checksum
+        raise StateFileError(f"{path}: {_KEY} is not as it was written; the file was altered or damaged")
+    return header
 
 
 def _tensors(path: Path, data: bytes, manifest: Manifest) -> dict[str, np.ndarray]:
     from safetensors.numpy import load
 
-    allowed = {spec.dtype for spec in manifest.methods[0].inputs if spec.dtype.startswith("float")} or {"float32"}
     try:
         tensors = load(data)
     except Exception as error:  # the library's errors have no common base
         raise StateFileError(f"{path}: not a safetensors file: {' '.join(str(error).split())[:120]}") from error
+    if wrong := _wrong_dtype(tensors, manifest):
+        raise StateFileError(f"{path}: {wrong}")
+    return tensors
+
+
+def _wrong_dtype(tensors: Mapping[str, np.ndarray], manifest: Manifest) -> str | None:
+    """The first tensor that is of no float type among the artifact's inputs: tokens and positions are whole numbers."""
+    allowed = {spec.dtype for spec in manifest.methods[0].inputs if spec.dtype.startswith("float")} or {"float32"}
     for name, tensor in tensors.items():
         if str(tensor.dtype) not in allowed:
-            expected = ", ".join(sorted(allowed))
-            raise StateFileError(f"{path}: {name:.80} is {tensor.dtype}; this artifact's state is {expected}")
-    return tensors
+            return f"{name:.80} is {tensor.dtype}; this artifact's state is {', '.join(sorted(allowed))}"
+    return None
 
 
 def _check_belongs(path: Path, header: _Header, manifest: Manifest) -> None:
