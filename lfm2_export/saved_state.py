@@ -1,8 +1,9 @@
 """A conversation's state as one file, for another process to go on from: a prefix cache, a chat put aside.
 
-The file is a safetensors file: the snapshot's tensors, and under one metadata key a JSON document (`_Header`) with the
-tokens behind them, the artifact they belong to, and a SHA-256 over all of it. One key, because the format leaves the
-order of several open and the same state must give the same bytes. Whoever reads such a file trusts none of it.
+The file is a safetensors file: the snapshot's tensors, and under one metadata key a SHA-256 over all the rest, a space,
+and a JSON document (`_Header`) with the tokens behind the state and the artifact it belongs to. One key, because the
+format leaves the order of several open and the same state must give the same bytes. Whoever reads such a file trusts
+none of it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ class _Header(BaseModel):
     tokens: list[int]  # as many as `position`
     messages: list[Annotated[dict[str, Any], AfterValidator(_with_role)]]  # of a chat; empty when only tokens are known
     tools: list[Any] | None
-    sha256: str  # over the rest of the header and every tensor's name, dtype, shape and bytes
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def save_state(
     check_free_file(path, force)
     if len(tokens) != snapshot.position:
         raise UsageError(f"{len(tokens)} tokens cannot have led to position {snapshot.position}")
-    check_snapshot(snapshot, _shapes(artifact.manifest))
+    shapes = _shapes(artifact.manifest)
+    check_snapshot(snapshot, shapes)
     if wrong := _wrong_dtype(snapshot.tensors, artifact.manifest):
         raise UsageError(f"the snapshot does not fit: {wrong}")
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in snapshot.tensors.items()}
@@ -97,11 +98,10 @@ def save_state(
         tokens=[int(token) for token in tokens],
         messages=list(messages),
         tools=None if tools is None else list(tools),
-        sha256="",
     )
-    header.sha256 = _checksum(header, tensors)
-    data = save(tensors, {_KEY: _encoded(header.model_dump())})
-    if len(data) > (most := _most_bytes(artifact.manifest)):
+    text = json.dumps(header.model_dump(), sort_keys=True, separators=(",", ":"))
+    data = save(tensors, {_KEY: f"{_checksum(text, tensors)} {text}"})
+    if len(data) > (most := _most_bytes(shapes, artifact.manifest.window)):
         raise UsageError(f"cannot write {path}: {len(data)} bytes, at most {most} are read back; shorten the messages")
     write_bytes(path, data)
 
@@ -112,15 +112,19 @@ def load_state(path: Path, artifact: Artifact) -> SavedState:
     Raises StateFileError, one line that names the file: missing, too large, damaged, forged, of a later format, of
     another artifact or window, or with tokens that the model does not have.
     """
-    data, metadata = _read(path, artifact.manifest)
-    header = _parsed(path, metadata)
+    shapes = _shapes(artifact.manifest)
+    data, metadata = _read(path, _most_bytes(shapes, artifact.manifest.window))
+    if _KEY not in metadata:
+        raise StateFileError(f"{path}: not a saved state: no {_KEY} in its metadata")
+    checksum, _, text = metadata[_KEY].partition(" ")
+    header = _parsed(path, text)
     tensors = _tensors(path, data, artifact.manifest)
-    if _checksum(header, tensors) != header.sha256:
+    if _checksum(text, tensors) != checksum:
         raise StateFileError(f"{path}: its checksum does not match; the file was altered or damaged")
     _check_belongs(path, header, artifact.manifest)
     snapshot = Snapshot(header.position, tensors)
     try:
-        check_snapshot(snapshot, _shapes(artifact.manifest))
+        check_snapshot(snapshot, shapes)
     except UsageError as error:
         raise StateFileError(f"{path}: {error}") from error
     tools = None if header.tools is None else tuple(header.tools)
@@ -137,12 +141,12 @@ def artifact_digest(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
-def _read(path: Path, manifest: Manifest) -> tuple[bytes, dict[str, str]]:
+def _read(path: Path, most: int) -> tuple[bytes, dict[str, str]]:
     """The whole file and its metadata, once its size and its structure are plausible."""
     try:
         if not path.is_file():
             raise StateFileError(f"{path}: no such file; `/save` in a chat or `--save-state` writes one")
-        if (size := path.stat().st_size) > (most := _most_bytes(manifest)):
+        if (size := path.stat().st_size) > most:
             raise StateFileError(f"{path}: {size} bytes; a state of this artifact has at most {most}")
         metadata = read_header(path).metadata
         return path.read_bytes(), metadata
@@ -152,11 +156,9 @@ def _read(path: Path, manifest: Manifest) -> tuple[bytes, dict[str, str]]:
         raise StateFileError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _parsed(path: Path, metadata: Mapping[str, str]) -> _Header:
-    if _KEY not in metadata:
-        raise StateFileError(f"{path}: not a saved state: no {_KEY} in its metadata")
+def _parsed(path: Path, text: str) -> _Header:
     try:
-        document = json.loads(metadata[_KEY])
+        document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise StateFileError(f"{path}: {_KEY} is not valid JSON") from error
     version = document.get("version") if isinstance(document, dict) else None
@@ -165,14 +167,11 @@ def _parsed(path: Path, metadata: Mapping[str, str]) -> _Header:
             f"{path}: format version {version!r:.40}, this lfm2-export reads {FORMAT_VERSION}; use the one that made it"
         )
     try:
-        header = _Header.model_validate(document)
+        return _Header.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise StateFileError(f"{path}: {where:.80}: {first['msg'].lower()}") from error
-    if _encoded(header.model_dump()) != metadata[_KEY]:  # another spelling of the same would escape the checksum
-        raise StateFileError(f"{path}: {_KEY} is not as it was written; the file was altered or damaged")
-    return header
 
 
 def _tensors(path: Path, data: bytes, manifest: Manifest) -> dict[str, np.ndarray]:
@@ -211,23 +210,20 @@ def _check_belongs(path: Path, header: _Header, manifest: Manifest) -> None:
         raise StateFileError(f"{path}: token ids outside the vocabulary of {vocab}")
 
 
-def _checksum(header: _Header, tensors: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(_encoded(header.model_dump(exclude={"sha256"})).encode())
+def _checksum(text: str, tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over the header as it is spelled and every tensor's name, dtype, shape and bytes, by name."""
+    digest = hashlib.sha256(json.dumps(text).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
         digest.update(tensor.data)
     return digest.hexdigest()
 
 
-def _encoded(document: dict[str, Any]) -> str:
-    return json.dumps(document, sort_keys=True, separators=(",", ":"))
-
-
 def _shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
     return state_shapes(from_dict(manifest.source.config, "manifest.json"), manifest.window)
 
 
-def _most_bytes(manifest: Manifest) -> int:
+def _most_bytes(shapes: Mapping[str, tuple[int, ...]], window: int) -> int:
     """Of any state file of this artifact: the full window in fp32, and a header with room for the conversation."""
-    elements = sum(math.prod(shape) for shape in _shapes(manifest).values())
-    return 4 * elements + _HEADER_BYTES + _HEADER_BYTES_PER_TOKEN * manifest.window
+    elements = sum(math.prod(shape) for shape in shapes.values())
+    return 4 * elements + _HEADER_BYTES + _HEADER_BYTES_PER_TOKEN * window

@@ -178,11 +178,7 @@ def refusal(path: Path, artifact: Artifact) -> str:
 
 def document_of(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="np") as file:
-        return json.loads(file.metadata()[KEY])
-
-
-def encoded(document: object) -> str:
-    return json.dumps(document, sort_keys=True, separators=(",", ":"))
+        return json.loads(file.metadata()[KEY].partition(" ")[2])
 
 
 def forged(change: Callable[[dict, dict], object]) -> Callable[[Path], None]:
@@ -191,13 +187,8 @@ def forged(change: Callable[[dict, dict], object]) -> Callable[[Path], None]:
     def corrupt(path: Path) -> None:
         document, tensors = document_of(path), dict(load(path.read_bytes()))
         change(document, tensors)
-        try:
-            header = saved_state._Header.model_validate(document)
-        except ValueError:
-            pass
-        else:
-            document["sha256"] = saved_state._checksum(header, tensors)
-        path.write_bytes(save(tensors, {KEY: encoded(document)}))
+        text = json.dumps(document)
+        path.write_bytes(save(tensors, {KEY: f"{saved_state._checksum(text, tensors)} {text}"}))
 
     return corrupt
 
@@ -221,7 +212,7 @@ def header(change: Callable[[dict], object]) -> Callable[[Path], None]:
 
 
 def metadata(text: str | None) -> Callable[[Path], None]:
-    return header(lambda d: d.update({"__metadata__": {} if text is None else {KEY: text}}))
+    return header(lambda d: d.update({"__metadata__": {} if text is None else {KEY: f"{'0' * 64} {text}"}}))
 
 
 def _sparse(path: Path) -> None:
@@ -267,10 +258,14 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "wrong type": (forged(lambda d, _: d.update(tokens="many")), "tokens"),
     "true for a token": (forged(lambda d, _: d.update(tokens=[True] * 5)), "tokens"),
     "message without a role": (forged(lambda d, _: d["messages"].append({"content": "x"})), "no role"),
-    "checksum of another": (header(lambda d: d.update(__metadata__={KEY: "{}"})), "format version None"),
+    "no checksum": (header(lambda d: d.update(__metadata__={KEY: "{}"})), "not valid JSON"),
+    "checksum of another": (
+        header(lambda d: d["__metadata__"].update({KEY: "0" * 64 + d["__metadata__"][KEY][64:]})),
+        "checksum",
+    ),
     "another spelling": (
         header(lambda d: d["__metadata__"].update({KEY: d["__metadata__"][KEY].replace("\\u00e9", "\\u00E9")})),
-        "not as it was written",
+        "checksum",
     ),
     "another artifact": (forged(lambda d, _: d.update(artifact="0" * 64)), "another artifact"),
     "another window": (forged(lambda d, _: d.update(window=64)), "saved at window 64, this artifact's is 32"),
