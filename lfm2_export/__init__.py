@@ -1,6 +1,6 @@
 """lfm2-export: from an LFM2 checkpoint to a quantized, proven artifact for ExecuTorch or onnxruntime.
 
-from lfm2_export import export, prove, open_artifact
+from lfm2_export import export, prove, open_artifact, save_state, load_state
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ if TYPE_CHECKING:
     from lfm2_export.artifact.folder import open_artifact as open_artifact
     from lfm2_export.parity.run import prove as prove
     from lfm2_export.pipeline import export as export
+    from lfm2_export.saved_state import load_state as load_state
+    from lfm2_export.saved_state import save_state as save_state
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "export", "open_artifact", "prove"]
+__all__ = ["__version__", "export", "load_state", "open_artifact", "prove", "save_state"]
 
 _HOMES = {
     "export": "lfm2_export.pipeline",
     "prove": "lfm2_export.parity.run",
     "open_artifact": "lfm2_export.artifact.folder",
+    "save_state": "lfm2_export.saved_state",
+    "load_state": "lfm2_export.saved_state",
 }
 
 

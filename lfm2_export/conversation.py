@@ -1,15 +1,26 @@
-"""A chat over a session: the template rendered, only what is new fed, the reply streamed as text."""
+"""A chat over a session: the template rendered, only what is new fed, the reply streamed as text.
+
+Where the state is explicit, a turn can be taken back, a place in the conversation named and returned to, and all of it
+put into a file; each exactly, because the state itself goes back and nothing is computed anew.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lfm2_export.artifact.folder import Artifact
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.errors import StateFileError, UsageError
 from lfm2_export.generation import Sampler, generate, greedy
-from lfm2_export.runtimes.session import Session
+from lfm2_export.moments import Moment
+from lfm2_export.runtimes.session import Session, Snapshot
+from lfm2_export.saved_state import load_state, save_state
 
 Message = dict[str, Any]
 
@@ -18,19 +29,31 @@ Message = dict[str, Any]
 class Speed:
     """Of the last reply. The first token's time is the prefill's."""
 
-    prompt_tokens: int = 0
+    prompt_tokens: int = 0  # fed
     prompt_seconds: float = 0.0
     new_tokens: int = 0
     new_seconds: float = 0.0
+    cached_tokens: int = 0  # of the prompt, not fed: the state had them already
 
     def line(self) -> str:
-        """For people: `prefill 31 tokens at 812 tok/s, decode 12 tokens at 402 tok/s`."""
+        """For people: `prefill 31 tokens (512 more from cache) at 812 tok/s, decode 12 tokens at 402 tok/s`."""
         prefill = self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
         decode = self.new_tokens / self.new_seconds if self.new_seconds else 0.0
+        cached = f" ({self.cached_tokens} more from cache)" if self.cached_tokens else ""
         return (
-            f"prefill {self.prompt_tokens} tokens at {prefill:.0f} tok/s, "
+            f"prefill {self.prompt_tokens} tokens{cached} at {prefill:.0f} tok/s, "
             f"decode {self.new_tokens} tokens at {decode:.0f} tok/s"
         )
+
+
+@dataclass(frozen=True)
+class Place:
+    """A point between two turns: what had been said, what the session had seen, its state, and the point before."""
+
+    messages: tuple[Message, ...]
+    tokens: tuple[int, ...]
+    moment: Moment
+    before: Place | None  # where the last turn began
 
 
 @dataclass
@@ -43,37 +66,184 @@ class Conversation:
     tools: list[Any] | None = None
     sampler: Sampler = greedy
     speed: Speed = field(default_factory=Speed)
-    _fed: list[int] = field(default_factory=list)
+    _fed: list[int] = field(default_factory=list)  # the tokens behind the session's state
+    _moment: Moment | None = None  # the last one that the session's state goes on from
+    _before: Place | None = None  # where the last turn began
+    _prefix: Place | None = None  # the system prompt alone
+    _branches: dict[str, Place] = field(default_factory=dict)
 
     def reset(self) -> None:
-        """Start over; a system message stays."""
+        """Start over; a system message stays, and so do the branches."""
         self.messages = [message for message in self.messages if message["role"] == "system"]
-        self._fed = []
-        self.session.reset()
+        self._before = None
+        self._forget()
 
     def reply(self, text: str, limit: int) -> Iterator[str]:
-        """Say `text` as the user and stream the answer, at most `limit` tokens. WindowExceededError when full."""
+        """Say `text` as the user and stream the answer, at most `limit` tokens. WindowExceededError when full.
+
+        A turn that is refused, or abandoned halfway, has not taken place.
+        """
+        start = self._here() if self.session.has_state else None
         self.messages.append({"role": "user", "content": text})
-        prompt = self._unseen(self.tokenizer.encode(self.tokenizer.render(self.messages, tools=self.tools)))
-        stream, answer = self.tokenizer.stream(), []
+        try:
+            yield from self._answer(limit)
+        except BaseException:
+            if start is None:
+                self.messages.pop()
+            else:
+                self._return_to(start)
+            raise
+        self._before = start
+
+    def rewind(self) -> None:
+        """Take back the last turn: messages and state are what they were before it, to the bit.
+
+        UsageError when no turn is left, or when the form keeps its state to itself.
+        """
+        self.need_state()
+        if self._before is None:
+            raise UsageError("no turn to take back: this is where the conversation started or was loaded")
+        self._return_to(self._before)
+
+    def branch(self, name: str) -> None:
+        """Name this point of the conversation; a name used before moves here."""
+        self.need_state()
+        self._branches[name] = self._here()
+
+    def switch(self, name: str) -> None:
+        """Go back (or over) to a named point; where one was is lost unless it has a name too."""
+        self.need_state()
+        if name not in self._branches:
+            raise UsageError(f"no branch {name!r}; known: {', '.join(self.branches) or 'none yet'}")
+        self._return_to(self._branches[name])
+
+    @property
+    def branches(self) -> list[str]:
+        """Names given so far, sorted."""
+        return sorted(self._branches)
+
+    def save(self, path: Path, artifact: Artifact, force: bool = False) -> None:
+        """Write the conversation and its state for `resume`; see `save_state`. A sampler's randomness is not in it."""
+        self.need_state()
+        snapshot = self.session.state()
+        save_state(path, snapshot, artifact, self._fed, force, messages=self.messages, tools=self.tools)
+
+    def resume(self, path: Path, artifact: Artifact) -> None:
+        """Go on where `save` left off, in this process or another; see `load_state`. Branches stay."""
+        self.need_state()
+        saved = load_state(path, artifact)
+        self._start_from(saved.snapshot, saved.tokens)
+        self.messages = list(saved.messages)
+        self.tools = None if saved.tools is None else list(saved.tools)
+
+    def cache_prefix(self, path: Path, artifact: Artifact) -> None:
+        """Start from the system prompt's state: read from `path`, or computed and written there if it is missing.
+
+        StateFileError when the file is not this prompt's; UsageError when there is no system prompt.
+        """
+        self.need_state()
+        tokens = self._prefix_tokens()
+        if path.exists():
+            saved = load_state(path, artifact)
+            if list(saved.tokens) != tokens:
+                raise StateFileError(f"{path}: caches another system prompt; delete it or name another file")
+            self._start_from(saved.snapshot, tokens)
+        else:
+            self.session.reset()
+            self.session.prefill(tokens)
+            snapshot = self.session.state()
+            save_state(path, snapshot, artifact, tokens)
+            self._start_from(snapshot, tokens)
+        self._prefix = self._here()
+
+    def need_state(self) -> None:
+        """UsageError when the artifact's form hides its state."""
+        if not self.session.has_state:
+            raise UsageError("a resident form keeps its state to itself; export with --form explicit for this")
+
+    def _answer(self, limit: int) -> Iterator[str]:
+        """The assistant's turn. Whatever happens, `_fed` says what the session has seen."""
+        wanted = self.tokenizer.encode(self.tokenizer.render(self.messages, tools=self.tools))
+        prompt = self._unseen(wanted)
+        stream = self.tokenizer.stream()
+        answer: list[str] = []
+        chosen: list[int] = []
+
+        def choose(logits: np.ndarray, seen: Sequence[int]) -> int:
+            # not `seen`: a repetition penalty must not depend on what happened to be cached
+            chosen.append(self.sampler(logits, wanted + chosen))
+            return chosen[-1]
+
         start = time.perf_counter()
-        self.speed = Speed(prompt_tokens=len(prompt))
-        for token in generate(self.session, prompt, self.tokenizer.eos_ids, limit, self.sampler):
-            if not self.speed.prompt_seconds:
-                self.speed.prompt_seconds = time.perf_counter() - start
-            self.speed.new_tokens += 1
-            self._fed.append(token)
-            if piece := stream.step(token):
-                answer.append(piece)
-                yield piece
+        self.speed = Speed(prompt_tokens=len(prompt), cached_tokens=len(wanted) - len(prompt))
+        try:
+            for token in generate(self.session, prompt, self.tokenizer.eos_ids, limit, choose):
+                if not self.speed.prompt_seconds:
+                    self.speed.prompt_seconds = time.perf_counter() - start
+                self.speed.new_tokens += 1
+                if piece := stream.step(token):
+                    answer.append(piece)
+                    yield piece
+        finally:
+            self._fed = (wanted + chosen)[: self.session.position]
         self.speed.new_seconds = time.perf_counter() - start - self.speed.prompt_seconds
         self.messages.append({"role": "assistant", "content": "".join(answer)})
 
     def _unseen(self, wanted: list[int]) -> list[int]:
-        """The tokens to feed: what follows the session's past if it is a prefix, else everything anew."""
-        if not (self._fed and wanted[: len(self._fed)] == self._fed and self.session.position == len(self._fed)):
-            self.session.reset()
-            self._fed = []
-        new = wanted[len(self._fed) :]
-        self._fed = list(wanted)
-        return new
+        """The tokens to feed, once the session is at the latest known state that the prompt goes on from."""
+        goes_on = self._fed and self.session.position == len(self._fed) and _begins(wanted, self._fed)
+        if not goes_on:
+            known = next((p for p in self._places() if p.tokens and _begins(wanted, p.tokens)), None)
+            if known is None:
+                self._forget()
+            else:
+                self._restore(known)
+        return wanted[len(self._fed) :]
+
+    def _places(self) -> Iterator[Place]:
+        """Where the session could go back to, latest first."""
+        place = self._before
+        while place is not None:
+            yield place
+            place = place.before
+        if self._prefix is not None:
+            yield self._prefix
+
+    def _here(self) -> Place:
+        if self._moment is None or self._moment.position != self.session.position:
+            self._moment = Moment.after(self._moment, self.session.state())
+        return Place(tuple(self.messages), tuple(self._fed), self._moment, self._before)
+
+    def _return_to(self, place: Place) -> None:
+        self._restore(place)
+        self.messages = list(place.messages)
+        self._before = place.before
+
+    def _restore(self, place: Place) -> None:
+        self.session.restore(place.moment.snapshot())
+        self._fed, self._moment = list(place.tokens), place.moment
+
+    def _start_from(self, snapshot: Snapshot, tokens: Sequence[int]) -> None:
+        self.session.restore(snapshot)
+        self._fed, self._moment, self._before = list(tokens), Moment.after(None, snapshot), None
+
+    def _forget(self) -> None:
+        self.session.reset()
+        self._fed, self._moment = [], None
+
+    def _prefix_tokens(self) -> list[int]:
+        """Of the system prompt and tools, as far as every conversation begins with them."""
+        system = [message for message in self.messages if message["role"] == "system"]
+        if not system and not self.tools:
+            raise UsageError("no system prompt to cache; give one with --system")
+        alone = self.tokenizer.render(system, tools=self.tools, add_generation_prompt=False)
+        asked = self.tokenizer.render([*system, {"role": "user", "content": "?"}], tools=self.tools)
+        prefix, prompt = self.tokenizer.encode(alone), self.tokenizer.encode(asked)
+        if not _begins(prompt, prefix):
+            raise UsageError("this chat template does not put the system prompt first, so it cannot be cached")
+        return prefix
+
+
+def _begins(whole: Sequence[int], part: Sequence[int]) -> bool:
+    """Whether `whole` goes on from `part`, with at least one token more."""
+    return len(part) < len(whole) and list(whole[: len(part)]) == list(part)

@@ -27,6 +27,10 @@ class ArtifactError(Lfm2ExportError):
     """An artifact folder whose manifest, files or checksums do not hold together."""
 
 
+class StateFileError(Lfm2ExportError):
+    """A saved state that is damaged, forged, or of another artifact or window."""
+
+
 class MissingDependencyError(Lfm2ExportError):
     """An optional library that is not installed; the message names the command that installs it."""
 

@@ -42,10 +42,15 @@ def staged_folder(output: Path, force: bool) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file through a temporary name beside it."""
+    """Write a text file, UTF-8, through a temporary name beside it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file through a temporary name beside it. UsageError when the system refuses."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -60,6 +65,14 @@ def check_free(output: Path, force: bool) -> None:
         raise UsageError(f"{output} exists already; choose another --output or pass --force to replace it")
     if output.exists() and any(output.iterdir()) and not any((output / name).is_file() for name in _OURS):
         raise UsageError(f"{output} was not made by lfm2-export, so --force will not replace it; remove it yourself")
+
+
+def check_free_file(path: Path, force: bool) -> None:
+    """UsageError when a file cannot be written there, or exists and may not be replaced."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"cannot write {path}: {'it is a folder' if path.is_dir() else f'no folder {path.parent}'}")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already; choose another file or pass --force to replace it")
 
 
 def sha256(path: Path) -> str:

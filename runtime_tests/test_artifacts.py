@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from lfm2_export.errors import UsageError, WindowExceededError
 from lfm2_export.parity.run import Effort, prove
 from lfm2_export.runtimes import _text_llm_runner
 from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.saved_state import save_state
 
 EFFORT = Effort(quality_tokens=600, questions=24, prompts=3, continuation=12)
 
@@ -65,6 +69,38 @@ def test_a_state_moves_between_sessions_of_the_same_artifact(artifact):
         second.restore(type(first.state())(WINDOW + 1, first.state().tensors))
 
 
+GO_ON = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from artifacts import open_session
+from lfm2_export import load_state, open_artifact
+from lfm2_export.generation import greedy
+artifact = open_artifact(Path(sys.argv[2]))
+session = open_session(artifact)
+session.restore(load_state(Path(sys.argv[3]), artifact).snapshot)
+logits = [session.decode(5)]
+for _ in range(12):
+    logits.append(session.decode(greedy(logits[-1], [])))
+np.save(sys.argv[4], np.stack(logits))
+"""
+
+
+@pytest.mark.parametrize("recipe", ["xnnpack-fp32", "xnnpack-int8", "onnx-fp32", "onnx-int8"])
+def test_a_saved_state_goes_on_in_another_process_to_the_bit(recipe, make_artifact, tmp_path):
+    artifact, ids = make_artifact(recipe, "explicit"), [1 + 7 * i % 900 for i in range(100)]
+    session = open_session(artifact)
+    session.prefill(ids)
+    save_state(tmp_path / "x.state", session.state(), artifact, ids)
+    arguments = [Path(__file__).parent, artifact.folder, tmp_path / "x.state", tmp_path / "logits.npy"]
+    subprocess.run([sys.executable, "-c", GO_ON, *map(str, arguments)], check=True, timeout=300)
+    expected = [session.decode(5)]
+    for _ in range(12):
+        expected.append(session.decode(int(np.argmax(expected[-1]))))
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), np.stack(expected))
+
+
 def test_a_chat_of_two_turns_goes_on_from_the_first(artifact, nano):
     tokenizer = ChatTokenizer.load(artifact.folder, nano.config)
     conversation = Conversation(open_session(artifact), tokenizer)
@@ -72,8 +108,25 @@ def test_a_chat_of_two_turns_goes_on_from_the_first(artifact, nano):
     seen = conversation.session.position
     assert "".join(conversation.reply("Thanks!", 24)) == "You are welcome!"
     assert conversation.session.position > seen
+    assert conversation.speed.cached_tokens == seen
     conversation.reset()
     assert "".join(conversation.reply("What color is the sky?", 24)) == "The sky is blue."
+
+
+def test_a_turn_is_taken_back_to_the_bit_or_the_form_says_why_not(artifact, nano):
+    conversation = Conversation(open_session(artifact), ChatTokenizer.load(artifact.folder, nano.config))
+    "".join(conversation.reply("What color is the sky?", 24))
+    if artifact.manifest.form == "resident":
+        with pytest.raises(UsageError, match="--form explicit"):
+            conversation.rewind()
+        return
+    before = conversation.session.state()
+    "".join(conversation.reply("Thanks!", 24))
+    conversation.rewind()
+    after = conversation.session.state()
+    assert after.position == before.position
+    for name, tensor in before.tensors.items():
+        np.testing.assert_array_equal(after.tensors[name], tensor)
 
 
 @pytest.mark.parametrize("recipe", ["xnnpack-fp32", "xnnpack-int8", "xnnpack-int4"])

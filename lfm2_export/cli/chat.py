@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from lfm2_export.cli.slash import Chat
     from lfm2_export.conversation import Conversation
 
 NAME = "chat"
@@ -23,36 +24,57 @@ def run(
         float, typer.Option(min=0.0, help="0 is greedy; LFM2's cards recommend 0.3 (min-p 0.15, penalty 1.05).")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    load: Annotated[Path | None, typer.Option("--load-state", help="Go on from a conversation saved here.")] = None,
+    save: Annotated[Path | None, typer.Option("--save-state", help="Save the conversation here at the end.")] = None,
+    prefix_cache: Annotated[
+        Path | None, typer.Option("--prefix-cache", help="Keep the system prompt's state here; made if missing.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Let --save-state and /save replace a file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --prompt: print reply and speed as JSON.")] = False,
 ) -> None:
-    """Chat with an artifact; replies stream, tok/s at the end. /reset starts over, /exit or Ctrl-D leaves."""
+    """Chat with an artifact; replies stream, tok/s at the end. /help lists what else can be said."""
     import json
     from dataclasses import asdict
 
     from lfm2_export.cli import console
     from lfm2_export.errors import UsageError
+    from lfm2_export.files import check_free_file
     from lfm2_export.generation import MinPSampler, greedy
 
     if as_json and prompt is None:
         raise UsageError("--json needs --prompt")
-    conversation = _open(artifact, runtime)
+    if load is not None and (system is not None or prefix_cache is not None):
+        raise UsageError("--load-state brings its own system prompt; leave out --system and --prefix-cache")
+    if save is not None:
+        check_free_file(save, force)
+    chat = _open(artifact, runtime, force)
+    conversation = chat.conversation
     conversation.sampler = MinPSampler(temperature=temperature, seed=seed) if temperature else greedy
+    if save is not None:
+        conversation.need_state()  # said now, not after the talk
+    if load is not None:
+        conversation.resume(load, chat.artifact)
     if system is not None:
         conversation.messages.append({"role": "system", "content": system})
+    if prefix_cache is not None:
+        conversation.cache_prefix(prefix_cache, chat.artifact)
     if prompt is None:
-        _talk(conversation, limit)
+        _talk(chat, limit)
     elif as_json:
         reply = "".join(conversation.reply(prompt, limit))
         console.print_json(json.dumps({"reply": reply, **asdict(conversation.speed)}))
     else:
         _stream(conversation, prompt, limit)
+    if save is not None:
+        conversation.save(save, chat.artifact, force)
 
 
-def _open(folder: Path, runtime: str | None) -> Conversation:
+def _open(folder: Path, runtime: str | None, force: bool) -> Chat:
     from lfm2_export import runtimes
     from lfm2_export.artifact.folder import open_artifact
     from lfm2_export.checkpoint.config import from_dict
     from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+    from lfm2_export.cli.slash import Chat
     from lfm2_export.conversation import Conversation
     from lfm2_export.errors import UsageError
 
@@ -65,14 +87,15 @@ def _open(folder: Path, runtime: str | None) -> Conversation:
     if chosen not in able:
         raise UsageError(f"runtime {chosen!r} does not run this artifact; able: {', '.join(able)}")
     runtimes.find(chosen).version()  # a missing library says so before the model is loaded
-    return Conversation(runtimes.find(chosen).open_session(folder, artifact.manifest), tokenizer)
+    session = runtimes.find(chosen).open_session(folder, artifact.manifest)
+    return Chat(Conversation(session, tokenizer), artifact, force)
 
 
-def _talk(conversation: Conversation, limit: int) -> None:
-    from lfm2_export.cli import console
-    from lfm2_export.errors import WindowExceededError
+def _talk(chat: Chat, limit: int) -> None:
+    from lfm2_export.cli import console, slash
+    from lfm2_export.errors import Lfm2ExportError, WindowExceededError
 
-    console.err.print(f"[dim]{conversation.session.runtime}; /reset starts over, /exit leaves[/]")
+    console.err.print(f"[dim]{chat.conversation.session.runtime}; /help lists the commands, /exit leaves[/]")
     while True:
         try:
             text = console.out.input("[bold]> [/]").strip()
@@ -80,13 +103,21 @@ def _talk(conversation: Conversation, limit: int) -> None:
             return
         if text == "/exit":
             return
-        if text == "/reset":
-            conversation.reset()
-        elif text:
-            try:
-                _stream(conversation, text, limit)
-            except WindowExceededError as error:
-                console.err.print(f"[yellow]the conversation is full[/]: {error}; /reset starts over")
+        try:
+            if text.startswith("/"):
+                console.err.print(slash.obey(text, chat), style="dim", markup=False, soft_wrap=True)
+            elif text:
+                _stream(chat.conversation, text, limit)
+        except WindowExceededError as error:
+            _complain(f"the conversation is full: {error}; /reset starts over, /rewind takes back the last turn")
+        except Lfm2ExportError as error:
+            _complain(str(error))
+
+
+def _complain(message: str) -> None:
+    from lfm2_export.cli import console
+
+    console.err.print(message, style="yellow", markup=False, soft_wrap=True)
 
 
 def _stream(conversation: Conversation, text: str, limit: int) -> None:

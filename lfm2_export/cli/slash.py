@@ -1,0 +1,92 @@
+"""What `chat` understands between turns: `/save FILE` and the like. Each command returns the line to show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from lfm2_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from lfm2_export.artifact.folder import Artifact
+    from lfm2_export.conversation import Conversation
+
+
+class Chat(NamedTuple):
+    """What a command acts on."""
+
+    conversation: Conversation
+    artifact: Artifact
+    force: bool  # whether /save may replace a file
+
+
+class Command(NamedTuple):
+    argument: str  # its name in the help; empty when the command takes none
+    help: str
+    run: Callable[[Chat, str], str]
+
+
+def obey(text: str, chat: Chat) -> str:
+    """Carry out a line that begins with a slash. UsageError for an unknown command or a wrong argument."""
+    name, _, argument = text.partition(" ")
+    argument = argument.strip()
+    if name not in COMMANDS:
+        raise UsageError(f"no command {name}, and a message cannot begin with a slash; /help lists the commands")
+    command = COMMANDS[name]
+    if bool(argument) != bool(command.argument):
+        raise UsageError(f"say {name} {command.argument}".rstrip())
+    return command.run(chat, argument)
+
+
+def _help(chat: Chat, _: str) -> str:
+    return "\n".join(f"{f'{name} {c.argument}':<16}{c.help}" for name, c in COMMANDS.items())
+
+
+def _reset(chat: Chat, _: str) -> str:
+    chat.conversation.reset()
+    return "started over"
+
+
+def _rewind(chat: Chat, _: str) -> str:
+    chat.conversation.rewind()
+    return f"took back the last turn; {_whereabouts(chat)}"
+
+
+def _branch(chat: Chat, name: str) -> str:
+    chat.conversation.branch(name)
+    return f"{name!r} is this point; /switch {name} returns to it"
+
+
+def _switch(chat: Chat, name: str) -> str:
+    chat.conversation.switch(name)
+    return f"at {name!r}; {_whereabouts(chat)}"
+
+
+def _save(chat: Chat, file: str) -> str:
+    path = Path(file).expanduser()
+    chat.conversation.save(path, chat.artifact, chat.force)
+    return f"saved {path}; {_whereabouts(chat)}"
+
+
+def _load(chat: Chat, file: str) -> str:
+    path = Path(file).expanduser()
+    chat.conversation.resume(path, chat.artifact)
+    return f"loaded {path}; {_whereabouts(chat)}"
+
+
+def _whereabouts(chat: Chat) -> str:
+    session = chat.conversation.session
+    return f"{session.position} of {session.window} tokens"
+
+
+COMMANDS = {
+    "/rewind": Command("", "take back the last turn", _rewind),
+    "/branch": Command("NAME", "name this point of the conversation", _branch),
+    "/switch": Command("NAME", "go back to a named point", _switch),
+    "/save": Command("FILE", "write the conversation and its state", _save),
+    "/load": Command("FILE", "go on from such a file", _load),
+    "/reset": Command("", "start over; the system prompt stays", _reset),
+    "/help": Command("", "this list", _help),
+    "/exit": Command("", "leave; Ctrl-D too", lambda chat, _: ""),  # the loop ends before it asks
+}
