@@ -53,11 +53,11 @@ def test_the_report_says_everything_about_every_contender(report):
     assert report.bandwidth_bytes_per_second.median > 1e8
     assert {"torch", "onnxruntime"} <= report.versions.keys()
     for each in report.contenders:
-        assert each.size_bytes > 1e6
+        assert each.size_bytes > 5e5
         assert each.load_seconds.median > 0
         assert each.peak_rss_bytes.median > each.baseline_rss_bytes.median > 1e6
         assert each.prefill[0].tokens_per_second.n >= 1
-        assert 0 < each.decode[0].bandwidth_share
+        assert each.decode[0].bandwidth_share > 0
     assert report.contenders[0].runtime.startswith("onnxruntime")
     assert report.contenders[2].runtime.startswith("transformers")
 

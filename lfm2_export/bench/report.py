@@ -49,7 +49,7 @@ class ContenderReport(BaseModel):
     random_weights: bool | None
     window: int
     size_bytes: int
-    load_seconds: Spread
+    load_seconds: Spread  # until the first token's logits are there
     baseline_rss_bytes: Spread  # the process with its library, before the model
     peak_rss_bytes: Spread  # loading, the longest prompt, a few steps; mapped files count
     decode: list[Speed]
