@@ -9,6 +9,8 @@ import sys
 from lfm2_export.bench.quiet import available_cores
 from lfm2_export.errors import ArtifactError
 
+_LOOK = 0.2  # seconds
+
 
 def call(module: str, request: str, who: str) -> str:
     """Run `python -m module` with the request on stdin and return its stdout.
@@ -24,9 +26,13 @@ def call(module: str, request: str, who: str) -> str:
 
 
 def bind(threads: int) -> None:
-    """Keep this process on its first `threads` cores, before any library starts threads of its own.
+    """Keep this process on `threads` cores, the idlest just now, before any library starts threads of its own.
 
-    Every library is also told its thread count; this holds back the threads that nobody asked about.
+    Every library is also told its thread count, and must be: ExecuTorch's pool does not look at the affinity. This
+    holds back the threads that nobody asked about.
     """
+    import psutil
+
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, available_cores()[:threads])
+        busy = psutil.cpu_percent(interval=_LOOK, percpu=True)
+        os.sched_setaffinity(0, sorted(available_cores(), key=lambda core: busy[core])[:threads])
