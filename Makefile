@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint nano clean
+.PHONY: demo test lint nano bench clean
 
 demo: .venv/installed  ## export nano to a .pte and to ONNX, prove both, chat with both
 	$(BIN)/lfm2-export export nano --recipe xnnpack-int8 --output out/demo-xnnpack --force
@@ -22,6 +22,9 @@ lint: .venv/installed-test
 nano: .venv/installed-test  ## train the embedded nano model anew
 	$(BIN)/python training/nano.py
 
+bench: .venv/installed-bench  ## 350M beside llama.cpp, ExecuTorch's own export and eager: an hour; see benchmarks/
+	$(BIN)/python -m benchmarks.xnnpack --size 350m
+
 # --without-pip: Debian's python3 has venv but not ensurepip, which is a package of its own
 .venv/bin/python:
 	$(PYTHON) -m venv --without-pip .venv
@@ -33,6 +36,11 @@ nano: .venv/installed-test  ## train the embedded nano model anew
 
 .venv/installed-test: .venv/installed
 	$(PYTHON) -m pip --python .venv/bin/python install --quiet --editable ".[test]"
+	@touch $@
+
+# llama.cpp is compiled here; pip itself is needed for its sources
+.venv/installed-bench: .venv/installed
+	$(PYTHON) -m pip --python .venv/bin/python install --quiet --editable ".[bench]" pip
 	@touch $@
 
 clean:

@@ -16,7 +16,10 @@ _PURPOSES = {
     "onnx": "ONNX: writing",
     "onnxruntime": "ONNX: running",
     "optimum": "optimum-cli export lfm2",
-    "transformers": "tests: independent reference",
+    "transformers": "tests: independent reference; bench: eager",
+    "psutil": "bench",
+    "matplotlib": "bench --plot",
+    "llama-cpp-python": "bench --vs FILE.gguf",
 }
 
 

@@ -32,9 +32,9 @@ def runs(manifest: Manifest) -> bool:
     return manifest.target == "onnx"
 
 
-def open_session(folder: Path, manifest: Manifest) -> OnnxRuntimeSession:
-    """Load an artifact for one conversation."""
-    return OnnxRuntimeSession(folder, manifest)
+def open_session(folder: Path, manifest: Manifest, threads: int = 0) -> OnnxRuntimeSession:
+    """Load an artifact for one conversation, on that many threads (0: onnxruntime's own choice)."""
+    return OnnxRuntimeSession(folder, manifest, threads=threads)
 
 
 def weights_session(folder: Path, manifest: Manifest) -> OnnxRuntimeSession:
@@ -53,13 +53,14 @@ class OnnxRuntimeSession:
     pads = True
     has_state = True
 
-    def __init__(self, folder: Path, manifest: Manifest, float_activations: bool = False) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, float_activations: bool = False, threads: int = 0) -> None:
         self.version = version()
         import onnxruntime
 
         method = manifest.methods[0]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _QUIET
+        options.intra_op_num_threads = threads
         options.use_deterministic_compute = True
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         path = folder / method.file

@@ -1,0 +1,5 @@
+"""What our artifacts are measured against. One module per peer, each making its files from the same checkpoint.
+
+A module has one function, `build(checkpoint, cache, stage) -> list[Spec]`: make what is not in the folder `cache` yet
+and say how the bench is to run it. A peer that cannot be made here raises Lfm2ExportError with the reason.
+"""

@@ -1,0 +1,38 @@
+"""A measuring process: fresh, with its own memory peak, load time and thread pools, bound to its own cores."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from lfm2_export.bench.quiet import available_cores
+from lfm2_export.errors import ArtifactError
+
+_LOOK = 0.2  # seconds
+
+
+def call(module: str, request: str, who: str) -> str:
+    """Run `python -m module` with the request on stdin and return its stdout.
+
+    Raises ArtifactError, in `who`'s name, with the last line the process said when it fails.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", module]
+    done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise ArtifactError(f"{who}: could not be measured: {last[:300]}")
+    return done.stdout.splitlines()[-1]  # a library may have spoken before
+
+
+def bind(threads: int) -> None:
+    """Keep this process on `threads` cores, the idlest just now, before any library starts threads of its own.
+
+    Every library is also told its thread count, and must be: ExecuTorch's pool does not look at the affinity. This
+    holds back the threads that nobody asked about.
+    """
+    import psutil
+
+    if hasattr(os, "sched_setaffinity"):
+        busy = psutil.cpu_percent(interval=_LOOK, percpu=True)
+        os.sched_setaffinity(0, sorted(available_cores(), key=lambda core: busy[core])[:threads])

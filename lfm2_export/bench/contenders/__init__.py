@@ -1,0 +1,47 @@
+"""What can be measured. One module per kind of contender, all behind `Contender`.
+
+A module has two functions, called in this order in a process of its own:
+
+- `prepare(path, threads)`: import the library and hold it to that many threads;
+- `load(path, threads, room)`: load the model; `room` is the most tokens that will be asked for, for runtimes that
+  size their cache when they load.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, cast
+
+CALL = 512  # tokens a call, where the contender leaves the choice to its caller
+
+
+class Contender(Protocol):
+    """A loaded model and one conversation. Whoever returns from a call has its logits."""
+
+    runtime: str  # library and version
+    window: int  # tokens
+    vocab: int
+    size: int  # bytes of the model's files
+    weight_bytes: int | None  # weights that a decode step must read; None where nobody can tell
+    cache_bytes: int | None  # KV cache that a decode step must read, per token of context
+
+    def stand(self, position: int) -> None:
+        """Be at that position, whatever the conversation before it was: speed does not depend on what was said."""
+        ...
+
+    def feed(self, tokens: Sequence[int]) -> None:
+        """Go on with these tokens; logits of the last one only."""
+        ...
+
+
+class Kind(Protocol):
+    def prepare(self, path: Path, threads: int) -> None: ...
+
+    def load(self, path: Path, threads: int, room: int) -> Contender: ...
+
+
+def find(kind: str) -> Kind:
+    """The module of that kind."""
+    return cast(Kind, importlib.import_module(f"{__name__}.{kind}"))

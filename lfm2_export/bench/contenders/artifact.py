@@ -1,0 +1,88 @@
+"""An artifact of ours, through its own runtime's Session."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lfm2_export import runtimes
+from lfm2_export.artifact.folder import Artifact, open_artifact
+from lfm2_export.bench.bytes_read import cache_bytes, weight_bytes
+from lfm2_export.bench.contenders import pte
+from lfm2_export.errors import ArtifactError
+from lfm2_export.model.state import is_cache
+from lfm2_export.runtimes import onnxruntime
+from lfm2_export.runtimes.session import Session, Snapshot
+
+_FILLER = 1  # any token will do
+
+
+def prepare(path: Path, threads: int) -> None:
+    """Import the artifact's runtime and hold it to `threads`; onnxruntime is told so per session."""
+    if onnxruntime.runs(open_artifact(path).manifest):
+        onnxruntime.version()
+    else:
+        pte.prepare(path, threads)
+
+
+def load(path: Path, threads: int, room: int) -> ArtifactContender:
+    """Open the artifact with the first runtime meant for it; its window is its own, whatever `room` is."""
+    return ArtifactContender(open_artifact(path), threads)
+
+
+class ArtifactContender:
+    """Stands at a position by restoring a made-up snapshot, or, where the state is hidden, by talking that long."""
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        manifest = artifact.manifest
+        self._session = _open(artifact, threads)
+        self.runtime = f"{self._session.runtime} {self._session.version}"
+        self.window = self._session.window
+        self.vocab = int(manifest.source.config["vocab_size"])
+        self.size = sum(entry.size for name, entry in manifest.files.items() if _is_model(name, artifact))
+        self.weight_bytes = weight_bytes(manifest)
+        self.cache_bytes = cache_bytes(manifest)
+        self._one_token: Snapshot | None = None
+
+    def stand(self, position: int) -> None:
+        if position == 0:
+            self._session.reset()
+        elif self._session.has_state:
+            self._session.restore(self._snapshot(position))
+        else:
+            if self._session.position > position:
+                self._session.reset()
+            if position > self._session.position:
+                self._session.prefill([_FILLER] * (position - self._session.position))
+
+    def feed(self, tokens: Sequence[int]) -> None:
+        self._session.prefill(tokens)
+
+    def _snapshot(self, position: int) -> Snapshot:
+        """The state after one real token, its keys and values repeated: ordinary numbers, no zeros or denormals."""
+        if self._one_token is None:
+            self._session.reset()
+            self._session.prefill([_FILLER])
+            self._one_token = self._session.state()
+        tensors = {
+            name: np.repeat(values, position, axis=2) if is_cache(name) else values
+            for name, values in self._one_token.tensors.items()
+        }
+        return Snapshot(position, tensors)
+
+
+def _open(artifact: Artifact, threads: int) -> Session:
+    manifest = artifact.manifest
+    if onnxruntime.runs(manifest):
+        return onnxruntime.open_session(artifact.folder, manifest, threads)
+    for name in runtimes.names():
+        if runtimes.find(name).runs(manifest):
+            return runtimes.find(name).open_session(artifact.folder, manifest)
+    raise ArtifactError(f"{artifact.folder}: no runtime here runs target {manifest.target!r}")
+
+
+def _is_model(name: str, artifact: Artifact) -> bool:
+    """Whether a file is a method's, or its external data (named after it)."""
+    return any(name.startswith(method.file) for method in artifact.manifest.methods)

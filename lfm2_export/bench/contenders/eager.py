@@ -1,0 +1,63 @@
+"""The checkpoint in bf16 through transformers: what one has without any export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lfm2_export.bench.contenders import CALL
+
+_FILLER = 1
+
+
+def prepare(path: Path, threads: int) -> None:
+    """Import the library and hold torch to `threads`."""
+    import transformers
+
+    torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+
+
+def load(path: Path, threads: int, room: int) -> EagerContender:
+    """Load the checkpoint; its cache grows as it goes, whatever `room` is."""
+    return EagerContender(path)
+
+
+class EagerContender:
+    """`Lfm2ForCausalLM` with its own cache."""
+
+    def __init__(self, path: Path) -> None:
+        import transformers
+
+        self._model = transformers.Lfm2ForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+        config = self._model.config
+        self.runtime = f"transformers {transformers.__version__}, torch {torch.__version__}"
+        self.window = int(config.max_position_embeddings)
+        self.vocab = int(config.vocab_size)
+        self.size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        embedding = self._model.get_input_embeddings().weight
+        tied = self._model.get_output_embeddings().weight is embedding
+        read = sum(tensor.numel() for tensor in self._model.parameters()) - (0 if tied else embedding.numel())
+        self.weight_bytes: int | None = 2 * read
+        width = config.hidden_size // config.num_attention_heads
+        attention = sum(kind == "full_attention" for kind in config.layer_types)
+        self.cache_bytes: int | None = 2 * attention * config.num_key_value_heads * width * 2
+        self._cache: Any = None
+        self._position = 0
+
+    def stand(self, position: int) -> None:
+        if position < self._position:
+            self._cache, self._position = None, 0
+        if position > self._position:
+            self.feed([_FILLER] * (position - self._position))
+
+    @torch.inference_mode()
+    def feed(self, tokens: Sequence[int]) -> None:
+        for start in range(0, len(tokens), CALL):
+            chunk = torch.tensor([tokens[start : start + CALL]])
+            done = self._model(chunk, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            self._cache = done.past_key_values
+            self._position += chunk.shape[1]

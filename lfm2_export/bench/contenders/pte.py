@@ -1,0 +1,75 @@
+"""A bare ExecuTorch `.pte` of the stock LLM runners' signature: forward(tokens, start position) → logits.
+
+What ExecuTorch's own `export_llm` writes; our resident form is driven as an artifact instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from lfm2_export.bench.contenders import CALL
+from lfm2_export.errors import ArtifactError
+from lfm2_export.runtimes.executorch import version
+
+_FILLER = 1
+
+
+def prepare(path: Path, threads: int) -> None:
+    """Size ExecuTorch's thread pool before a program captures it.
+
+    The pool counts the machine's cores and does not look at the process's CPU affinity: bound to one core it would
+    run as many threads as the machine has, and they would take turns.
+    """
+    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  registers llama::*
+    from executorch.extension.pybindings import portable_lib
+    from executorch.kernels import quantized  # noqa: F401  registers the quantized embedding's kernels
+
+    portable_lib._unsafe_reset_threadpool(threads)
+    torch.set_num_threads(threads)
+
+
+def load(path: Path, threads: int, room: int) -> PteContender:
+    """Load the file. ArtifactError when ExecuTorch refuses it or it does not tell its sizes."""
+    return PteContender(path)
+
+
+class PteContender:
+    """The caller's side of a program that keeps its state to itself."""
+
+    weight_bytes = None  # the file's embedding table is not read whole, and the file does not say how large it is
+    cache_bytes = None
+
+    def __init__(self, path: Path) -> None:
+        from executorch.extension.pybindings import portable_lib
+
+        self.runtime = f"executorch {version()}"
+        self.size = path.stat().st_size
+        try:
+            self._module = portable_lib._load_for_executorch(str(path))
+            self.window = self._constant("get_max_context_len")
+            self.vocab = self._constant("get_vocab_size")
+            self._call = min(CALL, self._constant("get_max_seq_len") - 1)  # export_llm's bound is one below its name
+        except RuntimeError as error:
+            raise ArtifactError(f"{path}: not a stock LLM program: {' '.join(str(error).split())[:200]}") from error
+        self._position = 0
+
+    def stand(self, position: int) -> None:
+        """Going back is free: later keys are overwritten, and only the conv state is then another conversation's.
+
+        Going on is not: memory that nobody wrote reads faster than a cache does.
+        """
+        self._position = min(position, self._position)
+        if position > self._position:
+            self.feed([_FILLER] * (position - self._position))
+
+    def feed(self, tokens: Sequence[int]) -> None:
+        for start in range(0, len(tokens), self._call):
+            chunk = tokens[start : start + self._call]
+            self._module.run_method("forward", [torch.tensor([chunk]), torch.tensor([self._position])])
+            self._position += len(chunk)
+
+    def _constant(self, name: str) -> int:
+        return int(self._module.run_method(name, [])[0])

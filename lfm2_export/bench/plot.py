@@ -1,0 +1,83 @@
+"""A benchmark as a picture: decode speed by context, prefill speed by length, one line per contender."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lfm2_export.bench.report import BenchReport, ContenderReport, Speed
+from lfm2_export.bench.spec import require
+from lfm2_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_FORMATS = (".png", ".svg")
+
+
+def check(path: Path, force: bool) -> None:
+    """Before anything is measured: UsageError for a file that cannot or may not be written."""
+    if path.suffix.lower() not in _FORMATS:
+        raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(_FORMATS)}")
+    if not path.parent.is_dir():
+        raise UsageError(f"--plot {path}: there is no folder {path.parent}")
+    if path.is_dir() or (path.exists() and not force):
+        raise UsageError(f"--plot {path}: exists already; choose another name or pass --force to replace it")
+    require("matplotlib", "matplotlib", f"--plot {path}: matplotlib draws it")
+
+
+def write(report: BenchReport, path: Path) -> None:
+    """Draw the report into a PNG or SVG, whole or not at all. UsageError when the disk refuses."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        figure(report).savefig(temporary, format=path.suffix.lower()[1:], dpi=150)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def figure(report: BenchReport) -> Figure:
+    """Two panels, and a legend below them."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.fonttype": "none"}):  # text stays text
+        drawing = Figure(figsize=(10, 4.8), layout="constrained")
+        left, right = drawing.subplots(1, 2)
+        _panel(left, report, lambda contender: contender.decode, "decode", "context (tokens)")
+        _panel(right, report, lambda contender: contender.prefill, "prefill", "prompt (tokens)")
+        drawing.suptitle(_title(report), fontsize="medium")
+        drawing.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
+        return drawing
+
+
+def _panel(
+    axes: Axes, report: BenchReport, speeds: Callable[[ContenderReport], list[Speed]], title: str, unit: str
+) -> None:
+    """Medians as a line, extremes as bars; a contender without a single point still has its legend entry."""
+    for contender in report.contenders:
+        points = [(each.tokens, each.tokens_per_second) for each in speeds(contender) if each.tokens_per_second]
+        medians = [spread.median for _, spread in points]
+        below = [spread.median - spread.min for _, spread in points]
+        above = [spread.max - spread.median for _, spread in points]
+        axes.errorbar(
+            [tokens for tokens, _ in points], medians, yerr=(below, above), marker="o", capsize=3, label=contender.name
+        )
+    ticks = [speed.tokens for speed in speeds(report.contenders[0])]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.set_title(title)
+    axes.set_xlabel(unit)
+    axes.set_ylabel("tokens per second")
+
+
+def _title(report: BenchReport) -> str:
+    threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
+    weights = "; random weights" if report.random_weights else ""
+    return f"{report.machine['processor']}; {threads}, median of {report.rounds} rounds{weights}"

@@ -1,0 +1,77 @@
+"""A benchmark, top to bottom: rounds in which every contender has its turn, so that a drift of the machine hits all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import metadata
+
+from lfm2_export.bench import bandwidth
+from lfm2_export.bench.quiet import available_cores
+from lfm2_export.bench.report import BenchReport, Spread, summarize
+from lfm2_export.bench.spec import Spec, distinct, require
+from lfm2_export.bench.worker import Job, Result, measure
+from lfm2_export.diagnosis import machine
+from lfm2_export.errors import UsageError
+
+_LIBRARIES = ("lfm2-export", "torch", "executorch", "onnxruntime", "transformers", "llama-cpp-python")
+
+
+def bench(
+    specs: Sequence[Spec],
+    contexts: Sequence[int],
+    prefill: Sequence[int],
+    *,
+    threads: int | None = None,
+    rounds: int = 3,
+    steps: int = 32,
+    stage: Callable[[str], None] = lambda _: None,
+) -> BenchReport:
+    """Measure `specs` side by side on `threads` threads (None: every core this process may use).
+
+    `contexts` and `prefill` are numbers of tokens; a context is that of the last of `steps` single tokens. Raises
+    UsageError for numbers that make no sense, MissingDependencyError without psutil, ArtifactError when a contender
+    cannot be run.
+    """
+    require("psutil", "psutil", "a benchmark watches what else runs")
+    threads = _check(contexts, prefill, threads, rounds, steps)
+    specs = distinct(specs)
+    bandwidths: list[float] = []
+    results: list[list[Result]] = [[] for _ in specs]
+    for number in range(1, rounds + 1):
+        stage(f"round {number} of {rounds}: memory bandwidth")
+        bandwidths.append(bandwidth.measure(threads))
+        for spec, mine in zip(specs, results, strict=True):
+            stage(f"round {number} of {rounds}: {spec.name}")
+            job = Job(
+                spec=spec, contexts=sorted(set(contexts)), prefill=sorted(set(prefill)), threads=threads, steps=steps
+            )
+            mine.append(measure(job))
+    memory = Spread.of(bandwidths)
+    return BenchReport(
+        machine=machine(),
+        versions={name: version for name in _LIBRARIES if (version := _version(name))},
+        threads=threads,
+        rounds=rounds,
+        steps=steps,
+        bandwidth_bytes_per_second=memory,
+        contenders=summarize(specs, results, memory.max),  # a limit: what was lower was disturbed
+    )
+
+
+def _check(contexts: Sequence[int], prefill: Sequence[int], threads: int | None, rounds: int, steps: int) -> int:
+    """The number of threads. UsageError for anything that cannot be measured."""
+    cores = len(available_cores())
+    if threads is not None and not 1 <= threads <= cores:
+        raise UsageError(f"{threads} threads: this process may use 1 to {cores} cores")
+    if rounds < 1 or steps < 1:
+        raise UsageError("a benchmark needs at least one round and one step")
+    if not contexts or not prefill or min(*contexts, *prefill) < 1:
+        raise UsageError("contexts and prefill lengths are numbers of tokens, at least one of each, 1 or more")
+    return threads or cores
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,78 @@
+"""Who takes part in a comparison: what was named on the command line, checked before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from lfm2_export.errors import MissingDependencyError, UsageError
+
+_EAGER = "eager:"
+_EXTRA = "pip install 'lfm2-export[bench]'"
+
+
+class Spec(BaseModel):
+    """One contender: its kind (the module of `contenders/` that runs it), where it lies, its name in the tables."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["artifact", "gguf", "eager", "pte"]
+    path: Path
+    name: str
+    random_weights: bool | None = None  # None where the file does not say
+
+
+def parse(text: str) -> Spec:
+    """`FOLDER` of an artifact, `FILE.gguf`, `FILE.pte` of (tokens, position) → logits, or `eager:CHECKPOINT`.
+
+    Raises UsageError for a place that is none of them, ArtifactError or CheckpointError for one that does not hold
+    together, MissingDependencyError when the library that runs it is absent.
+    """
+    if text.startswith(_EAGER):
+        return _eager(text.removeprefix(_EAGER))
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _artifact(path)
+    if not path.is_file():
+        raise UsageError(f"{text}: no such artifact folder, .gguf or .pte file")
+    if path.suffix == ".gguf":
+        require("llama_cpp", "llama-cpp-python", f"{text}: a GGUF is run by llama.cpp")
+        return Spec(kind="gguf", path=path, name=path.stem)
+    if path.suffix == ".pte":
+        return Spec(kind="pte", path=path, name=path.stem)
+    raise UsageError(f"{text}: neither an artifact folder nor a .gguf or .pte file")
+
+
+def distinct(specs: Sequence[Spec]) -> list[Spec]:
+    """The same contenders with different names: a name that occurs twice gets its number."""
+    names = [spec.name for spec in specs]
+    return [
+        spec.model_copy(update={"name": f"{spec.name} ({number})"}) if names.count(spec.name) > 1 else spec
+        for number, spec in enumerate(specs, start=1)
+    ]
+
+
+def require(module: str, package: str, why: str) -> None:
+    """MissingDependencyError, with the command that installs it, when a library is absent."""
+    if find_spec(module) is None:
+        raise MissingDependencyError(f"{why}, and {package} is not installed; {_EXTRA}")
+
+
+def _artifact(folder: Path) -> Spec:
+    from lfm2_export.artifact.folder import open_artifact
+
+    manifest = open_artifact(folder).manifest
+    return Spec(kind="artifact", path=folder, name=folder.resolve().name, random_weights=manifest.source.random_weights)
+
+
+def _eager(source: str) -> Spec:
+    from lfm2_export.checkpoint.source import open_checkpoint
+
+    require("transformers", "transformers", f"{_EAGER}{source}: the eager model is that of transformers")
+    checkpoint = open_checkpoint(source)
+    name = f"eager bf16 {Path(checkpoint.name).name}"
+    return Spec(kind="eager", path=checkpoint.folder, name=name, random_weights=checkpoint.random_weights)

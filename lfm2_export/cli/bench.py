@@ -1,0 +1,140 @@
+"""`lfm2-export bench`: how fast an artifact is here, alone or beside others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lfm2_export.bench.report import BenchReport, ContenderReport, Speed
+
+NAME = "bench"
+
+
+def run(
+    artifact: Annotated[str, typer.Argument(help="Artifact folder (or anything that --vs takes).")],
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--vs", help="Another artifact, a .gguf, a stock LLM .pte, or eager:CHECKPOINT (repeatable)."),
+    ] = None,
+    contexts: Annotated[str, typer.Option(help="Decode at these contexts, in tokens.")] = "128,1024",
+    prefill: Annotated[str, typer.Option(help="Prefill prompts of these lengths, in tokens.")] = "128,512",
+    threads: Annotated[int | None, typer.Option(help="Threads, and cores to run them on. [all]")] = None,
+    rounds: Annotated[int, typer.Option(help="Turns of each contender, one after the other.")] = 3,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it into this .png or .svg.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing plot.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Measure decode and prefill speed, load time, memory and size, in processes of their own."""
+    from lfm2_export.bench import plot as drawing
+    from lfm2_export.bench.run import bench
+    from lfm2_export.bench.spec import parse
+    from lfm2_export.cli import console
+
+    lengths = _numbers("--contexts", contexts), _numbers("--prefill", prefill)
+    if plot is not None:
+        drawing.check(plot, force)
+    with console.progress(quiet) as stage:
+        stage("checking the contenders")
+        specs = [parse(text) for text in (artifact, *(against or []))]
+        report = bench(specs, *lengths, threads=threads, rounds=rounds, stage=stage)
+    if plot is not None:
+        drawing.write(report, plot)
+    if as_json:
+        console.print_json(report.model_dump_json(indent=2))
+        return
+    _print(report)
+    if plot is not None:
+        console.out.print(f"wrote {plot}", markup=False)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    from lfm2_export.errors import UsageError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"{option} {text}: expected numbers of tokens, like 128,1024") from error
+
+
+def _print(report: BenchReport) -> None:
+    from lfm2_export.cli.console import out
+
+    out.print(_speeds(report, "decode"))
+    out.print(_speeds(report, "prefill"))
+    out.print(_costs(report))
+    memory = report.bandwidth_bytes_per_second
+    out.print(
+        f"{report.machine['processor']}; {report.threads} threads read memory at {memory.median / 1e9:.1f} GB/s "
+        f"({memory.min / 1e9:.1f} to {memory.max / 1e9:.1f})",
+        markup=False,
+    )
+    speeds = [speed for each in report.contenders for speed in (*each.decode, *each.prefill)]
+    if dropped := sum(speed.noisy_samples for speed in speeds):
+        out.print(f"[yellow]{dropped} samples were taken while others used the machine[/]; figures with * rest on such")
+    if report.random_weights:
+        out.print("[yellow]random weights[/]: speed counts, answers do not")
+
+
+def _speeds(report: BenchReport, what: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{what}, tokens per second (median of {report.rounds} rounds)", title_justify="left")
+    table.add_column("contender")
+    headings = ["context" if what == "decode" else "prompt", "tok/s", "min to max", "× first"]
+    for heading in headings + (["MB/token", "of memory"] if what == "decode" else []):
+        table.add_column(heading, justify="right")
+    for contender in report.contenders:
+        name = contender.name
+        for speed in contender.decode if what == "decode" else contender.prefill:
+            table.add_row(name, *_cells(speed, what == "decode"))
+            name = ""
+    return table
+
+
+def _cells(speed: Speed, decode: bool) -> list[str]:
+    if speed.tokens_per_second is None:
+        return [str(speed.tokens), "window"]
+    spread = speed.tokens_per_second
+    cells = [
+        str(speed.tokens),
+        f"{_figure(spread.median)}{'*' if speed.noisy else ''}",
+        f"{_figure(spread.min)} to {_figure(spread.max)}",
+        "–" if speed.ratio is None else f"{speed.ratio:.2f}",
+    ]
+    if decode:
+        cells.append("–" if speed.bytes_per_token is None else f"{speed.bytes_per_token / 1e6:.1f}")
+        cells.append("–" if speed.bandwidth_share is None else f"{speed.bandwidth_share:.0%}")
+    return cells
+
+
+def _figure(tokens_per_second: float) -> str:
+    return f"{tokens_per_second:.0f}" if tokens_per_second >= 100 else f"{tokens_per_second:.1f}"
+
+
+def _costs(report: BenchReport) -> Table:
+    from rich.table import Table
+
+    table = Table(title="load, memory, size", title_justify="left")
+    for heading in ("contender", "runtime"):
+        table.add_column(heading)
+    for heading in ("window", "load s", "peak MB", "library MB", "file MB"):
+        table.add_column(heading, justify="right")
+    for contender in report.contenders:
+        table.add_row(contender.name, contender.runtime, *_cost_cells(contender))
+    return table
+
+
+def _cost_cells(contender: ContenderReport) -> list[str]:
+    return [
+        str(contender.window),
+        f"{contender.load_seconds.median:.2f}",
+        f"{contender.peak_rss_bytes.median / 1e6:.0f}",
+        f"{contender.baseline_rss_bytes.median / 1e6:.0f}",
+        f"{contender.size_bytes / 1e6:.1f}",
+    ]

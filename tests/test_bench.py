@@ -1,0 +1,193 @@
+"""The benchmark command: what it reports, compares, draws and refuses. Never how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from lfm2_export.artifact.folder import open_artifact
+from lfm2_export.bench.bytes_read import cache_bytes, weight_bytes
+from lfm2_export.bench.plot import figure
+from lfm2_export.bench.quiet import collect
+from lfm2_export.bench.report import BenchReport
+from lfm2_export.cli.main import run
+from lfm2_export.pipeline import export
+
+WINDOW = 96
+QUICK = ("--contexts", "32,64", "--prefill", "16", "--rounds", "1", "--threads", "1", "--quiet")
+
+
+def code_of(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        run(list(arguments))
+    return int(left.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("bench") / "nano-onnx-int4"
+    return export("nano", "onnx-int4", output, overrides=[f"window={WINDOW}"], verify=False)[0].folder
+
+
+@pytest.fixture(scope="module")
+def report(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> BenchReport:
+    """The artifact, another one and the eager model, by the command; one context does not fit the artifacts."""
+    other = shutil.copytree(artifact, tmp_path_factory.mktemp("other") / "another")
+    line = ["bench", str(artifact), "--vs", str(other), "--vs", "eager:nano", *QUICK, "--contexts", "32,128", "--json"]
+    done = subprocess.run([sys.executable, "-m", "lfm2_export", *line], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return BenchReport.model_validate_json(done.stdout)
+
+
+def test_the_report_says_everything_about_every_contender(report):
+    assert [each.name for each in report.contenders] == ["nano-onnx-int4", "another", "eager bf16 nano"]
+    assert (report.threads, report.rounds, report.random_weights) == (1, 1, False)
+    assert report.bandwidth_bytes_per_second.median > 1e8
+    assert {"torch", "onnxruntime"} <= report.versions.keys()
+    for each in report.contenders:
+        assert each.size_bytes > 5e5
+        assert each.load_seconds.median > 0
+        assert each.peak_rss_bytes.median > each.baseline_rss_bytes.median > 1e6
+        assert each.prefill[0].tokens_per_second.n >= 1
+        assert each.decode[0].bandwidth_share > 0
+    assert report.contenders[0].runtime.startswith("onnxruntime")
+    assert report.contenders[2].runtime.startswith("transformers")
+
+
+def test_ratios_are_against_the_first(report):
+    first, other = (each.decode[0] for each in report.contenders[:2])
+    assert first.ratio == 1
+    assert other.ratio == other.tokens_per_second.median / first.tokens_per_second.median
+
+
+def test_a_context_past_the_window_is_reported_as_such(report):
+    statuses = [[speed.status for speed in each.decode] for each in report.contenders]
+    assert statuses == [["measured", "window"], ["measured", "window"], ["measured", "measured"]]
+
+
+def test_a_resident_pte_is_measured_too(tmp_path, capsys):
+    output = tmp_path / "resident"
+    export("nano", "xnnpack-int8", output, overrides=[f"window={WINDOW}", "form=resident"], verify=False)
+    assert code_of("bench", str(output), *QUICK, "--json") == 0
+    (contender,) = json.loads(capsys.readouterr().out)["contenders"]
+    assert contender["runtime"].startswith("executorch")
+    assert [speed["status"] for speed in contender["decode"]] == ["measured", "measured"]
+
+
+def test_the_tables_and_the_svg_name_what_was_measured(artifact, tmp_path, capsys):
+    plot = tmp_path / "speed.svg"
+    assert code_of("bench", str(artifact), "--vs", str(artifact), *QUICK, "--plot", str(plot)) == 0
+    shown = capsys.readouterr().out
+    for expected in ("decode", "prefill", "tok/s", "× first", "of memory", "GB/s", "peak MB", "onnxruntime"):
+        assert expected in shown
+    drawn = plot.read_text()
+    for expected in ("context (tokens)", "prompt (tokens)", "tokens per second", "nano-onnx-int4 (2)", "1 thread"):
+        assert expected in drawn
+    assert [path.name for path in tmp_path.iterdir()] == ["speed.svg"]
+
+
+def test_the_picture_has_two_panels_and_a_line_per_contender(report, tmp_path):
+    from lfm2_export.bench.plot import write
+
+    drawing = figure(report)
+    assert [axes.get_title() for axes in drawing.axes] == ["decode", "prefill"]
+    assert all(len(axes.containers) == 3 for axes in drawing.axes)
+    write(report, tmp_path / "speed.png")
+    content = (tmp_path / "speed.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", content[16:24])
+    assert width > height > 300
+
+
+def test_random_weights_are_said_on_the_picture(report):
+    contender = report.contenders[0].model_copy(update={"random_weights": True})
+    assert "random weights" in figure(report.model_copy(update={"contenders": [contender]})).get_suptitle()
+    assert "random weights" not in figure(report).get_suptitle()
+
+
+def test_bytes_per_token_follow_the_recipe(artifact):
+    manifest = open_artifact(artifact).manifest
+    config = manifest.source.config
+    assert cache_bytes(manifest) % (2 * config["num_key_value_heads"] * 4) == 0
+    # int4 with scales is over an eighth and under a quarter of the same matrices in fp32
+    floats = manifest.model_copy(update={"recipe": manifest.recipe | {"quantization": []}})
+    assert weight_bytes(floats) / 8 < weight_bytes(manifest) < weight_bytes(floats) / 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--vs", "./no-such-file.gguf"],
+        ["--vs", "eager:./no-such-folder"],
+        ["--contexts", "many"],
+        ["--contexts", "0"],
+        ["--prefill", ""],
+        ["--rounds", "0"],
+        ["--threads", "0"],
+        ["--threads", "99999"],
+        ["--plot", "speed.pdf"],
+        ["--plot", "no-such-folder/speed.png"],
+    ],
+    ids=" ".join,
+)
+def test_misuse_is_one_line_and_exit_code_2(options, artifact, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert code_of("bench", str(artifact), "--quiet", *options) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert shown.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_plot_is_kept_unless_forced(artifact, tmp_path):
+    plot = tmp_path / "mine.png"
+    plot.write_bytes(b"mine")
+    assert code_of("bench", str(artifact), *QUICK, "--plot", str(plot)) == 2
+    assert plot.read_bytes() == b"mine"
+    assert code_of("bench", str(artifact), *QUICK, "--plot", str(plot), "--force") == 0
+    assert plot.read_bytes() != b"mine"
+
+
+def test_a_file_that_is_no_llm_program_is_one_line(artifact, tmp_path, capsys):
+    other = tmp_path / "broken.pte"
+    other.write_bytes(os.urandom(4096))
+    assert code_of("bench", str(artifact), "--vs", str(other), *QUICK) == 2
+    shown = capsys.readouterr().err
+    assert "broken" in shown
+    assert shown.count("\n") == 1
+
+
+def test_without_llama_cpp_the_message_says_what_to_install(artifact, tmp_path, monkeypatch, capsys):
+    from lfm2_export.bench import spec
+
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(spec, "find_spec", lambda name: None if name == "llama_cpp" else find_spec(name))
+    assert code_of("bench", str(artifact), "--vs", str(tmp_path / "model.gguf"), *QUICK) == 2
+    assert "pip install 'lfm2-export[bench]'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed: it compiles for minutes")
+def test_a_file_that_is_no_gguf_is_one_line(artifact, tmp_path, capsys):
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + os.urandom(4096))
+    assert code_of("bench", str(artifact), "--vs", str(tmp_path / "broken.gguf"), *QUICK) == 2
+    shown = capsys.readouterr().err
+    assert "llama.cpp" in shown
+    assert shown.count("\n") == 1
+
+
+def test_noisy_samples_are_taken_again_and_kept_apart(monkeypatch):
+    from lfm2_export.bench import quiet
+
+    others = iter([0.0, 9.0, 9.0, 9.0])  # CPU seconds of the machine, read before and after each of two samples
+    monkeypatch.setattr(quiet, "_busy", lambda: next(others))
+    durations = iter([1.0, 2.0])
+    samples = collect(lambda: next(durations), wanted=1)
+    assert (samples.noisy, samples.quiet) == ([1.0], [2.0])
