@@ -59,9 +59,7 @@ class Attention(nn.Module):
         self.q_layernorm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_layernorm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def forward(
-        self, x: Tensor, past_key: Tensor, past_value: Tensor, at: Positions
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, past_key: Tensor, past_value: Tensor, at: Positions) -> tuple[Tensor, Tensor, Tensor]:
         """`x [B, T, H]` → output `[B, T, H]` and this call's key and value `[B, kv_heads, T, D]`."""
         key = rotate(self.k_layernorm(self._heads(self.k_proj(x))).transpose(1, 2), at.cos, at.sin)
         query = rotate(self.q_layernorm(self._heads(self.q_proj(x))).transpose(1, 2), at.cos, at.sin)

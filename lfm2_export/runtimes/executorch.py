@@ -50,8 +50,8 @@ class _Module:
     """A loaded `.pte` and its one method."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        from executorch.extension.pybindings import portable_lib
         from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  registers attention and cache kernels
+        from executorch.extension.pybindings import portable_lib
         from executorch.kernels import quantized  # noqa: F401  registers the quantized embedding's kernels
 
         self.method = manifest.methods[0]
@@ -148,11 +148,12 @@ class ExplicitSession(_Conversation):
     def _view(self, name: str) -> Tensor:
         """A state tensor in the contract's shape, a cache cut to the position."""
         tensor = self._state[name]
-        return tensor[:, : self._position, 0].unsqueeze(0) if is_cache(name) else tensor
+        return tensor[:, : self._position, 0].unsqueeze(0) if is_cache(name) else tensor.transpose(1, 2)
 
     def _contract_shape(self, name: str) -> tuple[int, ...]:
         if not is_cache(name):
-            return tuple(self._state[name].shape)
+            batch, columns, hidden = self._state[name].shape
+            return batch, hidden, columns
         heads, columns, _, width = self._state[name].shape
         return 1, heads, columns, width
 

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 from executorch.exir.passes import MemoryPlanningPass
 from torch.export import Dim, ExportedProgram
 
@@ -31,7 +30,7 @@ from lfm2_export.model.state import CACHE_DTYPES, State
 from lfm2_export.quantize.scheme import quantizable, rule_for
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets import Lowered, Stage
-from lfm2_export.targets._xnnpack.decoder import DelegableDecoder
+from lfm2_export.targets._xnnpack.decoder import DelegatedDecoder
 from lfm2_export.targets._xnnpack.delegation import delegation
 from lfm2_export.targets._xnnpack.forms import Explicit, Resident, native_state
 from lfm2_export.targets._xnnpack.in_place import drop_state_copies
@@ -69,17 +68,17 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lower
     state = native_state(decoder.config, recipe.window, CACHE_DTYPES[recipe.cache])
     explicit = recipe.form == "explicit"
     with _quiet(), _no_collection(), torch.no_grad():
+        stage("packing weights for XNNPACK")
+        network = DelegatedDecoder(decoder, limit).eval()
         stage("tracing")
-        program = _trace(DelegableDecoder(decoder).eval(), state if explicit else None, state, limit)
-        stage("lowering to XNNPACK (the longest step)")
-        edge = to_edge_transform_and_lower(
+        program = _trace(network, state if explicit else None, state, limit)
+        edge = to_edge(
             {METHOD: program},
-            partitioner=[XnnpackPartitioner()],
             compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
             constant_methods=None if explicit else _runner_metadata(decoder.config, recipe.window, limit),
         )
         drop_state_copies(edge.exported_program(METHOD))
-        report = delegation(edge.exported_program(METHOD).graph_module)
+        report = delegation(edge.exported_program(METHOD).graph_module, network.operators)
         stage("writing the .pte")
         # the caller's own tensors serve as inputs: an arena copy of the KV cache would cost its size again
         planning = MemoryPlanningPass(alloc_graph_input=not explicit)
@@ -100,7 +99,7 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lower
     )
 
 
-def _trace(decoder: DelegableDecoder, given: State | None, state: State, limit: int) -> ExportedProgram:
+def _trace(decoder: DelegatedDecoder, given: State | None, state: State, limit: int) -> ExportedProgram:
     tokens = {1: Dim("T", min=1, max=limit)}
     call = (torch.zeros(1, 2, dtype=torch.long), torch.tensor([0]))
     if given is None:

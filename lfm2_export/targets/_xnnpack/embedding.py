@@ -7,11 +7,11 @@ scheme are one blob in the file (see `pte_file.py`).
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from executorch.exir.passes import _quant_patterns_and_replacements  # noqa: F401  defines the operators
 from torch import Tensor, nn
 
 from lfm2_export.quantize.apply import QuantizedWeight, quantized_weight
+from lfm2_export.targets._xnnpack.graph import nibbles
 
 
 def embedding(table: nn.Embedding) -> nn.Module:
@@ -40,24 +40,19 @@ class ByteEmbedding(nn.Module):
 class NibbleEmbedding(nn.Module):
     """Rows of an int4 table times their scales.
 
-    XNNPACK puts the first of two values into the low half of a byte (`convert_to_qc4w` of its exporter), the lookup
-    takes it from the high half: the pairs come out swapped and a product with a 2x2 matrix swaps them back, exactly.
+    XNNPACK puts the first of two values into the low half of a byte, the lookup takes it from the high half: the pairs
+    come out swapped, and `blocks.swap_pairs` swaps them back.
     """
 
     values: Tensor  # [vocab, H/2] uint8
     scales: Tensor  # [vocab, groups], fp16 where that is exact
-    swap: Tensor
 
     def __init__(self, weight: QuantizedWeight) -> None:
         super().__init__()
-        pairs = (weight.values + 8).to(torch.uint8).unflatten(1, (-1, 2))
         half = weight.scales.half()
-        self.register_buffer("values", pairs[..., 1] * 16 + pairs[..., 0])
+        self.register_buffer("values", nibbles(weight.values))
         self.register_buffer("scales", half if torch.equal(half.float(), weight.scales) else weight.scales)
-        self.register_buffer("swap", torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
 
     def forward(self, tokens: Tensor) -> Tensor:
         lookup = torch.ops.quantized_decomposed.embedding_4bit.dtype
-        x = lookup(self.values, self.scales, None, -8, 7, tokens, dtype=torch.float32)
-        width = x.shape[2]
-        return F.linear(x.view(1, -1, width // 2, 2), self.swap).view(1, -1, width)
+        return lookup(self.values, self.scales, None, -8, 7, tokens, dtype=torch.float32)

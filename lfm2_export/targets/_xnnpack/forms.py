@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.model.state import State, is_cache, state_shapes
-from lfm2_export.targets._xnnpack.decoder import DelegableDecoder
+from lfm2_export.targets._xnnpack.decoder import DelegatedDecoder
 
 
 def native_state(config: LFM2Config, window: int, cache: torch.dtype) -> State:
-    """Zeros under the contract's names: caches `[kv_heads, S, 1, head_dim]` of dtype `cache`, conv states fp32.
+    """Zeros under the contract's names, laid out as the operators want them.
 
-    The bytes are those of the contract's `[1, kv_heads, S, head_dim]`.
+    Caches `[kv_heads, S, 1, head_dim]` of dtype `cache`, conv states `[1, L-1, hidden]` fp32.
     """
     state: State = {}
     for name, shape in state_shapes(config, window).items():
@@ -21,14 +21,15 @@ def native_state(config: LFM2Config, window: int, cache: torch.dtype) -> State:
             _, heads, columns, width = shape
             state[name] = torch.zeros(heads, columns, 1, width, dtype=cache)
         else:
-            state[name] = torch.zeros(shape)
+            batch, hidden, columns = shape
+            state[name] = torch.zeros(batch, columns, hidden)
     return state
 
 
 class Explicit(nn.Module):
     """(tokens `[1, T]`, position `[1]`, state) → logits `[1, vocab]`; the state tensors are written in place."""
 
-    def __init__(self, decoder: DelegableDecoder) -> None:
+    def __init__(self, decoder: DelegatedDecoder) -> None:
         super().__init__()
         self.decoder = decoder
 
@@ -46,7 +47,7 @@ class Resident(nn.Module):
     multiplied by zero. The caches need no such care, attention sees only columns below the position.
     """
 
-    def __init__(self, decoder: DelegableDecoder, state: State) -> None:
+    def __init__(self, decoder: DelegatedDecoder, state: State) -> None:
         super().__init__()
         self.decoder = decoder
         self.names = list(state)

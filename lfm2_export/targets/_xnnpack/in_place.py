@@ -14,9 +14,11 @@ def drop_state_copies(program: ExportedProgram) -> None:
     """
     graph = program.graph_module.graph
     for node in list(graph.nodes):
-        if node.target is ops.edge.aten.copy.default and node.args[0].meta["val"].shape == node.args[1].meta["val"].shape:
-            node.replace_all_uses_with(node.args[1])
-            graph.erase_node(node)
+        if node.target is ops.edge.aten.copy.default:
+            target, value = node.args[:2]
+            if target.meta["val"].shape == value.meta["val"].shape:
+                node.replace_all_uses_with(value)
+                graph.erase_node(node)
     for spec, output in zip(program.graph_signature.output_specs, graph.output_node().args[0], strict=True):
         spec.arg.name = output.name
     program.graph_module.recompile()

@@ -4,8 +4,8 @@ A `.pte` is a flatbuffer followed by segments of raw bytes. The constants of ope
 segment, at offsets; each weight of the delegate has a segment of its own. Nothing forbids segments to overlap: when the
 embedding operator and the delegate's head hold the same bytes, the constants' segment is stretched over the head's.
 
-Layout: executorch's schema/program.fbs and schema/extended_header.cpp. The exporter's own, private, reader and writer of
-the flatbuffer are used, one of the reasons for the exact pin of executorch.
+Layout: executorch's schema/program.fbs and schema/extended_header.cpp. The exporter's own, private, reader and writer
+of the flatbuffer are used, one of the reasons for the exact pin of executorch.
 """
 
 from __future__ import annotations
