@@ -14,9 +14,8 @@ from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import GateError
 from lfm2_export.files import check_free, staged_folder
-from lfm2_export.model.load import load_decoder
 from lfm2_export.parity.report import ParityReport
-from lfm2_export.quantize.apply import quantize
+from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.quantize.scheme import describe
 
 Stage = Callable[[str], None]
@@ -50,10 +49,8 @@ def export(
     check_free(output, force)
     tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
     with staged_folder(output, force) as folder:
-        stage("reading weights")
-        decoder = load_decoder(checkpoint)
-        stage("quantizing")
-        quantize(decoder, chosen.quantization, chosen.cache)
+        stage("reading and quantizing weights")
+        decoder = load_quantized(checkpoint, chosen.quantization, chosen.cache)
         lowered = target.lower(decoder, chosen, folder, stage)
         del decoder  # the proof loads its own references
         _copy_companions(checkpoint, folder)

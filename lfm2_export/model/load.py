@@ -1,8 +1,8 @@
-"""Checkpoint → traced model, tensor by tensor: the peak is one fp32 copy and the tensor in hand."""
+"""Checkpoint → traced model, tensor by tensor: the peak is what is kept of them and the tensor in hand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,16 +11,23 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.model.decoder import Decoder
 
 
-def load_decoder(checkpoint: Checkpoint) -> Decoder:
-    """The checkpoint as an fp32 `Decoder` in eval mode, without gradients. CheckpointError for NaN or infinity."""
+def load_decoder(checkpoint: Checkpoint, loaded: Callable[[Decoder, str], None] = lambda *_: None) -> Decoder:
+    """The checkpoint as an fp32 `Decoder` in eval mode, without gradients. CheckpointError for NaN or infinity.
+
+    `loaded(decoder, path)` is told of each module whose weight is there, and may replace it by something smaller.
+    """
     with torch.device("meta"):
         decoder = Decoder(checkpoint.config)
     for name, tensor in checkpoint.tensors():
         for path, part in _parts(name, tensor):
             owner, _, attribute = path.rpartition(".")
             setattr(decoder.get_submodule(owner), attribute, torch.nn.Parameter(part, requires_grad=False))
-    if checkpoint.config.tie_word_embeddings:
-        decoder.lm_head.weight = decoder.embed_tokens.weight
+            if attribute != "weight":
+                continue
+            if owner == "embed_tokens" and checkpoint.config.tie_word_embeddings:
+                decoder.lm_head.weight = decoder.embed_tokens.weight
+                loaded(decoder, "lm_head")
+            loaded(decoder, owner)
     return decoder.eval()
 
 

@@ -24,7 +24,7 @@ from lfm2_export.parity.laws import LawContext, state_laws
 from lfm2_export.parity.lowering import compare, same_greedy_text
 from lfm2_export.parity.report import WEIGHTS_LIMIT, ParityReport, RuntimeReport, judge
 from lfm2_export.parity.text import EvaluationText, evaluation_text
-from lfm2_export.quantize.apply import quantize
+from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
@@ -154,7 +154,7 @@ def _open(subject: _Subject, report: RuntimeReport, required: bool) -> Session |
 
 
 def _quantized(subject: _Subject) -> Decoder:
-    return quantize(load_decoder(subject.checkpoint), subject.recipe.quantization, subject.recipe.cache)
+    return load_quantized(subject.checkpoint, subject.recipe.quantization, subject.recipe.cache)
 
 
 def _question_1(subject: _Subject, reports: list[RuntimeReport], sessions: dict[str, Session]) -> None:
@@ -181,7 +181,7 @@ def _question_1(subject: _Subject, reports: list[RuntimeReport], sessions: dict[
 def _weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:
     """The same files with activations in float, where a runtime can: rounding no longer hides a small fault."""
     rules = [rule.model_copy(update={"activation": None}) for rule in subject.recipe.quantization]
-    eager = EagerSession(quantize(load_decoder(subject.checkpoint), tuple(rules), subject.recipe.cache), subject.window)
+    eager = EagerSession(load_quantized(subject.checkpoint, tuple(rules), subject.recipe.cache), subject.window)
     for report in reports:
         session = runtimes.find(report.runtime).weights_session(subject.artifact.folder, subject.artifact.manifest)
         if session is None:

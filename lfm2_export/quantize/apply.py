@@ -19,7 +19,9 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
     IntxUnpackedToInt8TensorActivationQuantization as ActivationQuantization,
 )
 
+from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.load import load_decoder
 from lfm2_export.model.state import CACHE_DTYPES
 from lfm2_export.quantize.scheme import QuantizationRule, Rules, WeightScheme, quantizable, rule_for
 
@@ -63,9 +65,25 @@ def quantize(decoder: Decoder, rules: Rules, cache: str = "float32") -> Decoder:
     A tied head and embedding part ways here when their rules differ; the fp32 matrix is freed with its last user.
     """
     for path, kind, _ in list(quantizable(decoder.config)):
-        rule = rule_for(path, kind, rules)
-        if rule is not None and rule.weight is not None:
-            _quantize_module(decoder, path, rule, rule.weight)
+        _quantize_module(decoder, path, rule_for(path, kind, rules))
+    return _round_caches(decoder, cache)
+
+
+def load_quantized(checkpoint: Checkpoint, rules: Rules, cache: str = "float32") -> Decoder:
+    """`quantize(load_decoder(checkpoint))` in a quarter of its memory: each weight goes to its integers as it is read.
+
+    Raises CheckpointError for NaN or infinity.
+    """
+    kinds = {path: kind for path, kind, _ in quantizable(checkpoint.config)}
+
+    def loaded(decoder: Decoder, path: str) -> None:
+        if path in kinds:
+            _quantize_module(decoder, path, rule_for(path, kinds[path], rules))
+
+    return _round_caches(load_decoder(checkpoint, loaded), cache)
+
+
+def _round_caches(decoder: Decoder, cache: str) -> Decoder:
     for layer in decoder.config.attention_layers:
         decoder.block(layer).self_attn.cache_dtype = CACHE_DTYPES[cache]
     return decoder
@@ -80,10 +98,12 @@ def quantized_weight(module: nn.Module) -> QuantizedWeight | None:
     return QuantizedWeight(weight.qdata, weight.scale.float(), bits, weight.block_size[1])
 
 
-def _quantize_module(decoder: Decoder, path: str, rule: QuantizationRule, scheme: WeightScheme) -> None:
+def _quantize_module(decoder: Decoder, path: str, rule: QuantizationRule | None) -> None:
+    if rule is None or rule.weight is None:
+        return
     module = cast(nn.Linear, decoder.get_submodule(path))  # or the embedding, which has a weight too
     on_token = ActivationQuantization.INT8_ASYM_PER_TOKEN if rule.activation == "int8-token" else None
-    weight = _to_grid(module.weight.detach(), scheme, on_token)
+    weight = _to_grid(module.weight.detach(), rule.weight, on_token)
     if rule.activation == "int8-block":
         parent, _, name = path.rpartition(".")
         wrapped = BlockActivationLinear(weight, module.bias, weight.block_size[1])

@@ -27,7 +27,7 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import CACHE_DTYPES, State
-from lfm2_export.quantize.scheme import quantizable, rule_for
+from lfm2_export.quantize.scheme import WeightScheme, quantizable, rule_for
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets import Lowered, Stage
 from lfm2_export.targets._xnnpack.decoder import DelegatedDecoder
@@ -37,6 +37,7 @@ from lfm2_export.targets._xnnpack.in_place import drop_state_copies
 from lfm2_export.targets._xnnpack.pte_file import tidy
 
 FILE, METHOD = "model.pte", "forward"
+_BLOCK = 32  # inputs that share a scale in XNNPACK's blockwise kernels, or a multiple of it
 _MAX_TOKENS = 256  # of one call, unless the recipe's options say otherwise: the activation arena grows with it
 
 
@@ -56,10 +57,21 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
             raise RecipeError(
                 f"{recipe.name}: {path}: int8-block activations are onnxruntime's; XNNPACK has int8-token"
             )
+        if kind != "embedding" and rule.weight.bits == 8 and rule.weight.group is not None:
+            raise RecipeError(f"{recipe.name}: {path}: XNNPACK has int8 weights per channel only; leave out the group")
+        if kind != "embedding" and rule.weight.bits == 4 and not _fits_blocks(rule.weight):
+            raise RecipeError(
+                f"{recipe.name}: {path}: XNNPACK has int4 weights in groups that are multiples of {_BLOCK}, "
+                "with scale: bfloat16"
+            )
         if kind != "embedding" and rule.activation is None:
             raise RecipeError(f"{recipe.name}: {path}: XNNPACK needs int8-token activations beside integer weights")
         if kind == "embedding" and rule.activation is not None:
             raise RecipeError(f"{recipe.name}: {path}: an embedding has no activations to quantize")
+
+
+def _fits_blocks(scheme: WeightScheme) -> bool:
+    return scheme.group is not None and scheme.group % _BLOCK == 0 and scheme.scale == "bfloat16"
 
 
 def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
