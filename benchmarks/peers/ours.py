@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.peers.process import finish
 from lfm2_export.bench.spec import Spec, parse
 
-RECIPES = ("xnnpack-int4", "xnnpack-int8")
+RECIPES = ("xnnpack-int4", "xnnpack-int4-small", "xnnpack-int8")
 WINDOW = 8192  # tokens: the longest context of the benchmark
 
 

@@ -1,7 +1,7 @@
 """How many bytes a decode step must read: the figure that bounds its speed on any machine.
 
-Counted from the recipe and the model's shape, not from files: a file may hold the tied embedding twice, while a step
-reads one row of the table and the head whole. Norms, biases and conv kernels (under 0.1 %) are left out.
+Counted from the recipe and the model's shape, not from files: a step reads the head whole, but one row of the embedding,
+which a file may hold beside it. Norms, biases and conv kernels (under 0.1 %) are left out.
 """
 
 from __future__ import annotations
@@ -24,11 +24,8 @@ def weight_bytes(manifest: Manifest) -> int:
 
 
 def cache_bytes(manifest: Manifest) -> int:
-    """Keys and values of one token over all attention layers, in the artifact's own precision."""
-    config = _config(manifest)
-    # onnx says past_key_values.N.key, ExecuTorch key.N; a resident form hides its cache, which is fp32
-    dtypes = {spec.dtype for method in manifest.methods for spec in method.inputs if "key" in spec.name.split(".")}
-    width = _BYTES.get(min(dtypes, default="float32"), 4)
+    """Keys and values of one token over all attention layers, in the recipe's cache precision."""
+    config, width = _config(manifest), _BYTES[manifest.recipe["cache"]]
     return 2 * len(config.attention_layers) * config.num_key_value_heads * config.head_dim * width
 
 
