@@ -1,7 +1,7 @@
 """How many bytes a decode step must read: the figure that bounds its speed on any machine.
 
-Counted from the recipe and the model's shape, not from files: a step reads the head whole, but one row of the embedding,
-which a file may hold beside it. Norms, biases and conv kernels (under 0.1 %) are left out.
+Counted from the recipe and the model's shape, not from files: a step reads the head whole, but of the embedding, which a
+file may hold beside it, one row. Norms, biases and conv kernels (under 0.1 %) are left out.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ def cache_bytes(manifest: Manifest) -> int:
 def _matrix(rows: int, columns: int, scheme: WeightScheme | None) -> int:
     if scheme is None:
         return 4 * rows * columns
+    if scheme.bits == 16:
+        return 2 * rows * columns
     groups = columns // scheme.group if scheme.group else 1
     return rows * columns * scheme.bits // 8 + rows * groups * _BYTES[scheme.scale]
 

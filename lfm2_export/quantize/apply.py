@@ -59,6 +59,30 @@ class BlockActivationLinear(nn.Module):
         return F.linear(rounded.flatten(-2), self.weight, self.bias)
 
 
+class HalfLinear(nn.Module):
+    """A linear with fp16 weights, whose input and product are rounded to fp16; the sums and the bias are fp32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.half(), requires_grad=False)
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = F.linear(x.half().float(), self.weight.float()).half().float()
+        return product if self.bias is None else product + self.bias
+
+
+class HalfEmbedding(nn.Module):
+    """An embedding whose table is fp16."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.half(), requires_grad=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.weight).float()
+
+
 def quantize(decoder: Decoder, rules: Rules, cache: str = "float32") -> Decoder:
     """Quantize the decoder's modules in place, one at a time, and return it; `cache` is the KV cache's dtype.
 
@@ -102,14 +126,21 @@ def _quantize_module(decoder: Decoder, path: str, rule: QuantizationRule | None)
     if rule is None or rule.weight is None:
         return
     module = cast(nn.Linear, decoder.get_submodule(path))  # or the embedding, which has a weight too
+    if rule.weight.bits == 16:
+        weight = module.weight.detach()
+        _replace(decoder, path, HalfEmbedding(weight) if path == "embed_tokens" else HalfLinear(weight, module.bias))
+        return
     on_token = ActivationQuantization.INT8_ASYM_PER_TOKEN if rule.activation == "int8-token" else None
-    weight = _to_grid(module.weight.detach(), rule.weight, on_token)
+    grid = _to_grid(module.weight.detach(), rule.weight, on_token)
     if rule.activation == "int8-block":
-        parent, _, name = path.rpartition(".")
-        wrapped = BlockActivationLinear(weight, module.bias, weight.block_size[1])
-        setattr(decoder.get_submodule(parent), name, wrapped)
+        _replace(decoder, path, BlockActivationLinear(grid, module.bias, grid.block_size[1]))
     else:
-        module.weight = nn.Parameter(weight, requires_grad=False)
+        module.weight = nn.Parameter(grid, requires_grad=False)
+
+
+def _replace(decoder: Decoder, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(decoder.get_submodule(parent), name, module)
 
 
 def _to_grid(

@@ -22,11 +22,11 @@ _ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class WeightScheme(BaseModel):
-    """Symmetric integer weights with one scale per `group` inputs (per output row when None)."""
+    """Symmetric integer weights with one scale per `group` inputs (per output row when None), or fp16 (bits 16)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    bits: Literal[4, 8]
+    bits: Literal[4, 8, 16]
     group: int | None = Field(default=None, gt=0)
     scale: Literal["float32", "bfloat16"] = "float32"  # precision the scales are rounded to
 
@@ -36,14 +36,14 @@ class QuantizationRule(BaseModel):
 
     `activation`: None keeps them in float; `int8-token` is dynamic, asymmetric, one scale per token
     (XNNPACK's qd8); `int8-block` is dynamic, symmetric, one scale per token and weight group
-    (onnxruntime's MatMulNBits at accuracy level 4).
+    (onnxruntime's MatMulNBits at accuracy level 4); `float16` rounds what goes into a product and what comes out.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     match: str
     weight: WeightScheme | None = None
-    activation: Literal["int8-token", "int8-block"] | None = None
+    activation: Literal["int8-token", "int8-block", "float16"] | None = None
 
 
 Rules = tuple[QuantizationRule, ...]
@@ -85,6 +85,10 @@ def check_rules(rules: Rules, config: LFM2Config) -> None:
     for number, rule in enumerate(rules):
         if not any(rule_for(path, kind, (rule,)) for path, kind, _ in modules):
             raise RecipeError(f"quantization[{number}]: match {rule.match!r} fits no module of this model")
+        if rule.weight is not None and rule.weight.bits == 16 and rule.weight.group is not None:
+            raise RecipeError(f"quantization[{number}]: fp16 weights (bits 16) have no scales and so no group")
+        if (rule.activation == "float16") != (rule.weight is not None and rule.weight.bits == 16) and rule.activation:
+            raise RecipeError(f"quantization[{number}]: float16 activations go with bits 16, integers with int8 ones")
         if rule.activation and rule.weight is None:
             raise RecipeError(f"quantization[{number}]: activation {rule.activation!r} needs quantized weights")
     for path, kind, (_, columns) in modules:
@@ -111,5 +115,7 @@ def describe(rules: Rules, config: LFM2Config) -> dict[str, str]:
 def _describe(rule: QuantizationRule | None) -> str:
     if rule is None or rule.weight is None:
         return "fp32"
+    if rule.weight.bits == 16:
+        return "fp16"
     grouping = f"g{rule.weight.group}" if rule.weight.group else "per channel"
     return f"int{rule.weight.bits} {grouping}" + (f" + {rule.activation}" if rule.activation else "")

@@ -69,6 +69,8 @@ def _check_rule(recipe: Recipe, path: str, kind: str, rule: QuantizationRule) ->
         raise RecipeError(f"{where} an embedding has no activations to quantize; give it a rule without one")
     if rule.weight is None:
         return
+    if rule.weight.bits == 16:
+        raise RecipeError(f"{where} fp16 weights are XNNPACK's; onnxruntime has 4 and 8 bits here")
     group = rule.weight.group or 0
     if group < _SMALLEST_GROUP or group & (group - 1):
         raise RecipeError(f"{where} onnxruntime's weight groups are 16, 32, 64, 128 or 256, not {rule.weight.group}")

@@ -57,6 +57,8 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
             raise RecipeError(
                 f"{recipe.name}: {path}: int8-block activations are onnxruntime's; XNNPACK has int8-token"
             )
+        if rule.weight.bits == 16 and kind != "embedding" and rule.activation is None:
+            raise RecipeError(f"{recipe.name}: {path}: XNNPACK needs float16 activations beside fp16 weights")
         if kind != "embedding" and rule.weight.bits == 8 and rule.weight.group is not None:
             raise RecipeError(f"{recipe.name}: {path}: XNNPACK has int8 weights per channel only; leave out the group")
         if kind != "embedding" and rule.weight.bits == 4 and not _fits_blocks(rule.weight):

@@ -53,7 +53,7 @@ class Graph:
         self._constants = [xnn.ConstantDataOffset(0, 0)]  # index 0 means "not a constant"
         self.inputs: list[Edge] = []
         self.outputs: list[Edge] = []
-        self._rounded: dict[int, Value] = {}  # value → the same, dynamically quantized
+        self._rounded: dict[int, Value] = {}  # value → the same in fp16, or dynamically quantized
 
     @property
     def operators(self) -> int:
@@ -108,8 +108,11 @@ class Graph:
         return self._node(xnn.XNNConcatenate2(axis, a.id, b.id, _NONE, _NONE, out.id, 0, _NONE), out)
 
     def linear(self, x: Value, module: nn.Module) -> Value:
-        """A product with an `nn.Linear`, as its weight says: fp32, or integers times dynamically quantized inputs."""
+        """A product with a linear module, as its weight says: fp32, fp16, or integers on dynamically rounded inputs."""
         weight, bias = quantized_weight(module), getattr(module, "bias", None)
+        if weight is None and cast(Tensor, module.weight).dtype == torch.float16:
+            product = self._half_product(x, cast(Tensor, module.weight))
+            return product if bias is None else self.add(product, self.constant(bias))
         if weight is None:
             return self.product(x, cast(Tensor, module.weight), bias)
         filter_id = self._integers(weight)
@@ -118,6 +121,18 @@ class Graph:
     def product(self, x: Value, weight: Tensor, bias: Tensor | None = None) -> Value:
         """`x @ weight.T + bias`, all fp32."""
         return self._fully_connected(x, self.constant(weight).id, weight.shape[0], bias)
+
+    def _half_product(self, x: Value, weight: Tensor) -> Value:
+        """`x @ weight.T` in fp16 between two conversions, the first shared by all products that read x."""
+        half = xnn.XNNDatatype.xnn_datatype_fp16
+        if x.id not in self._rounded:
+            rounded = self._tensor(x.shape, kind=half)
+            self._rounded[x.id] = self._node(xnn.XNNConvert(x.id, rounded.id, 0), rounded)
+        stored = self._tensor(tuple(weight.shape), constant=self._store(_bytes(weight)), kind=half)
+        product = self._tensor((*x.shape[:-1], weight.shape[0]), kind=half)
+        node = xnn.XNNFullyConnected(self._rounded[x.id].id, stored.id, _NONE, product.id, 0)
+        self._node(node, product)
+        return self._node(xnn.XNNConvert(product.id, (out := self._tensor(product.shape)).id, 0), out)
 
     def depthwise(self, x: Value, kernel: Tensor, bias: Tensor | None) -> Value:
         """`x [1, 1, columns, C]`, kernel `[width, C]`: a valid convolution along the columns, channel by channel."""
@@ -186,8 +201,14 @@ class Graph:
         self._constants.append(xnn.ConstantDataOffset(_IN_NAMED_DATA, len(data), key))
         return len(self._constants) - 1
 
-    def _tensor(self, shape: tuple[int, ...], constant: int = 0, external: int = _NONE, flags: int = 0) -> Value:
-        kind = xnn.XNNDatatype.xnn_datatype_fp32
+    def _tensor(
+        self,
+        shape: tuple[int, ...],
+        constant: int = 0,
+        external: int = _NONE,
+        flags: int = 0,
+        kind: xnn.XNNDatatype = xnn.XNNDatatype.xnn_datatype_fp32,
+    ) -> Value:
         return self._define(xnn.XNNTensorValue(kind, len(shape), list(shape), constant, external, flags, self._next()))
 
     def _quantized(self, kind: xnn.XNNDatatype, shape: tuple[int, ...], constant: int, how: Any) -> Value:
