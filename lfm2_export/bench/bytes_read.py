@@ -1,7 +1,7 @@
 """How many bytes a decode step must read: the figure that bounds its speed on any machine.
 
-Counted from the recipe and the model's shape, not from files: a step reads the head whole, but of the embedding, which a
-file may hold beside it, one row. Norms, biases and conv kernels (under 0.1 %) are left out.
+Counted from the recipe and the model's shape, not from files: a step reads the head whole, but one row of the
+embedding. Norms, biases and conv kernels (under 0.1 %) are left out.
 """
 
 from __future__ import annotations

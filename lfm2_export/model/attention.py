@@ -23,24 +23,38 @@ class Positions(NamedTuple):
     causal_mask: Tensor  # [T, T] additive
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, at: Positions) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, at: Positions, dtype: torch.dtype
+) -> Tensor:
     """Softmax attention of the call's T tokens over the filled window and over themselves.
 
     query `[B, heads, T, D]`; key, value `[B, kv_heads, T, D]` (this call's); past_key, past_value
     `[B, kv_heads, S, D]` (read only) → `[B, heads, T, D]`. Query heads of one KV head are folded into the
     time axis, so the cache is never repeated.
+
+    In a `dtype` narrower than fp32 it rounds where fused kernels do (ExecuTorch's `custom_sdpa`): what goes into each
+    product and what comes out of the last; sums and the softmax's denominator stay fp32. Keys and values come rounded.
     """
+    query = _rounded(query, dtype)
     batch, heads, _, width = query.shape
     kv_heads, window = past_key.shape[1], past_key.shape[2]
     groups = heads // kv_heads
-    folded = query.reshape(batch, kv_heads, -1, width) * width**-0.5
-    past = (folded @ past_key.transpose(2, 3)).view(batch, kv_heads, groups, -1, window) + at.past_mask
-    new = folded @ key.transpose(2, 3)
+    folded = query.reshape(batch, kv_heads, -1, width)
+    past = (folded @ past_key.transpose(2, 3) * width**-0.5).view(batch, kv_heads, groups, -1, window) + at.past_mask
+    new = folded @ key.transpose(2, 3) * width**-0.5
     new = new.view(batch, kv_heads, groups, -1, key.shape[2]) + at.causal_mask
-    weights = torch.softmax(torch.cat((past, new), dim=-1), dim=-1)
+    scores = torch.cat((past, new), dim=-1)
+    weights = torch.exp(scores - scores.amax(-1, keepdim=True))
+    total = weights.sum(-1, keepdim=True).flatten(2, 3)
+    weights = _rounded(weights, dtype)
     past_weights = weights.narrow(-1, 0, window).flatten(2, 3)
     new_weights = weights.narrow(-1, window, key.shape[2]).flatten(2, 3)
-    return (past_weights @ past_value + new_weights @ value).view(batch, heads, -1, width)
+    mixed = (past_weights @ past_value + new_weights @ value) / total
+    return _rounded(mixed, dtype).view(batch, heads, -1, width)
+
+
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if dtype == torch.float32 else x.to(dtype).float()
 
 
 class Attention(nn.Module):
@@ -49,7 +63,7 @@ class Attention(nn.Module):
     def __init__(self, config: LFM2Config) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.cache_dtype = torch.float32  # what queries, keys and values are rounded to
+        self.cache_dtype = torch.float32  # of the KV cache, and with it of attention's operands
         q_width = config.num_attention_heads * config.head_dim
         kv_width = config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, q_width, bias=False)
@@ -64,9 +78,8 @@ class Attention(nn.Module):
         key = rotate(self.k_layernorm(self._heads(self.k_proj(x))).transpose(1, 2), at.cos, at.sin)
         query = rotate(self.q_layernorm(self._heads(self.q_proj(x))).transpose(1, 2), at.cos, at.sin)
         value = self._heads(self.v_proj(x)).transpose(1, 2)
-        if self.cache_dtype != torch.float32:
-            query, key, value = (tensor.to(self.cache_dtype).float() for tensor in (query, key, value))
-        mixed = attend(query, key, value, past_key, past_value, at)
+        key, value = _rounded(key, self.cache_dtype), _rounded(value, self.cache_dtype)
+        mixed = attend(query, key, value, past_key, past_value, at, self.cache_dtype)
         return self.out_proj(mixed.transpose(1, 2).flatten(2)), key, value
 
     def _heads(self, x: Tensor) -> Tensor:
