@@ -35,6 +35,7 @@ def generate(pte: Path, tokenizer: Path, prompts: Sequence[str], max_new_tokens:
 
 def _serve() -> None:
     """The worker: one JSON request on stdin, one JSON reply on stdout."""
+    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  registers attention and cache kernels
     from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
     from executorch.kernels import quantized  # noqa: F401  registers the quantized embedding's kernels
 
