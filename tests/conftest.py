@@ -5,9 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from checkpoints import write_tiny
+
+if TYPE_CHECKING:
+    from xnnpack_artifacts import Make
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +34,11 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Lowers XNNPACK artifacts, each kind once."""
+    from xnnpack_artifacts import Maker  # ExecuTorch takes seconds to import, and most tests need none
+
+    return Maker(tmp_path_factory)

@@ -1,0 +1,50 @@
+"""ONNX artifacts of small random models."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from decoders import random_decoder
+
+from lfm2_export import recipes
+from lfm2_export.artifact.manifest import Manifest
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.quantize.apply import quantize
+from lfm2_export.recipes import Recipe
+from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession, open_session
+from lfm2_export.targets import onnx as target
+
+WINDOW = 48
+FP32_ERROR = 1e-5  # measured 1e-6 to 3e-6
+FLIP_ERROR = 0.15  # one int8 activation rounded the other way; measured up to 5e-2 on these narrow random models
+QUANTIZED = ["onnx-int8", "onnx-int4"]
+
+
+def recipe(name: str = "onnx-fp32", float_activations: bool = False, **changes: Any) -> Recipe:
+    loaded = recipes.load(name)
+    if float_activations:
+        rules = tuple(rule.model_copy(update={"activation": None}) for rule in loaded.quantization)
+        changes["quantization"] = rules
+    return loaded.model_copy(update={"window": WINDOW, **changes})
+
+
+def lower(decoder: Decoder, made_by: Recipe, folder: Path) -> Manifest:
+    """Lower, and as much of a manifest as the session reads."""
+    target.check(made_by, decoder.config)
+    lowered = target.lower(decoder, made_by, folder, lambda _: None)
+    return Manifest.model_construct(target="onnx", window=made_by.window, methods=lowered.methods)
+
+
+def pair(decoder: Decoder, folder: Path, made_by: Recipe | None = None) -> tuple[OnnxRuntimeSession, EagerSession]:
+    """The artifact's session and the eager session of the very model it was lowered from."""
+    made_by = made_by or recipe()
+    quantized = quantize(copy.deepcopy(decoder), made_by.quantization)
+    return open_session(folder, lower(quantized, made_by, folder)), EagerSession(quantized, WINDOW)
+
+
+def weight_only(name: str) -> EagerSession:
+    """Eager with a recipe's integer weights and unrounded activations."""
+    return EagerSession(quantize(random_decoder(), recipe(name, float_activations=True).quantization), WINDOW)

@@ -1,0 +1,116 @@
+"""Quantized ONNX artifacts: equal to their eager model, in onnxruntime's own packing and rounding, stored once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from decoders import random_decoder, relative, tokens, worst
+from onnx_artifacts import FLIP_ERROR, FP32_ERROR, QUANTIZED, lower, pair, recipe, weight_only
+from onnxruntime.capi import _pybind_state as kernels
+
+from lfm2_export.quantize.apply import BlockActivationLinear, quantize
+from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
+from lfm2_export.runtimes.onnxruntime import weights_session
+from lfm2_export.targets._onnx import graph as graph_module
+from lfm2_export.targets._onnx.weights import pack
+
+
+class TestQuantized:
+    @pytest.mark.parametrize("tied", [True, False])
+    @pytest.mark.parametrize("name", QUANTIZED)
+    def test_weight_only_is_exact(self, tmp_path: Path, name: str, tied: bool) -> None:
+        decoder = random_decoder(tie_word_embeddings=tied, conv_bias=not tied)
+        sessions = pair(decoder, tmp_path, recipe(name, float_activations=True))
+        assert worst(*sessions, [1, 2, 9, 1, 4]) < FP32_ERROR
+
+    @pytest.mark.parametrize("name", QUANTIZED)
+    def test_with_int8_activations_only_rounding_flips_differ(self, tmp_path: Path, name: str) -> None:
+        session, eager = pair(random_decoder(), tmp_path, recipe(name))
+        errors = []
+        for token in tokens(40):
+            errors.append(relative(session.decode(token), eager.decode(token)))
+            session.restore(eager.state())  # a flip in the past is not counted again
+        assert np.median(errors) < FP32_ERROR
+        assert max(errors) < FLIP_ERROR
+
+    @pytest.mark.parametrize("limit", [1000, 10**9], ids=["external", "embedded"])
+    @pytest.mark.parametrize("name", QUANTIZED)
+    def test_the_shipped_file_is_exact_but_for_rounding(
+        self, tmp_path: Path, name: str, limit: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(graph_module, "EMBEDDED_BYTES", limit)
+        made = lower(quantize(random_decoder(), recipe(name).quantization), recipe(name), tmp_path)
+        unrounded = weights_session(tmp_path, made)
+        assert worst(unrounded, weight_only(name), [1, 2, 9, 1, 4]) < FP32_ERROR
+
+    @pytest.mark.parametrize("group", [16, 32, 64, 128])
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_int8_activations_round_as_onnxruntime_does(self, tmp_path: Path, bits: int, group: int) -> None:
+        """A scaled identity reads the rounded activations back: not one of 65,536 may differ, ties included."""
+        size = 256
+        scales = torch.ones(size, size // group)
+        grid = np.eye(size, dtype=np.int8)
+        rng = np.random.default_rng(0)
+        gauss = rng.standard_normal((128, size)).astype(np.float32)
+        ties = (rng.integers(-254, 255, (128, size)) / 2).astype(np.float32)
+        ties[:, ::group] = 127
+        x = np.concatenate((gauss, ties, np.zeros((1, size), dtype=np.float32)))
+        expected = BlockActivationLinear(torch.eye(size), None, group)(torch.from_numpy(x)).numpy()
+        found = matmul_nbits(pack(grid, bits, group), scales.numpy(), bits, group, x, tmp_path / "one.onnx")
+        steps = np.repeat(np.abs(x.reshape(len(x), -1, group)).max(-1) / 127, group, axis=1)
+        assert np.array_equal(np.rint(found / np.maximum(steps, 1e-9)), np.rint(expected / np.maximum(steps, 1e-9)))
+
+    @pytest.mark.parametrize("group", [16, 32, 64, 128])
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_packing_is_onnxruntimes_own(self, bits: int, group: int) -> None:
+        """Weights that lie on the quantizer's grid already come out of it as the very bytes that `pack` makes."""
+        rows, columns, limit = 24, 256, 2 ** (bits - 1)
+        values = np.random.default_rng(0).integers(-limit, limit, (rows, columns)).astype(np.int8)
+        values[:, ::group] = -limit  # pins the scale to 1
+        packed = np.zeros((rows, columns // group, group * bits // 8), dtype=np.uint8)
+        scales = np.zeros(rows * (columns // group), dtype=np.float32)
+        zeros = np.zeros(rows * (columns // group) * bits // 8, dtype=np.uint8)
+        quantize_blocks = {4: kernels.quantize_matmul_4bits, 8: kernels.quantize_matmul_8bits}[bits]
+        transposed = np.ascontiguousarray(values.T.astype(np.float32))
+        quantize_blocks(packed, transposed, scales, zeros, group, rows, columns, True)
+        assert np.array_equal(scales, np.ones_like(scales))
+        assert np.array_equal(pack(values, bits, group), packed)
+
+    @pytest.mark.parametrize("name", QUANTIZED)
+    def test_tied_head_and_embedding_are_stored_once(self, tmp_path: Path, name: str) -> None:
+        sizes = {}
+        for tied in (True, False):
+            pair(random_decoder(tie_word_embeddings=tied), tmp_path, recipe(name))
+            sizes[tied] = (tmp_path / "model.onnx").stat().st_size
+        bits = recipe(name).quantization[0].weight.bits  # type: ignore[union-attr]
+        matrix = 320 * 64 * bits // 8 + 320 * (64 // 32) * 4
+        assert 0 <= sizes[False] - sizes[True] - matrix < 512  # names and dimensions of the second copy
+
+    def test_mixed_schemes(self, tmp_path: Path) -> None:
+        """fp32 embedding, int8 head in groups of 64, int4 w2, the rest fp32."""
+        rules = (
+            QuantizationRule(match="head", weight=WeightScheme(bits=8, group=64)),
+            QuantizationRule(match="layers.*.w2", weight=WeightScheme(bits=4, group=16, scale="bfloat16")),
+        )
+        sessions = pair(random_decoder(), tmp_path, recipe(quantization=rules))
+        assert worst(*sessions, [1, 2, 9, 1, 4]) < FP32_ERROR
+
+
+def matmul_nbits(
+    packed: np.ndarray, scales: np.ndarray, bits: int, group: int, x: np.ndarray, path: Path
+) -> np.ndarray:
+    rows, columns = packed.shape[0], x.shape[1]
+    graph = graph_module.Graph("one")
+    graph.input("x", "float32", "n", columns)
+    graph.output("y", "float32", "n", rows)
+    graph.weight("w", np.uint8, packed.shape, lambda: packed)
+    graph.weight("s", np.float32, scales.shape, lambda: scales)
+    attributes = {"K": columns, "N": rows, "bits": bits, "block_size": group, "accuracy_level": 4}
+    graph.op("MatMulNBits", "y", "x", "w", "s", domain="com.microsoft", **attributes)
+    graph.save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x})[0])
