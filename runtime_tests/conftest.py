@@ -54,6 +54,7 @@ def quantized_nano(nano: Checkpoint) -> Callable[[Artifact], Decoder]:
 
     @cache
     def make(rules: str) -> Decoder:
-        return quantize(load_decoder(nano), Recipe.model_validate_json(rules).quantization)
+        recipe = Recipe.model_validate_json(rules)
+        return quantize(load_decoder(nano), recipe.quantization, recipe.cache)
 
     return lambda artifact: make(Recipe.model_validate(artifact.manifest.recipe).model_dump_json())

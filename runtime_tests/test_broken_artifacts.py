@@ -102,6 +102,8 @@ class Tampered:
     ],
 )
 def test_a_wrong_state_fails_its_law(healthy, nano, fault, law, monkeypatch):
+    if fault == "padding kept" and not open_session(healthy).pads:
+        pytest.skip("this runtime pads nothing")
     runtime = run.runtimes.find("executorch" if healthy.manifest.target == "xnnpack" else "onnxruntime")
     genuine = runtime.open_session
     monkeypatch.setattr(runtime, "open_session", lambda folder, manifest: Tampered(genuine(folder, manifest), fault))

@@ -24,7 +24,7 @@ def artifact_of(config: LFM2Config, window: int = 32, sha256: str = "a" * 64, **
         "recipe": {},
         "target": "xnnpack",
         "form": "explicit",
-        "transport": "slice",
+        "transport": "inplace",
         "cache_layout": "heads-time",
         "window": window,
         "chat": True,
