@@ -290,6 +290,8 @@ class TestFaults:
             ({"form": "resident"}, {}, "only 'explicit'"),
             ({"options": {"opset": 21}}, {}, "unknown options.*opset"),
             ({}, {"head_dim": 8}, "multiple of 16"),
+            ({"cache": "bfloat16"}, {}, "no bfloat16 KV cache"),
+            ({"cache": "float16"}, {}, "no float16 KV cache"),
             ({"quantization": (("linear", 4, 32, "int8-token"),)}, {}, "int8-block"),
             ({"quantization": (("embedding", 4, 32, "int8-block"),)}, {}, "embedding has no activations"),
             ({"quantization": (("linear", 8, None, None),)}, {}, "weight groups"),
