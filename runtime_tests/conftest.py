@@ -17,7 +17,7 @@ from lfm2_export.pipeline import export
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.recipes import Recipe
 
-Make = Callable[[str, str], Artifact]
+Make = Callable[..., Artifact]
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +27,12 @@ def _same_numbers_in_any_order() -> None:
 
 @pytest.fixture(scope="session")
 def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """(recipe, form) → an unproven nano artifact, lowered once."""
+    """(recipe, form, more overrides) → an unproven nano artifact, lowered once."""
 
     @cache
-    def make(recipe: str, form: str) -> Artifact:
+    def make(recipe: str, form: str, *overrides: str) -> Artifact:
         output = tmp_path_factory.mktemp("artifacts") / f"{recipe}-{form}"
-        changes = [f"form={form}", f"window={WINDOW}"]
+        changes = [f"form={form}", f"window={WINDOW}", *overrides]
         return export("nano", recipe, output, overrides=changes, verify=False)[0]
 
     return make

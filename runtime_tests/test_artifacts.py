@@ -29,7 +29,8 @@ def test_every_artifact_is_proven_by_its_recipe_gates(artifact, nano):
     assert not failed
     assert report.passed
     assert [runtime.status for runtime in report.runtimes] == ["pass"] * len(report.runtimes)
-    if artifact.manifest.form == "explicit":  # rounding flips are rare on nano: the median step is free of them
+    exact = artifact.manifest.recipe["cache"] == "float32"  # a narrower cache rounds differently in every step
+    if exact and artifact.manifest.form == "explicit":  # int8 flips are rare on nano: the median step is free of them
         assert report.runtimes[0].lowering.median_step < 1e-5
 
 

@@ -27,7 +27,7 @@ class RuntimeReport(BaseModel):
     load_seconds: float | None = None
     seconds: float | None = None
     lowering: LoweringFigures | None = None
-    weights_error: float | None = None  # max error with activations in float: the stored weights alone
+    weights_error: float | None = None  # of the stored weights alone: by comparing bytes, or run with float activations
     weights_reason: str | None = None  # why that could not be measured
     greedy: float | None = None  # share of equal greedy continuations
     laws: list[LawResult] = []

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from lfm2_export import runtimes
+from lfm2_export import runtimes, targets
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
@@ -173,12 +173,17 @@ def _question_1(subject: _Subject, reports: list[RuntimeReport], sessions: dict[
         other = _other_form(decoder, subject)
         context = LawContext(session, subject.config, subject.tokens[: subject.window // 2], tolerance, other)
         report.laws = list(state_laws(context))
-    del decoder, eager
+    del eager
     if any(rule.activation for rule in subject.recipe.quantization):
-        _weights_alone(subject, reports)
+        error = targets.find(subject.artifact.manifest.target).weights_error(decoder, subject.artifact.folder)
+        del decoder
+        for report in reports:
+            report.weights_error = error
+        if error is None:
+            _run_weights_alone(subject, reports)
 
 
-def _weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:
+def _run_weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:
     """The same files with activations in float, where a runtime can: rounding no longer hides a small fault."""
     rules = [rule.model_copy(update={"activation": None}) for rule in subject.recipe.quantization]
     eager = EagerSession(load_quantized(subject.checkpoint, tuple(rules), subject.recipe.cache), subject.window)

@@ -41,6 +41,8 @@ class Target(Protocol):
 
     def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered: ...
 
+    def weights_error(self, decoder: Decoder, folder: Path) -> float | None: ...
+
 
 def names() -> list[str]:
     """Every target, by name."""

@@ -61,6 +61,11 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lower
     )
 
 
+def weights_error(decoder: Decoder, folder: Path) -> None:
+    """None: onnxruntime can leave activations in float, and the stored weights are judged by running them."""
+    return
+
+
 def _check_rule(recipe: Recipe, path: str, kind: str, rule: QuantizationRule) -> None:
     where = f"{recipe.name}: quantization[{recipe.quantization.index(rule)}]: {path}:"
     if rule.activation == "int8-token":

@@ -34,7 +34,7 @@ from lfm2_export.targets._xnnpack.decoder import DelegatedDecoder
 from lfm2_export.targets._xnnpack.delegation import delegation
 from lfm2_export.targets._xnnpack.forms import Explicit, Resident, native_state
 from lfm2_export.targets._xnnpack.in_place import drop_state_copies
-from lfm2_export.targets._xnnpack.pte_file import tidy
+from lfm2_export.targets._xnnpack.pte_file import intact_weights, tidy
 
 FILE, METHOD = "model.pte", "forward"
 _BLOCK = 32  # inputs that share a scale in XNNPACK's blockwise kernels, or a multiple of it
@@ -70,6 +70,13 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
             raise RecipeError(f"{recipe.name}: {path}: XNNPACK needs int8-token activations beside integer weights")
         if kind == "embedding" and rule.activation is not None:
             raise RecipeError(f"{recipe.name}: {path}: an embedding has no activations to quantize")
+
+
+def weights_error(decoder: Decoder, folder: Path) -> float:
+    """Share of the delegate's stored weights, scales, norms and kernels that are not the decoder's, byte for byte."""
+    with _quiet(), torch.no_grad():
+        expected = DelegatedDecoder(decoder, _MAX_TOKENS).weights
+    return len(expected - intact_weights(folder / FILE)) / len(expected)
 
 
 def _fits_blocks(scheme: WeightScheme) -> bool:

@@ -37,6 +37,7 @@ class DelegatedDecoder(nn.Module):
         self.plan = stretches(self.config.layer_types)
         made = [stretch(decoder, part, limit, weights, swapped and part.finishes is None) for part in self.plan]
         made.append(head(decoder, weights))
+        self.weights = frozenset(weights.pte_data)  # keys: SHA-256 of the bytes, with a prefix for scales
         made[-1].lowered._named_data_store_output = weights.get_named_data_store_output()  # one list for all calls
         self.calls = nn.ModuleList(call.lowered for call in made)
         self.operators = sum(call.operators for call in made)  # inside the delegate

@@ -31,6 +31,15 @@ class Piece(NamedTuple):
     target: int
 
 
+def intact_weights(path: Path) -> set[str]:
+    """Keys of the delegate's weights whose bytes are those the key, a SHA-256, stands for."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        program, area = _read(data)
+        with area:
+            found = [(entry.key, program.segments[entry.segment_index]) for entry in program.named_data or []]
+            return {key for key, at in found if key.endswith(_digest(area, at.offset, at.size).hex())}
+
+
 def tidy(source: Path, destination: Path) -> int:
     """Rewrite a `.pte`: mutated inputs are no longer outputs, equal bytes are stored once. Returns the bytes saved.
 
@@ -38,17 +47,18 @@ def tidy(source: Path, destination: Path) -> int:
     their own (`load_method`) would then compute on that memory instead of the caller's.
     """
     with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        header = _get_extended_header(data[: _ExtendedHeader.NUM_HEAD_BYTES])
-        program = _flatbuffer_to_program(data[: header.program_size])
+        program, area = _read(data)
         for plan in program.execution_plan:
             plan.outputs = [value for value in plan.outputs if value not in plan.inputs]
-        area = memoryview(data)[header.segment_base_offset :]
-        try:
-            pieces = _share(program, area)
-            _write(destination, program, pieces, area)
-        finally:
-            area.release()
+        with area:
+            _write(destination, program, _share(program, area), area)
     return source.stat().st_size - destination.stat().st_size
+
+
+def _read(data: mmap.mmap) -> tuple[Any, memoryview]:
+    """The program and the segment area behind it, which must be released before the file is unmapped."""
+    header = _get_extended_header(data[: _ExtendedHeader.NUM_HEAD_BYTES])
+    return _flatbuffer_to_program(data[: header.program_size]), memoryview(data)[header.segment_base_offset :]
 
 
 def _share(program: Any, area: memoryview) -> list[Piece]:
@@ -64,24 +74,24 @@ def _share(program: Any, area: memoryview) -> list[Piece]:
     }
     pieces: list[Piece] = []
     moved: dict[int, int] = {}  # segment → its new offset
-    twins: dict[int, int] = {}  # constant → the segment of equal bytes
+    placed: dict[int, int] = {}  # constant's old offset → its new one
+    twins: dict[int, int] = {}  # constant's old offset → the segment of equal bytes
     end = 0
     whole = segments[home]
-    for number, (start, stop) in enumerate(pairwise([*constants.offsets, whole.size])):
+    for start, stop in pairwise(sorted({*constants.offsets, whole.size})):
         twin = _twin(by_digest, area, whole.offset + start, stop - start)
         if twin is not None:
-            twins[number] = twin
+            twins[start] = twin
             continue
-        end = _aligned(end, _CONSTANT_ALIGNMENT)
+        placed[start] = end = _aligned(end, _CONSTANT_ALIGNMENT)
         pieces.append(Piece(whole.offset + start, stop - start, end))
-        constants.offsets[number] = end
         end += stop - start
     for index in dict.fromkeys(twins.values()):
         moved[index] = end = _aligned(end, _ALIGNMENT)
         pieces.append(Piece(segments[index].offset, segments[index].size, end))
         end += segments[index].size
-    for number, index in twins.items():
-        constants.offsets[number] = moved[index]
+    placed |= {start: moved[index] for start, index in twins.items()}
+    constants.offsets = [placed.get(start, end) for start in constants.offsets]  # an empty one may lie at the end
     moved[home], size = 0, end
     for index, segment in enumerate(segments):
         if index not in moved:
