@@ -50,6 +50,7 @@ def main(
                     stage(f"{count} threads: {text}")
 
                 report = bench(specs, CONTEXTS, PREFILL, threads=count, rounds=rounds, stage=of)
+                RESULTS.mkdir(exist_ok=True)
                 name = f"xnnpack-{size}-{count}t-{date.today().isoformat()}"
                 write_text(RESULTS / f"{name}.json", report.model_dump_json(indent=2) + "\n")
                 write_text(RESULTS / f"{name}.md", markdown.page(f"LFM2 {size}, {count} threads", report))
