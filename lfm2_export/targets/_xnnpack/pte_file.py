@@ -106,9 +106,9 @@ def _share(program: Any, area: memoryview) -> list[Piece]:
 
 def _twin(by_digest: dict[tuple[int, bytes], int], area: memoryview, start: int, room: int) -> int | None:
     """The segment whose bytes a constant begins with, if only padding follows them."""
-    for size in {size for size, _ in by_digest}:
-        if size and size <= room < size + _CONSTANT_ALIGNMENT:
-            return by_digest.get((size, _digest(area, start, size)))
+    for size, digest in by_digest:
+        if size and size <= room < size + _CONSTANT_ALIGNMENT and _digest(area, start, size) == digest:
+            return by_digest[size, digest]
     return None
 
 
