@@ -18,7 +18,7 @@ def prepare(path: Path, threads: int) -> None:
     """Import the library and silence it."""
     import llama_cpp
 
-    llama_cpp.llama_log_set(_SILENT, None)
+    llama_cpp.llama_log_set(_silent, None)
     llama_cpp.llama_backend_init()
 
 
@@ -28,7 +28,7 @@ def load(path: Path, threads: int, room: int) -> GgufContender:
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-def _SILENT(level: int, text: bytes, data: Any) -> None:  # noqa: N802  a C callback kept alive as a constant
+def _silent(level: int, text: bytes, data: Any) -> None:
     pass
 
 
