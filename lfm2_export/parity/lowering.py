@@ -9,49 +9,98 @@ import numpy as np
 
 from lfm2_export.generation import greedy
 from lfm2_export.parity.cases import Case
-from lfm2_export.parity.metrics import clear_top1, relative_error, signal_to_noise, worst
+from lfm2_export.parity.metrics import clear_top1, relative_error, rms_error, worst
+from lfm2_export.recipes import LoweringGates
 from lfm2_export.runtimes.session import Session
+
+NOISE_MAX, NOISE_RMS = 2.0, 1.5  # how much further from eager than eager from itself: largest error, RMS of logits
 
 
 @dataclass(frozen=True)
-class LoweringFigures:
-    """Over every call of every case. Errors are relative to the eager tensor's largest value."""
+class Distance:
+    """Between two sessions over every call of every case. Errors are relative to the second one's largest value."""
 
     max_error: float  # logits and states
     logits_error: float
     state_error: float | None  # None: the form hides its state
     mean_absolute_error: float  # logits
-    snr_db: float  # logits
-    top1: float | None  # over rows whose margin exceeds the allowed error; None: there were none
-    median_step: float | None  # one step from eager's own state, so that rounding flips cannot add up
+    rms_error: float  # logits, relative to their own RMS
     worst_case: str
 
 
-def compare(session: Session, eager: Session, cases: Sequence[Case], tolerance: float) -> LoweringFigures:
+@dataclass(frozen=True)
+class LoweringFigures(Distance):
+    """The artifact's distance from eager, and what it means."""
+
+    top1: float | None  # over rows whose margin exceeds the allowed error; None: there were none
+    median_step: float | None  # one step from eager's own state, so that rounding flips cannot add up
+    floor: Distance | None  # eager's distance from its disturbed self (noise.py); None: no activation is rounded
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Logits of both sides `[calls, vocab]`, and each case's errors."""
+
+    ours: np.ndarray
+    theirs: np.ndarray
+    errors: dict[str, float]
+    state_errors: list[float]
+
+
+def noise_rules(gates: LoweringGates, floor: Distance) -> bool:
+    """Whether eager differs from its own disturbed self by so much that the recipe's limit cannot be asked for."""
+    return NOISE_MAX * floor.max_error > gates.max_error
+
+
+def allowed_error(gates: LoweringGates, floor: Distance | None) -> float:
+    """The recipe's limit or, where rounding noise alone comes near it, twice that noise.
+
+    A largest error is a poor witness of noise, so there the RMS, which hardly varies, is judged as well.
+    """
+    return NOISE_MAX * floor.max_error if floor is not None and noise_rules(gates, floor) else gates.max_error
+
+
+def compare(
+    session: Session, eager: Session, cases: Sequence[Case], tolerance: float, floor: Distance | None
+) -> LoweringFigures:
     """Run each case on both sides, comparing logits after every call and the whole state at the end."""
-    actual, expected, names, errors, state_errors = [], [], [], [], [0.0]
+    run = _run(session, eager, cases)
+    agreeing, counted = clear_top1(run.ours, run.theirs, tolerance)
+    return LoweringFigures(
+        **vars(_distance(run)),
+        top1=agreeing / counted if counted else None,
+        median_step=_median_step(session, eager, cases[0].tokens) if session.has_state else None,
+        floor=floor,
+    )
+
+
+def distance(session: Session, eager: Session, cases: Sequence[Case]) -> Distance:
+    """How far `session` is from `eager` over these cases."""
+    return _distance(_run(session, eager, cases))
+
+
+def _run(session: Session, eager: Session, cases: Sequence[Case]) -> _Run:
+    actual, expected, errors, state_errors = [], [], {}, []
     for case in cases:
         session.reset()
         eager.reset()
         rows = [(session.prefill(call, case.pad_to), eager.prefill(call, case.pad_to)) for call in case.calls()]
         ours, theirs = (np.stack(side) for side in zip(*rows, strict=True))
-        if session.has_state:
-            state_errors.append(_state_error(session, eager))
-        names.append(case.name)
-        errors.append(worst([relative_error(ours, theirs), state_errors[-1]]))
+        state_errors += [_state_error(session, eager)] if session.has_state else []
+        errors[case.name] = worst([relative_error(ours, theirs), *state_errors[-1:]])
         actual.append(ours)
         expected.append(theirs)
-    ours, theirs = np.concatenate(actual), np.concatenate(expected)
-    agreeing, counted = clear_top1(ours, theirs, tolerance)
-    return LoweringFigures(
-        max_error=worst(errors),
-        logits_error=relative_error(ours, theirs),
-        state_error=worst(state_errors) if session.has_state else None,
-        mean_absolute_error=float(np.abs(ours - theirs).mean()),
-        snr_db=signal_to_noise(ours, theirs),
-        top1=agreeing / counted if counted else None,
-        median_step=_median_step(session, eager, cases[0].tokens) if session.has_state else None,
-        worst_case=names[int(np.argmax(errors))],
+    return _Run(np.concatenate(actual), np.concatenate(expected), errors, state_errors)
+
+
+def _distance(run: _Run) -> Distance:
+    return Distance(
+        max_error=worst(list(run.errors.values())),
+        logits_error=relative_error(run.ours, run.theirs),
+        state_error=worst(run.state_errors) if run.state_errors else None,
+        mean_absolute_error=float(np.abs(run.ours - run.theirs).mean()),
+        rms_error=rms_error(run.ours, run.theirs),
+        worst_case=max(run.errors, key=lambda name: (np.isnan(run.errors[name]), run.errors[name])),
     )
 
 

@@ -25,11 +25,11 @@ def worst(errors: Sequence[float]) -> float:
     return float(np.max(errors))
 
 
-def signal_to_noise(actual: np.ndarray, expected: np.ndarray) -> float:
-    """10·log10(‖expected‖² / ‖Δ‖²) in decibel; 300 when they are equal."""
-    noise = float(np.square(actual - expected, dtype=np.float64).sum())
-    signal = float(np.square(expected, dtype=np.float64).sum())
-    return 300.0 if noise == 0 else float(10 * np.log10(max(signal, 1e-300) / noise))
+def rms_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """‖Δ‖ / ‖expected‖, the noise-to-signal ratio; ‖Δ‖ itself where the expected array is all zero."""
+    noise = float(np.square(actual - expected, dtype=np.float64).sum()) ** 0.5
+    signal = float(np.square(expected, dtype=np.float64).sum()) ** 0.5
+    return noise / (signal or 1.0)
 
 
 def clear_top1(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> tuple[int, int]:

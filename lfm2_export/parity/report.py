@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, computed_field
 
 from lfm2_export.artifact.manifest import Delegation, GateResult
 from lfm2_export.parity.laws import LawResult
-from lfm2_export.parity.lowering import LoweringFigures
+from lfm2_export.parity.lowering import NOISE_RMS, LoweringFigures, allowed_error, noise_rules
 from lfm2_export.parity.metrics import QuantizationLoss
 from lfm2_export.recipes import Gates
 
@@ -67,7 +67,10 @@ def judge(report: RuntimeReport, gates: Gates, reference: dict[str, float] | Non
     """Fill in the runtime's gates and status from its figures."""
     judged = Judged(report.runtime)
     if report.lowering is not None:
-        judged.at_most("lowering: max error", report.lowering.max_error, gates.lowering.max_error)
+        noise = report.lowering.floor
+        judged.at_most("lowering: max error", report.lowering.max_error, allowed_error(gates.lowering, noise))
+        if noise is not None and noise_rules(gates.lowering, noise):
+            judged.at_most("lowering: RMS error", report.lowering.rms_error, NOISE_RMS * noise.rms_error)
         unclear = "no row's margin exceeds the allowed error" if report.lowering.top1 is None else None
         judged.at_least("lowering: clear top-1", report.lowering.top1, gates.lowering.top1, unclear)
     if report.weights_error is not None or report.weights_reason is not None:

@@ -21,8 +21,9 @@ from lfm2_export.model.resident import ResidentDecoder
 from lfm2_export.parity import quality, stock_runner
 from lfm2_export.parity.cases import lowering_cases, random_ids
 from lfm2_export.parity.laws import LawContext, state_laws
-from lfm2_export.parity.lowering import compare, same_greedy_text
-from lfm2_export.parity.report import WEIGHTS_LIMIT, ParityReport, RuntimeReport, judge
+from lfm2_export.parity.lowering import allowed_error, compare, distance, same_greedy_text
+from lfm2_export.parity.noise import noise_floor
+from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.parity.text import EvaluationText, evaluation_text
 from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.recipes import Recipe
@@ -161,20 +162,22 @@ def _question_1(subject: _Subject, reports: list[RuntimeReport], sessions: dict[
     """Against the same quantized eager model: cases, greedy text, state laws."""
     decoder = _quantized(subject)
     eager = EagerSession(decoder, subject.window)
-    tolerance = subject.recipe.gates.lowering.max_error
+    rounds = any(rule.activation for rule in subject.recipe.quantization)
     prompts = [window[: min(32, subject.window - 1)] for window in subject.text.windows[: subject.effort.prompts]]
     for report in reports:
         session = sessions[report.runtime]
         cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
         subject.stage(f"{report.runtime}: against the same weights in eager PyTorch")
-        report.lowering = compare(session, eager, cases, tolerance)
+        floor = noise_floor(eager, cases) if rounds else None
+        tolerance = allowed_error(subject.recipe.gates.lowering, floor)
+        report.lowering = compare(session, eager, cases, tolerance, floor)
         report.greedy = same_greedy_text(session, eager, prompts, subject.effort.continuation, tolerance)
         subject.stage(f"{report.runtime}: state laws")
         other = _other_form(decoder, subject)
         context = LawContext(session, subject.config, subject.tokens[: subject.window // 2], tolerance, other)
         report.laws = list(state_laws(context))
     del eager
-    if any(rule.activation for rule in subject.recipe.quantization):
+    if rounds:
         error = targets.find(subject.artifact.manifest.target).weights_error(decoder, subject.artifact.folder)
         del decoder
         for report in reports:
@@ -194,7 +197,7 @@ def _run_weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:
             continue
         subject.stage(f"{report.runtime}: the stored weights, with activations in float")
         cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
-        report.weights_error = compare(session, eager, cases, WEIGHTS_LIMIT).max_error
+        report.weights_error = distance(session, eager, cases).max_error
 
 
 def _question_2(

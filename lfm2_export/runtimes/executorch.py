@@ -16,6 +16,7 @@ from torch import Tensor
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import ArtifactError, MissingDependencyError, UsageError
 from lfm2_export.model.state import is_cache
+from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes._native_log import silenced
 from lfm2_export.runtimes.session import Session, Snapshot, check_room, check_snapshot
 
@@ -55,7 +56,7 @@ class _Module:
         from executorch.kernels import quantized  # noqa: F401  registers the quantized embedding's kernels
 
         self.method = manifest.methods[0]
-        self._log: tuple[int, ...] = (2,)  # the first call probes the processor aloud
+        self._called = False
         path = folder / self.method.file
         try:
             with silenced(2):
@@ -68,13 +69,23 @@ class _Module:
 
     def __call__(self, inputs: list[Tensor]) -> np.ndarray:
         """The method's one output, logits `[1, vocab]`, copied out as `[vocab]`."""
+        outputs = self._run(inputs) if self._called else self._first_run(inputs)
+        return outputs[0][0].numpy().copy()  # it aliases the program's memory until the next call
+
+    def _first_run(self, inputs: list[Tensor]) -> list[Tensor]:
+        """The one that probes the processor, aloud, and packs the weights into memory of the runtime's own."""
+        pages = HugePages()
+        with silenced(2):
+            outputs = self._run(inputs)
+        pages.adopt()
+        self._called = True
+        return outputs
+
+    def _run(self, inputs: list[Tensor]) -> list[Tensor]:
         try:
-            with silenced(*self._log):
-                outputs = self._module.run_method(self.method.name, inputs, clone_outputs=False)
+            return self._module.run_method(self.method.name, inputs, clone_outputs=False)
         except RuntimeError as error:
             raise ArtifactError(f"ExecuTorch {version()} failed in {self.method.name}: {_one_line(error)}") from error
-        self._log = ()
-        return outputs[0][0].numpy().copy()  # it aliases the program's memory until the next call
 
 
 class _Conversation:

@@ -1,0 +1,58 @@
+"""The noise floor: rounding moves eager away from itself, and a lowering is judged by no stricter measure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from lfm2_export.checkpoint.source import open_checkpoint
+from lfm2_export.parity.cases import lowering_cases
+from lfm2_export.parity.lowering import Distance, LoweringFigures
+from lfm2_export.parity.noise import noise_floor
+from lfm2_export.parity.report import RuntimeReport, judge
+from lfm2_export.quantize.apply import load_quantized
+from lfm2_export.recipes import load
+from lfm2_export.runtimes.eager import EagerSession
+
+WINDOW = 128
+GATES = load("xnnpack-int4").gates
+LIMIT = GATES.lowering.max_error
+QUIET = Distance(LIMIT / 10, LIMIT / 10, LIMIT / 10, 0.01, LIMIT / 20, "decode")
+LOUD = replace(QUIET, max_error=LIMIT, rms_error=LIMIT / 4)
+
+
+def floor_of(recipe: str) -> Distance:
+    nano = open_checkpoint("nano")
+    eager = EagerSession(load_quantized(nano, load(recipe).quantization, "float32"), WINDOW)
+    tokens = [1 + 7 * i % 900 for i in range(48)]
+    return noise_floor(eager, lowering_cases(nano.config, WINDOW, tokens, pads=False))
+
+
+def test_float_arithmetic_hardly_moves_and_rounded_activations_amplify():
+    still, moved = floor_of("xnnpack-fp32"), floor_of("xnnpack-int8")
+    assert 0 < still.max_error < 1e-4
+    assert moved.max_error > 10 * still.max_error
+    assert floor_of("xnnpack-int8") == moved
+
+
+def verdicts(figures: Distance, floor: Distance | None) -> dict[str, tuple[str, float | None]]:
+    lowering = LoweringFigures(**vars(figures), top1=1.0, median_step=None, floor=floor)
+    report = RuntimeReport(runtime="executorch", lowering=lowering, greedy=1.0)
+    judge(report, GATES, None, random_weights=True)
+    return {gate.name: (gate.status, gate.limit) for gate in report.gates}
+
+
+def test_below_the_limit_the_noise_changes_nothing():
+    assert verdicts(QUIET, QUIET) == verdicts(QUIET, None)
+    assert verdicts(replace(QUIET, max_error=1.01 * LIMIT), QUIET)["lowering: max error"] == ("fail", LIMIT)
+
+
+def test_above_the_limit_an_artifact_may_be_twice_as_far_as_eager_from_itself():
+    assert verdicts(replace(LOUD, max_error=1.9 * LIMIT), LOUD)["lowering: max error"] == ("pass", 2 * LIMIT)
+    assert verdicts(replace(LOUD, max_error=2.1 * LIMIT), LOUD)["lowering: max error"] == ("fail", 2 * LIMIT)
+
+
+@pytest.mark.parametrize(("times", "verdict"), [(1.4, "pass"), (1.6, "fail"), (float("nan"), "fail")])
+def test_where_noise_rules_the_rms_is_judged_too(times, verdict):
+    assert verdicts(replace(LOUD, rms_error=times * LOUD.rms_error), LOUD)["lowering: RMS error"][0] == verdict
