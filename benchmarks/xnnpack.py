@@ -24,8 +24,7 @@ from lfm2_export.cli import console
 from lfm2_export.errors import Lfm2ExportError
 from lfm2_export.files import write_text
 
-CONTEXTS = (128, 2048, 8192)  # tokens
-PREFILL = (128, 512)
+PREFILL = (128, 512)  # tokens
 RESULTS = Path(__file__).parent / "results"
 _CONTENDERS = {"ours": ours, "llama.cpp": llama_cpp, "export_llm": executorch_llm, "eager": eager}
 
@@ -35,13 +34,15 @@ def main(
     cache: Annotated[Path, typer.Option(help="Where checkpoints and contenders are kept.")] = Path("out/benchmarks"),
     only: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(_CONTENDERS)} (repeatable).")] = None,
     threads: Annotated[str, typer.Option(help="One run per number of threads.")] = "1,2",
+    contexts: Annotated[str, typer.Option(help="Tokens seen when a step is timed.")] = "128,2048,8192",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 5,
     build_only: Annotated[bool, typer.Option("--build-only", help="Build the contenders, measure nothing.")] = False,
 ) -> None:
     """Build the contenders, run them side by side, write the results."""
     try:
         with console.progress(quiet=False) as stage:
-            specs = _build(cache / size, only or list(_CONTENDERS), stage)
+            depths = [int(part) for part in contexts.split(",")]
+            specs = _build(cache / size, only or list(_CONTENDERS), max(depths), stage)
             if build_only:
                 return
             for count in (int(part) for part in threads.split(",")):
@@ -49,7 +50,7 @@ def main(
                 def of(text: str, count: int = count) -> None:
                     stage(f"{count} threads: {text}")
 
-                report = bench(specs, CONTEXTS, PREFILL, threads=count, rounds=rounds, stage=of)
+                report = bench(specs, depths, PREFILL, threads=count, rounds=rounds, stage=of)
                 RESULTS.mkdir(exist_ok=True)
                 name = f"xnnpack-{size}-{count}t-{date.today().isoformat()}"
                 write_text(RESULTS / f"{name}.json", report.model_dump_json(indent=2) + "\n")
@@ -60,12 +61,12 @@ def main(
         raise typer.Exit(error.exit_code) from error
 
 
-def _build(folder: Path, names: list[str], stage: Callable[[str], None]) -> list[Spec]:
-    """The checkpoint and every contender of those names, in the order of the table."""
+def _build(folder: Path, names: list[str], longest: int, stage: Callable[[str], None]) -> list[Spec]:
+    """The checkpoint and every contender of those names for `longest` tokens, in the order of the table."""
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
         init_checkpoint(folder.name, checkpoint, stage=stage)
-    specs = [spec for name in names for spec in _CONTENDERS[name].build(checkpoint, folder, stage)]
+    specs = [spec for name in names for spec in _CONTENDERS[name].build(checkpoint, folder, longest, stage)]
     return [spec.model_copy(update={"random_weights": True}) for spec in specs]
 
 

@@ -20,7 +20,7 @@ _PACKAGE = "llama-cpp-python"
 _QUANTIZED = {"Q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0", "Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0"}
 
 
-def build(checkpoint: Path, cache: Path, stage: Callable[[str], None]) -> list[Spec]:
+def build(checkpoint: Path, cache: Path, longest: int, stage: Callable[[str], None]) -> list[Spec]:
     """Both GGUFs. The F16 one they are made from is removed: it is as large as the checkpoint."""
     require("llama_cpp", _PACKAGE, "llama.cpp is a peer of this benchmark")
     version = metadata.version(_PACKAGE)

@@ -13,7 +13,7 @@ RECIPES = ("xnnpack-int4", "xnnpack-int4-small", "xnnpack-int8")
 WINDOW = 8192  # tokens: the longest context of the benchmark
 
 
-def build(checkpoint: Path, cache: Path, stage: Callable[[str], None]) -> list[Spec]:
+def build(checkpoint: Path, cache: Path, longest: int, stage: Callable[[str], None]) -> list[Spec]:
     """One artifact per recipe, explicit form."""
     specs = []
     for recipe in RECIPES:
