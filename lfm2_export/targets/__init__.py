@@ -3,8 +3,10 @@
 A target module has two functions, the whole of what `export` knows of it:
 
 - `check(recipe, config) -> None`: refuse (RecipeError) what this target cannot do, before a weight is read;
-- `lower(decoder, recipe, folder, stage) -> Lowered`: write the artifact's files into `folder`, announcing each
-  step through `stage("…")`; LoweringError when the result is not what the recipe demands.
+- `lower(decoder, recipe, folder, stage, windows) -> Lowered`: write the artifact's files into `folder`, announcing
+  each step through `stage("…")`; LoweringError when the result is not what the recipe demands. `windows` are the tokens
+  that static activations are calibrated on; empty when the recipe has none, and a target without static activations
+  refuses such rules in `check`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
 
 from lfm2_export.artifact.manifest import MethodSpec
 from lfm2_export.errors import RecipeError
+from lfm2_export.quantize.calibration import Windows
 
 if TYPE_CHECKING:
     from lfm2_export.checkpoint.config import LFM2Config
@@ -39,7 +42,7 @@ class Lowered(NamedTuple):
 class Target(Protocol):
     def check(self, recipe: Recipe, config: LFM2Config) -> None: ...
 
-    def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered: ...
+    def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered: ...
 
     def weights_error(self, decoder: Decoder, folder: Path) -> float | None: ...
 

@@ -27,6 +27,7 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import CACHE_DTYPES, State
+from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import WeightScheme, quantizable, rule_for
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets import Lowered, Stage
@@ -53,6 +54,8 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
         rule = rule_for(path, kind, recipe.quantization)
         if rule is None or rule.weight is None:
             continue
+        if rule.activation == "int16":
+            raise RecipeError(f"{recipe.name}: {path}: int16 activations are the NPU's; XNNPACK has int8-token")
         if rule.activation == "int8-block":
             raise RecipeError(
                 f"{recipe.name}: {path}: int8-block activations are onnxruntime's; XNNPACK has int8-token"
@@ -83,7 +86,7 @@ def _fits_blocks(scheme: WeightScheme) -> bool:
     return scheme.group is not None and scheme.group % _BLOCK == 0 and scheme.scale == "bfloat16"
 
 
-def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
+def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
     """Write `model.pte`. LoweringError if the delegate left a matrix product or convolution behind."""
     limit = min(recipe.window, recipe.options.get("max_tokens", _MAX_TOKENS))
     state = native_state(decoder.config, recipe.window, CACHE_DTYPES[recipe.cache])
