@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lfm2_export.errors import LoweringError, MissingDependencyError, RecipeError
+from lfm2_export.runtimes._native_log import silenced
 
 _PROVIDER = "QNNExecutionProvider"
-_ERRORS_ONLY, _SILENT = 3, 4  # onnxruntime's log levels
+_SILENT = 4  # onnxruntime's log level: only what is fatal; errors are raised
 DEFAULT_SOC = "SM8650"  # Snapdragon 8 Gen 3
 
 
@@ -65,7 +66,8 @@ def open_model(path: Path, soc: str, context: Path | None = None) -> Opened:
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.add_provider_for_devices(devices, _provider_options(soc))
     try:
-        session = onnxruntime.InferenceSession(str(path), options)
+        with silenced(1, 2):  # the compiler announces each of its steps
+            session = onnxruntime.InferenceSession(str(path), options)
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         raise LoweringError(f"{path.name}: {_why(path, soc, error)}") from error
     inside = [part for part in session.get_provider_graph_assignment_info() if part.ep_name == _PROVIDER]
@@ -81,7 +83,8 @@ def _why(path: Path, soc: str, error: Exception) -> str:
 
     options = _session_options(None)
     options.add_provider_for_devices(_devices(), _provider_options(soc))
-    parts = onnxruntime.InferenceSession(str(path), options).get_provider_graph_assignment_info()
+    with silenced(1, 2):
+        parts = onnxruntime.InferenceSession(str(path), options).get_provider_graph_assignment_info()
     left = Counter(node.op_type for part in parts if part.ep_name != _PROVIDER for node in part.get_nodes())
     inside = any(part.ep_name == _PROVIDER for part in parts)
     listed = ", ".join(f"{kind} × {count}" for kind, count in sorted(left.items()))

@@ -22,16 +22,20 @@ from typing import cast
 
 import numpy as np
 import torch
+from onnx import TensorProto
+from torch import Tensor, nn
 
 from lfm2_export.model.attention import Attention
 from lfm2_export.model.decoder import Block, Decoder
 from lfm2_export.model.layers import FeedForward, RMSNorm
 from lfm2_export.model.short_conv import ShortConv
+from lfm2_export.quantize.apply import HalfLinear
 from lfm2_export.targets._onnx.graph import Graph
-from lfm2_export.targets._onnx.weights import Linear, linear, vector
+from lfm2_export.targets._onnx.weights import vector
 
 _OPSET, _IR_VERSION = 23, 11
-_TABLE = "embed_tokens.weight"
+MASK, SCALED, MASKED = "mask", "scaled", "masked"  # what is added to scores, the scores before it and after it
+Linear = nn.Linear | HalfLinear
 
 
 def build(decoder: Decoder, rows: int, window: int, hide: float) -> Graph:
@@ -46,10 +50,8 @@ def build(decoder: Decoder, rows: int, window: int, hide: float) -> Graph:
         graph.input("last_row", "int32", 1)
         graph.input("conv_rows", "int32", config.conv_L_cache - 1)
     graph.output("logits", "float32", 1, config.vocab_size)
-    table = decoder.embed_tokens.weight
-    graph.weight(_TABLE, np.float32, table.shape, lambda: table.numpy())
-    mask = graph.op("Mul", "mask", hidden, _scalar(graph, "mask.hide", -hide))
-    x = graph.op("Gather", "embed_tokens/Gather", _TABLE, tokens, axis=0)
+    mask = graph.op("Mul", MASK, hidden, _scalar(graph, "mask.hide", -hide))
+    x = graph.op("Gather", "embed_tokens/Gather", _matrix(graph, "embed_tokens", decoder.embed_tokens.weight), tokens)
     for i, kind in enumerate(config.layer_types):
         block, path = cast(Block, decoder.layers[i]), f"layers.{i}"
         normed = _norm(graph, f"{path}.operator_norm", block.operator_norm, x)
@@ -58,12 +60,12 @@ def build(decoder: Decoder, rows: int, window: int, hide: float) -> Graph:
         else:
             mixed = _attention(graph, i, block.self_attn, normed, rows, window, mask)
         x = graph.op("Add", f"{path}/mixed", x, mixed)
-        mlp = _feed_forward(graph, f"{path}.feed_forward", block.feed_forward, _norm(graph, f"{path}.ffn_norm", block.ffn_norm, x))
-        x = graph.op("Add", f"{path}/out", x, mlp)
+        normed = _norm(graph, f"{path}.ffn_norm", block.ffn_norm, x)
+        x = graph.op("Add", f"{path}/out", x, _feed_forward(graph, f"{path}.feed_forward", block.feed_forward, normed))
     if rows > 1:
         x = graph.op("Gather", "logits/row", x, "last_row", axis=1)
     normed = _norm(graph, "embedding_norm", decoder.embedding_norm, x)
-    logits = linear(graph, "lm_head", decoder.lm_head, normed)
+    logits = graph.op("MatMul", "lm_head/MatMul", normed, _head(graph, decoder))
     graph.op("Reshape", "logits", logits, graph.ints(1, config.vocab_size))
     return graph
 
@@ -79,7 +81,7 @@ def _short_conv(graph: Graph, i: int, conv: ShortConv, x: str, rows: int) -> str
     past = graph.input(f"conv_state.{i}", "float32", 1, width - 1, channels)
     graph.output(f"new_conv_state.{i}", "float32", 1, width - 1, channels)
     gate_b, gate_c, inner = (
-        linear(graph, f"{path}.{name}", getattr(conv, name), x) for name in ("b_proj", "c_proj", "x_proj")
+        _linear(graph, f"{path}.{name}", getattr(conv, name), x) for name in ("b_proj", "c_proj", "x_proj")
     )
     columns = graph.op("Concat", f"{path}/columns", past, graph.op("Mul", f"{path}/gated", gate_b, inner), axis=1)
     if rows > 1:
@@ -94,7 +96,7 @@ def _short_conv(graph: Graph, i: int, conv: ShortConv, x: str, rows: int) -> str
         mixed = graph.op("Add", f"{path}/sum.{tap}", mixed, product) if mixed else product
     if conv.bias is not None:
         mixed = graph.op("Add", f"{path}/biased", mixed, vector(graph, f"{path}.bias", conv.bias))
-    return linear(graph, f"{path}.out_proj", conv.out_proj, graph.op("Mul", f"{path}/gated_out", gate_c, mixed))
+    return _linear(graph, f"{path}.out_proj", conv.out_proj, graph.op("Mul", f"{path}/gated_out", gate_c, mixed))
 
 
 def _attention(graph: Graph, i: int, attention: Attention, x: str, rows: int, window: int, mask: str) -> str:
@@ -113,22 +115,26 @@ def _attention(graph: Graph, i: int, attention: Attention, x: str, rows: int, wi
         graph.op("Concat", f"{path}/{name}s", cached, fresh, axis=2)
         for name, cached, fresh in zip(("key", "value"), past, new, strict=True)
     )
-    folded = graph.op("Reshape", f"{path}/folded", query, graph.ints(1, kv_heads, heads // kv_heads * rows, width))
-    scores = graph.op("MatMul", f"{path}/products", folded, graph.op("Transpose", f"{path}/keys_t", keys, perm=[0, 1, 3, 2]))
+    folded_rows = heads // kv_heads * rows
+    folded = graph.op("Reshape", f"{path}/folded", query, graph.ints(1, kv_heads, folded_rows, width))
+    turned = graph.op("Transpose", f"{path}/turned_keys", keys, perm=[0, 1, 3, 2])
+    scores = graph.op("MatMul", f"{path}/products", folded, turned)
     scores = graph.op("Reshape", f"{path}/scores", scores, graph.ints(1, heads, rows, window + rows))
-    scores = graph.op("Mul", f"{path}/scaled", scores, _scalar(graph, "attention.scale", width**-0.5))
-    weights = graph.op("Softmax", f"{path}/weights", graph.op("Add", f"{path}/masked", scores, mask), axis=-1)
-    weights = graph.op("Reshape", f"{path}/folded_weights", weights, graph.ints(1, kv_heads, heads // kv_heads * rows, window + rows))
+    scores = graph.op("Mul", f"{path}/{SCALED}", scores, _scalar(graph, "attention.scale", width**-0.5))
+    weights = graph.op("Softmax", f"{path}/weights", graph.op("Add", f"{path}/{MASKED}", scores, mask), axis=-1)
+    folded_shape = graph.ints(1, kv_heads, folded_rows, window + rows)
+    weights = graph.op("Reshape", f"{path}/folded_weights", weights, folded_shape)
     mixed = graph.op("MatMul", f"{path}/mixed", weights, values)
     mixed = graph.op("Reshape", f"{path}/unfolded", mixed, graph.ints(1, heads, rows, width))
     mixed = graph.op("Transpose", f"{path}/mixed_rows", mixed, perm=[0, 2, 1, 3])
     flat = graph.op("Reshape", f"{path}/flat", mixed, graph.ints(1, rows, heads * width))
-    return linear(graph, f"{path}.out_proj", attention.out_proj, flat)
+    return _linear(graph, f"{path}.out_proj", attention.out_proj, flat)
 
 
 def _heads(graph: Graph, path: str, projection: Linear, x: str, heads: int, width: int) -> str:
     """`x [1, N, hidden]` → `[1, N, heads, head_dim]`."""
-    return graph.op("Reshape", f"{path}/heads", linear(graph, f"{path}_proj", projection, x), graph.ints(1, -1, heads, width))
+    product = _linear(graph, f"{path}_proj", projection, x)
+    return graph.op("Reshape", f"{path}/heads", product, graph.ints(1, -1, heads, width))
 
 
 def _rotated_heads(graph: Graph, path: str, projection: Linear, norm: RMSNorm, x: str, heads: int, name: str) -> str:
@@ -145,9 +151,45 @@ def _rotated_heads(graph: Graph, path: str, projection: Linear, norm: RMSNorm, x
 
 def _feed_forward(graph: Graph, path: str, mlp: FeedForward, x: str) -> str:
     """`w2(silu(w1 x) ⊙ w3 x)`."""
-    gate = linear(graph, f"{path}.w1", mlp.w1, x)
+    gate = _linear(graph, f"{path}.w1", mlp.w1, x)
     silu = graph.op("Mul", f"{path}/silu", gate, graph.op("Sigmoid", f"{path}/sigmoid", gate))
-    return linear(graph, f"{path}.w2", mlp.w2, graph.op("Mul", f"{path}/gated", silu, linear(graph, f"{path}.w3", mlp.w3, x)))
+    gated = graph.op("Mul", f"{path}/gated", silu, _linear(graph, f"{path}.w3", mlp.w3, x))
+    return _linear(graph, f"{path}.w2", mlp.w2, gated)
+
+
+def _linear(graph: Graph, path: str, module: Linear, x: str) -> str:
+    """`x [..., columns]` → `[..., rows]`."""
+    product = graph.op("MatMul", f"{path}/MatMul", x, _matrix(graph, path, module.weight, transposed=True))
+    if module.bias is None:
+        return product
+    return graph.op("Add", f"{path}/Add", product, vector(graph, f"{path}.bias", module.bias))
+
+
+def _head(graph: Graph, decoder: Decoder) -> str:
+    """The head's matrix; in fp16 a tied one is the embedding's, turned when the model is loaded."""
+    table, weight = decoder.embed_tokens.weight, decoder.lm_head.weight
+    if weight.dtype == torch.float16 and table.dtype == torch.float16 and torch.equal(table, weight):
+        return graph.op("Transpose", weight_name("lm_head"), weight_name("embed_tokens"), perm=[1, 0])
+    return _matrix(graph, "lm_head", weight, transposed=True)
+
+
+def _matrix(graph: Graph, path: str, weight: Tensor, transposed: bool = False) -> str:
+    """A weight as float32; one that is stored in fp16 is widened when the model is loaded."""
+    shape = weight.shape[::-1] if transposed else weight.shape
+    dtype = np.float16 if weight.dtype == torch.float16 else np.float32
+    stored = weight_name(path) if dtype == np.float32 else f"{path}.weight_fp16"
+
+    def make() -> np.ndarray:
+        array = weight.detach().numpy()
+        return array.transpose() if transposed else array
+
+    graph.weight(stored, dtype, shape, make)
+    return stored if dtype == np.float32 else graph.op("Cast", weight_name(path), stored, to=TensorProto.FLOAT)
+
+
+def weight_name(path: str) -> str:
+    """The graph's name of a module's matrix: `[inputs, outputs]`, or the embedding's `[vocab, hidden]`."""
+    return f"{path}.weight"
 
 
 def _slice(graph: Graph, name: str, x: str, start: int, end: int, axis: int) -> str:
