@@ -42,6 +42,9 @@ class Effort:
     continuation: int = 16  # greedy tokens after each prompt
 
 
+EMULATED = Effort(quality_tokens=200, questions=8, prompts=2, continuation=8)  # an emulated NPU takes 0.1 s a token
+
+
 @dataclass
 class _Subject:
     """What is on trial, and the references it is judged against."""
@@ -92,8 +95,11 @@ def prove(
     reports = [RuntimeReport(runtime=name) for name in _runtimes_for(artifact, only)]
     sessions = {report.runtime: session for report in reports if (session := _open(subject, report, bool(only)))}
     opened = [report for report in reports if report.runtime in sessions]
-    _question_1(subject, opened, sessions)
-    accuracy = _question_2(subject, opened, sessions)
+    references = {name: reference for name in sessions if (reference := _reference(artifact, name))}
+    if effort is None and any(session.emulated and name not in references for name, session in sessions.items()):
+        subject.effort = EMULATED
+    _question_1(subject, opened, sessions, references)
+    accuracy = _question_2(subject, opened, sessions, references)
     for report in opened:
         judge(report, subject.recipe.gates, accuracy, checkpoint.random_weights)
     if stock_runner.runs(artifact.manifest):
@@ -153,24 +159,31 @@ def _open(subject: _Subject, report: RuntimeReport, required: bool) -> Session |
     return session
 
 
+def _reference(artifact: Artifact, runtime: str) -> Session | None:
+    return runtimes.find(runtime).reference_session(artifact.folder, artifact.manifest)
+
+
 def _quantized(subject: _Subject) -> Decoder:
     return load_quantized(subject.checkpoint, subject.recipe.quantization, subject.recipe.cache)
 
 
-def _question_1(subject: _Subject, reports: list[RuntimeReport], sessions: dict[str, Session]) -> None:
-    """Against the same quantized eager model: cases, greedy text, state laws."""
+def _question_1(
+    subject: _Subject, reports: list[RuntimeReport], sessions: dict[str, Session], references: dict[str, Session]
+) -> None:
+    """Against the same quantized model, in eager or the runtime's own reference: cases, greedy text, state laws."""
     decoder = _quantized(subject)
     eager = EagerSession(decoder, subject.window)
     tolerance = subject.recipe.gates.lowering.max_error
     prompts = [window[: min(32, subject.window - 1)] for window in subject.text.windows[: subject.effort.prompts]]
     for report in reports:
-        session = sessions[report.runtime]
+        session, reference = sessions[report.runtime], references.get(report.runtime, eager)
+        report.reference = reference.runtime
         cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
-        subject.stage(f"{report.runtime}: against the same weights in eager PyTorch")
-        report.lowering = compare(session, eager, cases, tolerance)
-        report.greedy = same_greedy_text(session, eager, prompts, subject.effort.continuation, tolerance)
+        subject.stage(f"{report.runtime}: against the same quantized model in {reference.runtime}")
+        report.lowering = compare(session, reference, cases, tolerance)
+        report.greedy = same_greedy_text(session, reference, prompts, subject.effort.continuation, tolerance)
         subject.stage(f"{report.runtime}: state laws")
-        other = _other_form(decoder, subject)
+        other = _other_form(decoder, subject) if reference is eager else None
         context = LawContext(session, subject.config, subject.tokens[: subject.window // 2], tolerance, other)
         report.laws = list(state_laws(context))
     del eager
@@ -198,21 +211,25 @@ def _run_weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:
 
 
 def _question_2(
-    subject: _Subject, reports: list[RuntimeReport], sessions: dict[str, Session]
+    subject: _Subject, reports: list[RuntimeReport], sessions: dict[str, Session], references: dict[str, Session]
 ) -> dict[str, float] | None:
-    """Against fp32 eager: divergence on text, accuracy on nano's questions. Returns fp32's own accuracy."""
-    reference = EagerSession(load_decoder(subject.checkpoint), subject.window)
+    """Against fp32 eager: divergence on text, accuracy on nano's questions. Returns fp32's own accuracy.
+
+    Where an emulator is slow and has a reference that question 1 has just proven it equal to, that one answers.
+    """
+    fp32 = EagerSession(load_decoder(subject.checkpoint), subject.window)
     for report in reports:
-        subject.stage(f"{report.runtime}: against fp32 on {subject.text.kind}")
-        report.quality = quality.measure(sessions[report.runtime], reference, subject.text)
+        asked = references[report.runtime] if report.runtime in references else sessions[report.runtime]
+        report.quality_of = asked.runtime
+        subject.stage(f"{asked.runtime}: against fp32 on {subject.text.kind}")
+        report.quality = quality.measure(asked, fp32, subject.text)
+        if subject.tokenizer is not None and subject.has_tasks:
+            subject.stage(f"{asked.runtime}: nano's held-out questions")
+            report.task_accuracy = quality.task_accuracy(asked, subject.tokenizer, subject.effort.questions)
     if subject.tokenizer is None or not subject.has_tasks:
         return None
-    for report in reports:
-        subject.stage(f"{report.runtime}: nano's held-out questions")
-        session = sessions[report.runtime]
-        report.task_accuracy = quality.task_accuracy(session, subject.tokenizer, subject.effort.questions)
     subject.stage("eager: nano's held-out questions")
-    return quality.task_accuracy(reference, subject.tokenizer, subject.effort.questions)
+    return quality.task_accuracy(fp32, subject.tokenizer, subject.effort.questions)
 
 
 def _other_form(decoder: Decoder, subject: _Subject) -> Callable[[tuple[int, ...]], np.ndarray]:

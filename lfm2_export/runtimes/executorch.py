@@ -46,6 +46,11 @@ def weights_session(folder: Path, manifest: Manifest) -> Session | None:
     return None
 
 
+def reference_session(folder: Path, manifest: Manifest) -> Session | None:
+    """None: eager PyTorch computes what the file does."""
+    return None
+
+
 class _Module:
     """A loaded `.pte` and its one method."""
 
@@ -82,6 +87,7 @@ class _Conversation:
 
     runtime = "executorch"
     pads = False
+    emulated = False
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.version = version()

@@ -5,6 +5,7 @@ The state lies here: each call gets it whole, and the new slices that come out a
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def open_session(folder: Path, manifest: Manifest) -> StaticSession:
         }
     except LoweringError as error:
         raise ArtifactError(str(error)) from error
-    return StaticSession(manifest, opened, "onnxruntime-qnn")
+    return StaticSession(manifest, opened, "onnxruntime_qnn", platform.machine() == "x86_64")
 
 
 def weights_session(folder: Path, manifest: Manifest) -> None:
@@ -66,7 +67,7 @@ def reference_session(folder: Path, manifest: Manifest) -> StaticSession | None:
         }
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         raise ArtifactError(f"{folder}: onnxruntime cannot load it: {' '.join(str(error).split())[:200]}") from error
-    return StaticSession(manifest, opened, "onnxruntime, CPU")
+    return StaticSession(manifest, opened, "onnxruntime CPU", False)
 
 
 class StaticSession:
@@ -75,8 +76,9 @@ class StaticSession:
     pads = True
     has_state = True
 
-    def __init__(self, manifest: Manifest, sessions: dict[str, Any], runtime: str) -> None:
+    def __init__(self, manifest: Manifest, sessions: dict[str, Any], runtime: str, emulated: bool) -> None:
         self.runtime = runtime
+        self.emulated = emulated
         self.version = version()
         self.window = manifest.window
         self._config = from_dict(manifest.source.config, "manifest.json")

@@ -13,7 +13,7 @@ Outputs: `logits [1, vocab]` of the last valid row, `new_conv_state.i [1, L-1, h
 `new_key.i`, `new_value.i [1, kv_heads, N, head_dim]`, which the caller writes at its position.
 
 Written for the NPU: RMSNormalization (opset 23; a norm spelled with Reciprocal comes out wrong there), the convolution
-as L multiply-adds, query heads folded instead of keys repeated, no tensor of more than four dimensions.
+as L multiply-adds, query heads folded instead of keys repeated, no norm of four dimensions (see `_rotated_heads`).
 """
 
 from __future__ import annotations
@@ -138,9 +138,14 @@ def _heads(graph: Graph, path: str, projection: Linear, x: str, heads: int, widt
 
 
 def _rotated_heads(graph: Graph, path: str, projection: Linear, norm: RMSNorm, x: str, heads: int, name: str) -> str:
-    """Projected, normed per head, rotated: `[1, heads, N, head_dim]`, under that name."""
+    """Projected, normed per head, rotated: `[1, heads, N, head_dim]`, under that name.
+
+    The norm runs over `[1, N·heads, head_dim]`: on four dimensions the NPU's fp16 one spoils some rows.
+    """
     width = norm.weight.shape[0]
-    normed = _norm(graph, f"{path}_layernorm", norm, _heads(graph, path, projection, x, heads, width))
+    each = graph.op("Reshape", f"{path}/each", _linear(graph, f"{path}_proj", projection, x), graph.ints(1, -1, width))
+    normed = _norm(graph, f"{path}_layernorm", norm, each)
+    normed = graph.op("Reshape", f"{path}/heads", normed, graph.ints(1, -1, heads, width))
     turned = graph.op("Transpose", f"{path}/normed", normed, perm=[0, 2, 1, 3])
     first = _slice(graph, f"{path}/first", turned, 0, width // 2, axis=3)
     second = graph.op("Neg", f"{path}/negative", _slice(graph, f"{path}/second", turned, width // 2, width, axis=3))
