@@ -34,7 +34,7 @@ def version() -> str:
     """Of the libraries that would be used. MissingDependencyError if there are none for this machine."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise MissingDependencyError(
-            f"QNN's offline compiler and emulator need Linux on x86-64, this is {platform.system()} {platform.machine()}"
+            f"QNN's compiler and emulator need Linux on x86-64, this is {platform.system()} {platform.machine()}"
         )
     package = _package_folder()
     root = os.environ.get(_ROOT)
