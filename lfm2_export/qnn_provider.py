@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lfm2_export.errors import LoweringError, MissingDependencyError, RecipeError
-from lfm2_export.runtimes._native_log import silenced
+from lfm2_export.native_log import silenced
 
 _PROVIDER = "QNNExecutionProvider"
 _SILENT = 4  # onnxruntime's log level: only what is fatal; errors are raised
