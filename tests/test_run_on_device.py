@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,16 @@ HERE = Path(__file__).parent / "fake_phone"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Artifact]:
-    """(recipe, form) → an unproven nano artifact, each lowered once."""
-    done: dict[tuple[str, str], Artifact] = {}
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Artifact]:
+    """(recipe, form, more overrides) → an unproven nano artifact, each lowered once."""
+    done: dict[tuple[str, ...], Artifact] = {}
 
-    def make(recipe: str, form: str = "explicit") -> Artifact:
-        if (recipe, form) not in done:
+    def make(recipe: str, form: str = "explicit", *more: str) -> Artifact:
+        if (recipe, form, *more) not in done:
             output = tmp_path_factory.mktemp("device") / f"{recipe}-{form}"
-            done[recipe, form] = export("nano", recipe, output, overrides=[f"form={form}", "window=64"], verify=False)[0]
-        return done[recipe, form]
+            changes = [f"form={form}", "window=64", *more]
+            done[recipe, form, *more] = export("nano", recipe, output, overrides=changes, verify=False)[0]
+        return done[recipe, form, *more]
 
     return make
 
@@ -67,6 +69,16 @@ def test_a_healthy_phone_passes_the_recipes_own_gates(recipe, made, phone, capsy
     if recipe == "xnnpack-fp32":  # int8 has a bf16 cache, which rounds otherwise in every step
         assert runtime["lowering"]["median_step"] < 1e-5
     assert list(phone.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("onnxruntime_qnn") is None, reason="QNN is not installed: pip install 'lfm2-export[qnn]'")
+def test_an_npu_program_is_judged_by_its_logits_and_its_slices(made, phone, capsys):
+    artifact = made("qnn-fp16", "explicit", "options.weight_sharing=false")  # the emulator loads no shared weights
+    assert call(artifact, phone, "--json", "--steps", "3") == 0
+    (runtime,) = json.loads(capsys.readouterr().out)["runtimes"]
+    assert 0 < runtime["lowering"]["state_error"] < 0.02
+    assert runtime["lowering"]["top1"] == 1
 
 
 def test_wrong_numbers_are_exit_code_1_with_the_table(made, phone, monkeypatch, capsys):

@@ -78,9 +78,8 @@ def print_report(report: ParityReport) -> None:
             )
         if runtime.task_accuracy and report.reference_task_accuracy:
             kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in runtime.task_accuracy.items())
-            out.print(
-                f"{runtime.quality_of}: nano's questions {kinds} (fp32 eager {report.reference_task_accuracy['all']:.0%})"
-            )
+            fp32 = f"{report.reference_task_accuracy['all']:.0%}"
+            out.print(f"{runtime.quality_of}: nano's questions {kinds} (fp32 eager {fp32})")
     for delegation in report.delegation:
         out.print(delegation_line(delegation))
     if report.random_weights:

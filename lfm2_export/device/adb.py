@@ -87,7 +87,9 @@ def _choose(devices: dict[str, str], serial: str | None) -> str:
         return serial
     ready = [name for name, state in devices.items() if state == "device"]
     if not ready:
-        hint = f"not ready: {listed}; unlock it and allow USB debugging" if devices else "connect one with USB debugging"
+        hint = (
+            f"not ready: {listed}; unlock it and allow USB debugging" if devices else "connect one with USB debugging"
+        )
         raise DeviceError(f"no phone: {hint}")
     if len(ready) > 1:
         raise DeviceError(f"several phones: {', '.join(ready)}; choose one with --serial")

@@ -4,7 +4,8 @@ ExecuTorch's runner executes one call per line of an input list and keeps nothin
 cannot run on it. Each call is therefore *teacher-forced*: it starts from the state that the reference reached on this
 machine, and what it gives is compared with what the reference made of the same call. That is no weaker a proof of the
 program: if every call from a right state gives right logits and a right new state, a conversation does so step by step.
-What it leaves out is how errors grow over a conversation, which `parity` measures here.
+What it leaves out is how errors grow over a conversation, which `parity` measures here, and, where the state is written
+in place, the written state: the runner returns outputs only.
 """
 
 from __future__ import annotations
@@ -16,51 +17,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from lfm2_export.artifact.manifest import Manifest, MethodSpec
-from lfm2_export.errors import UsageError
-from lfm2_export.runtimes._in_place_state import InPlaceState
-from lfm2_export.runtimes.session import Session, Snapshot
+from lfm2_export.artifact.manifest import MethodSpec
 
 FOLDER = "calls"  # of raw files, on the phone and here
-_CHUNK = 16  # tokens of each prefill call
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call: its tokens, the state it starts from, and the reference's logits `[vocab]`."""
+    """One call of `tokens` valid tokens: the method's inputs in its order, and the reference's outputs by name."""
 
     name: str
-    tokens: tuple[int, ...]
-    before: Snapshot = field(repr=False)
-    logits: np.ndarray = field(repr=False)
+    tokens: int
+    inputs: list[Tensor] = field(repr=False)
+    expected: dict[str, np.ndarray] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Calls of one method with the same number of tokens: one run of the runner."""
+    """Calls of one method with the same number of rows: one run of the runner."""
 
     method: MethodSpec
-    rows: int  # tokens of each call
+    rows: int
     calls: list[Call]
-
-
-def batches(manifest: Manifest, reference: Session, tokens: Sequence[int], steps: int) -> list[Batch]:
-    """Two prefill chunks, the second on top of the first, then `steps` single tokens, through the one method.
-
-    Raises UsageError for an artifact that ExecuTorch's runner cannot be asked about.
-    """
-    if manifest.target != "xnnpack":
-        raise UsageError(f"run-on-device runs ExecuTorch artifacts of the xnnpack target, not {manifest.target!r} ones")
-    if manifest.form != "explicit":
-        raise UsageError("a resident form hides its state from the runner; export with --form explicit")
-    method = manifest.methods[0]
-    chunk = max(1, min(_CHUNK, method.max_tokens, (min(manifest.window, len(tokens)) - 1) // 2))
-    steps = min(steps, manifest.window - 2 * chunk, len(tokens) - 2 * chunk)
-    reference.reset()
-    chunks = [_call(reference, f"prefill {i}", tokens[i * chunk : (i + 1) * chunk]) for i in range(2)]
-    singles = [_call(reference, f"decode {i}", [tokens[2 * chunk + i]]) for i in range(steps)]
-    return [Batch(method, chunk, chunks), Batch(method, 1, singles)]
 
 
 def write(batch: Batch, folder: Path, list_name: str) -> None:
@@ -69,7 +49,7 @@ def write(batch: Batch, folder: Path, list_name: str) -> None:
     Beside the list `<list>.in` and `<list>.out` give the shapes of this run, which the runner wants to know where the
     program leaves the number of tokens open.
     """
-    lines = [" ".join(_write_raw(array, folder) for array in _inputs(batch.method, call)) for call in batch.calls]
+    lines = [" ".join(_write_raw(tensor, folder) for tensor in call.inputs) for call in batch.calls]
     (folder / list_name).write_text("".join(f"{line}\n" for line in lines))
     for suffix, specs in (("in", batch.method.inputs), ("out", batch.method.outputs)):
         shapes = [[batch.rows if isinstance(size, str) else size for size in spec.shape] for spec in specs]
@@ -77,22 +57,22 @@ def write(batch: Batch, folder: Path, list_name: str) -> None:
         (folder / f"{list_name}.{suffix}").write_text(text)
 
 
-def _call(reference: Session, name: str, tokens: Sequence[int]) -> Call:
-    before = reference.state()
-    return Call(name, tuple(tokens), before, reference.prefill(tokens))
+def valid(name: str, output: np.ndarray, tokens: int) -> np.ndarray:
+    """An output without what padding made: of new keys and values `[1, kv_heads, N, head_dim]`, only valid columns."""
+    return output[:, :, :tokens] if name.startswith(("new_key.", "new_value.")) else output
 
 
-def _inputs(method: MethodSpec, call: Call) -> list[np.ndarray]:
-    """In the method's own order, types and layouts."""
-    state = InPlaceState(method)
-    state.restore(call.before)
-    given = {"tokens": torch.tensor([call.tokens]), "position": torch.tensor([call.before.position]), **state.tensors}
-    return [given[spec.name].view(torch.uint8).numpy() for spec in method.inputs]
+def cut(tokens: Sequence[int], chunk: int, steps: int, window: int) -> list[tuple[str, Sequence[int]]]:
+    """What is asked: two prefill chunks, the second on top of the first, then `steps` single tokens; with names."""
+    chunk = max(1, min(chunk, (min(window, len(tokens)) - 1) // 2))
+    steps = min(steps, window - 2 * chunk, len(tokens) - 2 * chunk)
+    chunks = [(f"prefill {i}", tokens[i * chunk : (i + 1) * chunk]) for i in range(2)]
+    return chunks + [(f"decode {i}", tokens[2 * chunk + i : 2 * chunk + i + 1]) for i in range(steps)]
 
 
-def _write_raw(array: np.ndarray, folder: Path) -> str:
+def _write_raw(tensor: Tensor, folder: Path) -> str:
     """The file's path on the phone, relative to where the runner starts."""
-    data = array.tobytes()
+    data = tensor.contiguous().view(torch.uint8).numpy().tobytes()
     name = f"{hashlib.sha256(data).hexdigest()[:16]}.raw"
     if not (folder / name).exists():
         (folder / name).write_bytes(data)

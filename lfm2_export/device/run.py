@@ -15,22 +15,20 @@ from pathlib import Path
 import numpy as np
 
 from lfm2_export.artifact.folder import Artifact
-from lfm2_export.artifact.manifest import MethodSpec
+from lfm2_export.artifact.manifest import MethodSpec, TensorSpec
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.device import calls
 from lfm2_export.device.adb import Phone, quoted
-from lfm2_export.device.calls import Batch
+from lfm2_export.device.calls import Batch, Call, valid
+from lfm2_export.device.reference import batches
 from lfm2_export.errors import DeviceError, UsageError
-from lfm2_export.model.load import load_decoder
 from lfm2_export.parity.cases import random_ids
 from lfm2_export.parity.lowering import LoweringFigures
 from lfm2_export.parity.metrics import clear_top1, relative_error, signal_to_noise, worst
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.parity.text import evaluation_text
-from lfm2_export.quantize.apply import quantize
 from lfm2_export.recipes import Recipe
-from lfm2_export.runtimes.eager import EagerSession
 
 Stage = Callable[[str], None]
 _PARENT = "/data/local/tmp"  # where Android lets the shell user execute files
@@ -62,12 +60,12 @@ def prove_on_device(
     tokenizer = ChatTokenizer.load(artifact.folder, checkpoint.config)
     text = evaluation_text(checkpoint.config, tokenizer, manifest.window, 200)
     tokens = [token for window in text.windows for token in window]
-    reference = EagerSession(quantize(load_decoder(checkpoint), recipe.quantization, recipe.cache), manifest.window)
-    batches = calls.batches(manifest, reference, tokens or random_ids(checkpoint.config, 64, seed=1), steps)
+    asked = batches(artifact, checkpoint, recipe, tokens or random_ids(checkpoint.config, 64, seed=1), steps)
     report = RuntimeReport(runtime=f"phone {phone.serial}", version=phone.describe())
     with tempfile.TemporaryDirectory(prefix="lfm2-export-") as scratch:
-        outputs = _on_phone(phone, files, runner.name, batches, Path(scratch), timeout, keep, stage)
-    report.lowering = _compare(batches, outputs, recipe.gates.lowering.max_error)
+        outputs = _on_phone(phone, files, runner.name, asked, Path(scratch), timeout, keep, stage)
+    made = [call for batch in asked for call in batch.calls]
+    report.lowering = _compare(made, outputs, recipe.gates.lowering.max_error)
     judge(report, recipe.gates, None, checkpoint.random_weights)
     return ParityReport(
         artifact=artifact.folder.name,
@@ -92,8 +90,8 @@ def _on_phone(
     timeout: float,
     keep: bool,
     stage: Stage,
-) -> list[list[np.ndarray]]:
-    """Logits of every call of every batch."""
+) -> list[dict[str, np.ndarray]]:
+    """The outputs of every call of every batch, by name."""
     given = scratch / calls.FOLDER
     given.mkdir()
     for number, batch in enumerate(batches):
@@ -103,13 +101,14 @@ def _on_phone(
         phone.shell(f"mkdir -p {folder}", timeout=60)
         stage(f"{phone.serial}: copying {sum(_size(path) for path in [*files, given]) / 1e6:.0f} MB to {folder}")
         phone.push([*files, given], folder)
-        outputs = []
+        outputs: list[dict[str, np.ndarray]] = []
         for number, batch in enumerate(batches):
             stage(f"{phone.serial}: {batch.method.name}, {len(batch.calls)} calls of {batch.rows} tokens")
             model = next(path for path in files if path.name == batch.method.file)
-            phone.shell(_command(folder, runner, batch, number, method_index(model, batch.method.name)), timeout)
+            phone.shell(_command(folder, runner, batch, number, method_names(model).index(batch.method.name)), timeout)
             phone.pull(f"{folder}/outputs_{number}", scratch)
-            outputs.append([_logits(scratch / f"outputs_{number}", i, batch.method) for i in range(len(batch.calls))])
+            results = scratch / f"outputs_{number}"
+            outputs += [_outputs(results, i, call, batch.method) for i, call in enumerate(batch.calls)]
     except DeviceError:
         with suppress(DeviceError):  # the phone may have gone away: the first error says why
             _remove(phone, folder, keep)
@@ -137,8 +136,8 @@ def _command(folder: str, runner: str, batch: Batch, number: int, index: int) ->
     )
 
 
-def method_index(path: Path, name: str) -> int:
-    """A method's place in a `.pte`, which is how the runner is told of it; the file's order is the exporter's own."""
+def method_names(path: Path) -> list[str]:
+    """The methods of a `.pte` in the file's own order, by which the runner is told which one to execute."""
     from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program
     from executorch.exir._serialize._program import _ExtendedHeader, _get_extended_header
 
@@ -146,37 +145,49 @@ def method_index(path: Path, name: str) -> int:
         header = _get_extended_header(file.read(_ExtendedHeader.NUM_HEAD_BYTES))
         file.seek(0)
         program = _flatbuffer_to_program(file.read(header.program_size if header else -1))
-    return [plan.name for plan in program.execution_plan].index(name)
+    return [plan.name for plan in program.execution_plan]
 
 
-def _logits(folder: Path, call: int, method: MethodSpec) -> np.ndarray:
-    """`[vocab]` of one call; the runner writes `output_<line>_<output>.raw`."""
-    number, spec = next((i, spec) for i, spec in enumerate(method.outputs) if spec.name == "logits")
-    path = folder / f"output_{call}_{number}.raw"
+def _outputs(folder: Path, number: int, call: Call, method: MethodSpec) -> dict[str, np.ndarray]:
+    """What the reference has too of one call's outputs, by name; the runner writes `output_<line>_<output>.raw`."""
+    return {
+        spec.name: _read(folder / f"output_{number}_{index}.raw", spec)
+        for index, spec in enumerate(method.outputs)
+        if spec.name in call.expected
+    }
+
+
+def _read(path: Path, spec: TensorSpec) -> np.ndarray:
     if not path.is_file():
         raise DeviceError(f"the runner left no {path.name}; is it ExecuTorch's qnn_executor_runner, or one like it?")
-    wanted = int(np.prod([int(size) for size in spec.shape])) * np.dtype(spec.dtype).itemsize
+    shape = [int(size) for size in spec.shape]
+    wanted = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
     size = path.stat().st_size
     if size != wanted:
         raise DeviceError(f"the runner's {path.name} has {size} bytes, {wanted} were expected; is the storage full?")
-    return np.fromfile(path, dtype=spec.dtype).astype(np.float32)
+    return np.fromfile(path, dtype=spec.dtype).reshape(shape)
 
 
-def _compare(batches: list[Batch], outputs: list[list[np.ndarray]], tolerance: float) -> LoweringFigures:
+def _compare(calls: list[Call], outputs: list[dict[str, np.ndarray]], tolerance: float) -> LoweringFigures:
     """Every call starts from the reference's own state, so each error is that of a single step."""
-    asked = [call for batch in batches for call in batch.calls]
-    ours, theirs = np.stack([logits for batch in outputs for logits in batch]), np.stack([c.logits for c in asked])
-    errors = [relative_error(a, b) for a, b in zip(ours, theirs, strict=True)]
+    errors = []
+    for call, found in zip(calls, outputs, strict=True):
+        pairs = {n: (valid(n, found[n], call.tokens), valid(n, call.expected[n], call.tokens)) for n in found}
+        errors.append({name: relative_error(ours, theirs) for name, (ours, theirs) in pairs.items()})
+    ours = np.stack([found["logits"].reshape(-1) for found in outputs])
+    theirs = np.stack([call.expected["logits"].reshape(-1) for call in calls])
+    states = [error for each in errors for name, error in each.items() if name != "logits"]
     agreeing, counted = clear_top1(ours, theirs, tolerance)
+    steps = [worst(list(each.values())) for each in errors]
     return LoweringFigures(
-        max_error=worst(errors),
-        logits_error=worst(errors),
-        state_error=None,
+        max_error=worst(steps),
+        logits_error=worst([each["logits"] for each in errors]),
+        state_error=worst(states) if states else None,
         mean_absolute_error=float(np.abs(ours - theirs).mean()),
         snr_db=signal_to_noise(ours, theirs),
         top1=agreeing / counted if counted else None,
-        median_step=float(np.median(errors)),
-        worst_case=asked[int(np.argmax(errors))].name,
+        median_step=float(np.median(steps)),
+        worst_case=calls[int(np.argmax(steps))].name,
     )
 
 

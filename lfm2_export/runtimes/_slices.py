@@ -25,6 +25,7 @@ class SliceSession:
     """
 
     pads = True
+    emulated = True
     has_state = True
 
     def __init__(self, call: Call, manifest: Manifest, runtime: str, version: str) -> None:

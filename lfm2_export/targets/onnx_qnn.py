@@ -154,4 +154,6 @@ def _check_rule(recipe: Recipe, path: str, kind: str, rule: QuantizationRule | N
         raise RecipeError(f"{where} the provider computes weight groups wrongly beside int16; leave out the group")
     bits = (16,) if kind == "embedding" else (4, 8)
     if rule.weight.bits not in bits:
-        raise RecipeError(f"{where} {kind} weights have {' or '.join(map(str, bits))} bits here, not {rule.weight.bits}")
+        raise RecipeError(
+            f"{where} {kind} weights have {' or '.join(map(str, bits))} bits here, not {rule.weight.bits}"
+        )

@@ -15,6 +15,9 @@ from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  regist
 from executorch.extension.pybindings import portable_lib
 from executorch.kernels import quantized  # noqa: F401  registers the quantized embedding's kernels
 
+from lfm2_export import qnn_sdk
+from lfm2_export.device.run import method_names
+
 DTYPES = {3: torch.int32, 4: torch.int64, 6: torch.float32, 15: torch.bfloat16}  # executorch's ScalarType
 
 parser = argparse.ArgumentParser()
@@ -31,8 +34,10 @@ if fault == "refuse":
     print("E 00:00:00 Failed to create device handle, error 14001")
     sys.exit(3)
 
+method = method_names(Path(options.model_path))[options.method_index]
+if method != "forward":
+    qnn_sdk.prepare()  # an NPU's program: the emulator runs it
 module = portable_lib._load_for_executorch(options.model_path)
-method = module.method_names()[options.method_index]
 meta = module.method_meta(method)
 specs = [meta.input_tensor_meta(i) for i in range(meta.num_inputs())]
 shapes = [list(spec.sizes()) for spec in specs]

@@ -31,7 +31,9 @@ def hiding(ranges: dict[str, Range]) -> float:
     return 2 * highest + _HIDDEN
 
 
-def quantized(model: onnx.ModelProto, ranges: dict[str, Range], hide: float, config: LFM2Config, rules: Rules) -> onnx.ModelProto:
+def quantized(
+    model: onnx.ModelProto, ranges: dict[str, Range], hide: float, config: LFM2Config, rules: Rules
+) -> onnx.ModelProto:
     """The QDQ graph of a float one built with `hide`; `ranges` as calibrated, by tensor name."""
     graph = onnx.shape_inference.infer_shapes(model)
     settings = get_qnn_qdq_config(

@@ -14,7 +14,7 @@ _HALF_A_STEP = 0.501
 
 
 def wrong_weights(decoder: Decoder, model: onnx.ModelProto) -> float:
-    """Share of the decoder's matrices that the file lacks or holds otherwise: fp16 must be equal, an integer nearest."""
+    """Share of the decoder's matrices that the file lacks or holds otherwise (fp16 must be equal, integers nearest)."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     paths = [path for path, _, _ in quantizable(decoder.config)]
     return sum(not _holds(decoder, path, stored) for path in paths) / len(paths)
@@ -22,8 +22,7 @@ def wrong_weights(decoder: Decoder, model: onnx.ModelProto) -> float:
 
 def _holds(decoder: Decoder, path: str, stored: dict[str, onnx.TensorProto]) -> bool:
     """Whether one matrix is there; a head that is missing is the embedding's, turned on loading."""
-    module = decoder.get_submodule(path)
-    weight = module.weight.detach().numpy()
+    weight = decoder.get_parameter(f"{path}.weight").detach().numpy()
     name = weight_name(path)
     if f"{name}_quantized" in stored:
         wanted = weight if path == "embed_tokens" else weight.T
