@@ -54,7 +54,7 @@ class Phone:
         if done.returncode or not marker:
             raise DeviceError(f"{self.serial}: the connection broke: {_last_line(done.stdout + done.stderr)}")
         if int(status):
-            raise DeviceError(f"{self.serial}: {_outcome(int(status))}: {_last_line(said)}")
+            raise DeviceError(f"{self.serial}: {_outcome(int(status))}: {_complaint(said)}")
         return said.strip()
 
     def _devices(self) -> dict[str, str]:
@@ -110,6 +110,12 @@ def _outcome(status: int) -> str:
 
 def _verb(arguments: Sequence[str]) -> str:
     return arguments[2] if arguments[0] == "-s" else arguments[0]
+
+
+def _complaint(text: str) -> str:
+    """The last line that speaks of an error; libraries that say goodbye afterwards would hide it."""
+    errors = [line for line in text.splitlines() if "error" in line.lower()]
+    return _last_line(errors[-1] if errors else text)
 
 
 def _last_line(text: str) -> str:

@@ -54,5 +54,6 @@ for number, line in enumerate(Path(options.input_list_path).read_text().splitlin
             sys.exit(f"input size mismatch: {len(data)} bytes, {wanted} expected")
         inputs.append(torch.frombuffer(data, dtype=dtype).reshape(shape))
     for index, output in enumerate(module.run_method(method, inputs)):
-        values = output.numpy() + np.float32(fault == "wrong") * np.arange(output.numel(), dtype=np.float32)
+        spoil = np.float32(fault == "wrong") * np.arange(output.numel(), dtype=np.float32)
+        values = output.numpy().reshape(-1) + spoil
         values.tofile(f"{options.output_folder_path}/output_{number}_{index}.raw")
