@@ -25,7 +25,9 @@ from lfm2_export.parity.lowering import compare, same_greedy_text
 from lfm2_export.parity.report import WEIGHTS_LIMIT, ParityReport, RuntimeReport, judge
 from lfm2_export.parity.text import EvaluationText, evaluation_text
 from lfm2_export.quantize.apply import load_quantized
+from lfm2_export.quantize.calibration import read_windows
 from lfm2_export.recipes import Recipe
+from lfm2_export.runtimes._slices import SliceSession
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
@@ -40,6 +42,10 @@ class Effort:
     questions: int = 60  # of nano's held-out ones
     prompts: int = 4
     continuation: int = 16  # greedy tokens after each prompt
+    law_tokens: int = 1024  # most that a state law feeds
+
+
+EMULATED = Effort(quality_tokens=150, questions=12, prompts=2, continuation=8, law_tokens=24)  # 0.1 to 0.5 s a call
 
 
 @dataclass
@@ -88,7 +94,8 @@ def prove(
     `only` names the runtimes to use; UsageError if one of them does not run such an artifact, and
     MissingDependencyError if it is not installed. Without `only`, an absent runtime is reported as skipped.
     """
-    subject = _Subject(artifact, checkpoint, effort or Effort(), stage)
+    effort = effort or (EMULATED if artifact.manifest.npu else Effort())
+    subject = _Subject(artifact, checkpoint, effort, stage)
     reports = [RuntimeReport(runtime=name) for name in _runtimes_for(artifact, only)]
     sessions = {report.runtime: session for report in reports if (session := _open(subject, report, bool(only)))}
     opened = [report for report in reports if report.runtime in sessions]
@@ -160,7 +167,7 @@ def _quantized(subject: _Subject) -> Decoder:
 def _question_1(subject: _Subject, reports: list[RuntimeReport], sessions: dict[str, Session]) -> None:
     """Against the same quantized eager model: cases, greedy text, state laws."""
     decoder = _quantized(subject)
-    eager = EagerSession(decoder, subject.window)
+    eager = _reference(subject, decoder)
     tolerance = subject.recipe.gates.lowering.max_error
     prompts = [window[: min(32, subject.window - 1)] for window in subject.text.windows[: subject.effort.prompts]]
     for report in reports:
@@ -170,8 +177,9 @@ def _question_1(subject: _Subject, reports: list[RuntimeReport], sessions: dict[
         report.lowering = compare(session, eager, cases, tolerance)
         report.greedy = same_greedy_text(session, eager, prompts, subject.effort.continuation, tolerance)
         subject.stage(f"{report.runtime}: state laws")
-        other = _other_form(decoder, subject)
-        context = LawContext(session, subject.config, subject.tokens[: subject.window // 2], tolerance, other)
+        other = _other_form(decoder, subject) if isinstance(eager, EagerSession) else None
+        tokens = subject.tokens[: min(subject.window // 2, subject.effort.law_tokens)]
+        context = LawContext(session, subject.config, tokens, tolerance, other)
         report.laws = list(state_laws(context))
     del eager
     if any(rule.activation for rule in subject.recipe.quantization):
@@ -181,6 +189,18 @@ def _question_1(subject: _Subject, reports: list[RuntimeReport], sessions: dict[
             report.weights_error = error
         if error is None:
             _run_weights_alone(subject, reports)
+
+
+def _reference(subject: _Subject, decoder: Decoder) -> Session:
+    """The model that the artifact must equal: the quantized decoder, or what the target made of it by calibration."""
+    recipe, folder = subject.recipe, subject.artifact.folder
+    windows = read_windows(folder, subject.config) if recipe.calibration is not None else ()
+    methods = targets.find(subject.artifact.manifest.target).reference(decoder, recipe, windows)
+    if methods is None:
+        return EagerSession(decoder, subject.window)
+    return SliceSession(
+        lambda name, inputs: methods[name](*inputs), subject.artifact.manifest, "eager", torch.__version__
+    )
 
 
 def _run_weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:

@@ -97,10 +97,10 @@ def _methods(decoder: Decoder, recipe: Recipe, windows: Windows, stage: Stage) -
     }
     if not needs_calibration(recipe.quantization):
         return dict(networks)
-    from lfm2_export.targets._qnn.quantized import quantized
-
     stage(f"calibrating on {sum(map(len, windows))} tokens")
     with quiet():
+        from lfm2_export.targets._qnn.quantized import quantized
+
         return dict(quantized(networks, decoder.config, recipe, chips.named(_option(recipe, "soc")), windows))
 
 
