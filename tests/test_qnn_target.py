@@ -40,7 +40,7 @@ def installed() -> str | None:
 
 
 MISSING = installed()
-needs_qnn = pytest.mark.skipif(MISSING is not None and "CI" not in os.environ, reason=str(MISSING))
+needs_qnn = pytest.mark.skipif(MISSING is not None and "REQUIRE_QNN" not in os.environ, reason=str(MISSING))
 
 
 def recipe(name: str = "qnn-16a8w", **options: Any) -> Recipe:
@@ -117,6 +117,7 @@ class TestNetwork:
         (["options.prefill_chunk=4096"], "prefill_chunk"),
         (["options.weight_sharing=3"], "expected true or false"),
         (["options.speed=3"], "unknown options"),
+        (["calibration.observer=mse"], "only min-max"),
         (["cache=bfloat16"], "cache bfloat16"),
         (["quantization.1.activation=int8-token"], "fp16 throughout, or has int16"),
         (["quantization.0.weight.bits=8"], "embedding"),
@@ -177,7 +178,7 @@ class Made:
 
 @pytest.fixture(scope="module", params=["qnn-fp16", "qnn-16a8w"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    if MISSING is not None and "CI" not in os.environ:
+    if MISSING is not None and "REQUIRE_QNN" not in os.environ:
         pytest.skip(MISSING)
     return Made(request.param, tmp_path_factory.mktemp("qnn"), layer_types=("conv", "full_attention", "conv"))
 

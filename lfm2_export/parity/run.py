@@ -167,7 +167,7 @@ def _quantized(subject: _Subject) -> Decoder:
 def _question_1(subject: _Subject, reports: list[RuntimeReport], sessions: dict[str, Session]) -> None:
     """Against the same quantized eager model: cases, greedy text, state laws."""
     decoder = _quantized(subject)
-    eager = _reference(subject, decoder)
+    eager = reference(subject.artifact, decoder)
     tolerance = subject.recipe.gates.lowering.max_error
     prompts = [window[: min(32, subject.window - 1)] for window in subject.text.windows[: subject.effort.prompts]]
     for report in reports:
@@ -191,16 +191,18 @@ def _question_1(subject: _Subject, reports: list[RuntimeReport], sessions: dict[
             _run_weights_alone(subject, reports)
 
 
-def _reference(subject: _Subject, decoder: Decoder) -> Session:
-    """The model that the artifact must equal: the quantized decoder, or what the target made of it by calibration."""
-    recipe, folder = subject.recipe, subject.artifact.folder
-    windows = read_windows(folder, subject.config) if recipe.calibration is not None else ()
-    methods = targets.find(subject.artifact.manifest.target).reference(decoder, recipe, windows)
+def reference(artifact: Artifact, decoder: Decoder) -> Session:
+    """What the artifact must equal, in eager: the quantized decoder, or what its target makes of it by calibration.
+
+    Raises ArtifactError when the artifact's calibration tokens are missing or wrong.
+    """
+    manifest = artifact.manifest
+    recipe = Recipe.model_validate(manifest.recipe)
+    windows = read_windows(artifact.folder, decoder.config) if recipe.calibration is not None else ()
+    methods = targets.find(manifest.target).reference(decoder, recipe, windows)
     if methods is None:
-        return EagerSession(decoder, subject.window)
-    return SliceSession(
-        lambda name, inputs: methods[name](*inputs), subject.artifact.manifest, "eager", torch.__version__
-    )
+        return EagerSession(decoder, manifest.window)
+    return SliceSession(lambda name, inputs: methods[name](*inputs), manifest, "eager", torch.__version__)
 
 
 def _run_weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:
