@@ -22,6 +22,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 from lfm2_export.errors import MissingDependencyError
+from lfm2_export.native_log import silenced
 
 PACKAGE = "onnxruntime-qnn"
 INSTALL = "pip install 'lfm2-export[qnn]'"
@@ -55,14 +56,16 @@ def prepare() -> None:
     version()
     if not os.environ.get(_ROOT):
         os.environ[_ROOT] = _laid_out().name  # ExecuTorch downloads an SDK when it is unset
-    import executorch.backends.qualcomm.python.PyQnnManagerAdaptor  # noqa: F401  must be there first (see above)
-    import torch  # noqa: F401  likewise
+    folder = Path(os.environ[_ROOT]) / _LAYOUT
+    with silenced(1, 2):  # the emulator's thread library announces itself
+        import executorch.backends.qualcomm.python.PyQnnManagerAdaptor  # noqa: F401  must be there first (see above)
+        import torch  # noqa: F401  likewise
 
-    for name in _LIBRARIES:
-        try:
-            ctypes.CDLL(str(Path(os.environ[_ROOT]) / _LAYOUT / name), mode=ctypes.RTLD_LOCAL)
-        except OSError as error:
-            raise MissingDependencyError(f"QNN: {name} does not load: {error}") from error
+        for name in _LIBRARIES:
+            try:
+                ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_LOCAL)
+            except OSError as error:
+                raise MissingDependencyError(f"QNN: {name} does not load: {error}") from error
 
 
 def failure() -> str | None:

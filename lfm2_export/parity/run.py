@@ -25,7 +25,9 @@ from lfm2_export.parity.lowering import compare, same_greedy_text
 from lfm2_export.parity.report import WEIGHTS_LIMIT, ParityReport, RuntimeReport, judge
 from lfm2_export.parity.text import EvaluationText, evaluation_text
 from lfm2_export.quantize.apply import load_quantized
+from lfm2_export.quantize.calibration import read_windows
 from lfm2_export.recipes import Recipe
+from lfm2_export.runtimes._slices import SliceSession
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
@@ -40,9 +42,10 @@ class Effort:
     questions: int = 60  # of nano's held-out ones
     prompts: int = 4
     continuation: int = 16  # greedy tokens after each prompt
+    law_tokens: int = 1024  # most that a state law feeds
 
 
-EMULATED = Effort(quality_tokens=200, questions=8, prompts=2, continuation=8)  # an emulated NPU takes 0.1 s a token
+EMULATED = Effort(quality_tokens=150, questions=12, prompts=2, continuation=8, law_tokens=24)  # 0.1 to 0.5 s a call
 
 
 @dataclass
@@ -172,19 +175,20 @@ def _question_1(
 ) -> None:
     """Against the same quantized model, in eager or the runtime's own reference: cases, greedy text, state laws."""
     decoder = _quantized(subject)
-    eager = EagerSession(decoder, subject.window)
+    eager = reference(subject.artifact, decoder)
     tolerance = subject.recipe.gates.lowering.max_error
     prompts = [window[: min(32, subject.window - 1)] for window in subject.text.windows[: subject.effort.prompts]]
     for report in reports:
-        session, reference = sessions[report.runtime], references.get(report.runtime, eager)
-        report.reference = reference.runtime
+        session, truth = sessions[report.runtime], references.get(report.runtime, eager)
+        report.reference = truth.runtime
         cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
-        subject.stage(f"{report.runtime}: against the same quantized model in {reference.runtime}")
-        report.lowering = compare(session, reference, cases, tolerance)
-        report.greedy = same_greedy_text(session, reference, prompts, subject.effort.continuation, tolerance)
+        subject.stage(f"{report.runtime}: against the same quantized model in {truth.runtime}")
+        report.lowering = compare(session, truth, cases, tolerance)
+        report.greedy = same_greedy_text(session, truth, prompts, subject.effort.continuation, tolerance)
         subject.stage(f"{report.runtime}: state laws")
-        other = _other_form(decoder, subject) if reference is eager else None
-        context = LawContext(session, subject.config, subject.tokens[: subject.window // 2], tolerance, other)
+        other = _other_form(decoder, subject) if isinstance(truth, EagerSession) else None
+        tokens = subject.tokens[: min(subject.window // 2, subject.effort.law_tokens)]
+        context = LawContext(session, subject.config, tokens, tolerance, other)
         report.laws = list(state_laws(context))
     del eager
     if any(rule.activation for rule in subject.recipe.quantization):
@@ -194,6 +198,20 @@ def _question_1(
             report.weights_error = error
         if error is None:
             _run_weights_alone(subject, reports)
+
+
+def reference(artifact: Artifact, decoder: Decoder) -> Session:
+    """What the artifact must equal, in eager: the quantized decoder, or what its target makes of it by calibration.
+
+    Raises ArtifactError when the artifact's calibration tokens are missing or wrong.
+    """
+    manifest = artifact.manifest
+    recipe = Recipe.model_validate(manifest.recipe)
+    windows = read_windows(artifact.folder, decoder.config) if recipe.calibration is not None else ()
+    methods = targets.find(manifest.target).reference(decoder, recipe, windows)
+    if methods is None:
+        return EagerSession(decoder, manifest.window)
+    return SliceSession(lambda name, inputs: methods[name](*inputs), manifest, "eager", torch.__version__)
 
 
 def _run_weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:

@@ -5,10 +5,12 @@ The emulator computes what the NPU computes, integer for integer; it says nothin
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -55,10 +57,11 @@ class _Program:
         self.path = folder / manifest.npu.emulator_file
         try:
             with silenced(1, 2):
-                self._module = portable_lib._load_for_executorch(str(self.path))
-            found = self._module.method_names()
+                self._loaded = [portable_lib._load_for_executorch(str(self.path))]
+            found = self._loaded[0].method_names()
         except RuntimeError as error:
             raise ArtifactError(f"{self.path}: ExecuTorch cannot load it: {' '.join(str(error).split())}") from error
+        weakref.finalize(self, _unload, self._loaded)
         for method in manifest.methods:
             if method.name not in found:
                 raise ArtifactError(f"{self.path}: no method {method.name!r}, only {', '.join(sorted(found))}")
@@ -66,6 +69,12 @@ class _Program:
     def __call__(self, method: str, inputs: tuple[Tensor, ...]) -> Sequence[Tensor]:
         try:
             with silenced(1, 2):
-                return self._module.run_method(method, inputs, clone_outputs=False)
+                return self._loaded[0].run_method(method, inputs, clone_outputs=False)
         except RuntimeError as error:
             raise ArtifactError(f"{self.path}: {method} failed: {' '.join(str(error).split())[:200]}") from error
+
+
+def _unload(loaded: list[Any]) -> None:
+    """Let go of a program: its destructor logs each step."""
+    with silenced(1, 2):
+        loaded.clear()

@@ -47,6 +47,8 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
         if type(_option(recipe, name)) is not bool:
             raise RecipeError(f"{recipe.name}: options.{name} is {_option(recipe, name)!r}; expected true or false")
     _check_rules(recipe, config)
+    if recipe.calibration is not None and recipe.calibration.observer != "min-max":
+        raise RecipeError(f"{recipe.name}: calibration.observer: the qnn target has only min-max so far")
     qnn_sdk.version()
     chips.named(_option(recipe, "soc"))
 
@@ -97,10 +99,10 @@ def _methods(decoder: Decoder, recipe: Recipe, windows: Windows, stage: Stage) -
     }
     if not needs_calibration(recipe.quantization):
         return dict(networks)
-    from lfm2_export.targets._qnn.quantized import quantized
-
     stage(f"calibrating on {sum(map(len, windows))} tokens")
     with quiet():
+        from lfm2_export.targets._qnn.quantized import quantized
+
         return dict(quantized(networks, decoder.config, recipe, chips.named(_option(recipe, "soc")), windows))
 
 

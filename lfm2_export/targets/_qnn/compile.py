@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -66,4 +66,4 @@ def _compiler_output() -> Iterator[None]:
             lines = log.read().decode(errors="replace").splitlines()
             said = [line for line in lines if "[ERROR]" in line and line.partition("]:")[2].strip()]
             reason = said[-1].partition("]:")[2].strip() if said else " ".join(str(error).split())
-            raise LoweringError(f"QNN could not compile the model: {cast(str, reason)[:240]}") from error
+            raise LoweringError(f"QNN could not compile the model: {reason[:240]}") from error

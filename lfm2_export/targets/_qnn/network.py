@@ -9,6 +9,8 @@ are the decoder's, so that a recipe's rules find them.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,21 +22,26 @@ from lfm2_export.model.short_conv import ShortConv
 
 
 class NpuDecoder(nn.Module):
-    """A `Decoder` for calls of exactly `rows` tokens; see `npu_call.py` for what goes in and out."""
+    """A `Decoder` for calls of exactly `count` tokens; see `npu_call.py` for what goes in and out."""
 
-    def __init__(self, decoder: Decoder, window: int, rows: int) -> None:
+    cos: Tensor
+    sin: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, decoder: Decoder, window: int, count: int) -> None:
         super().__init__()
         config = decoder.config
         self.groups = config.num_attention_heads // config.num_key_value_heads
         self.embed_tokens = nn.Embedding.from_pretrained(decoder.embed_tokens.weight.float())
-        self.layers = nn.ModuleList(_Block(decoder.block(i), kind, rows) for i, kind in enumerate(config.layer_types))
+        self.layers = nn.ModuleList(_Block(decoder.block(i), kind, count) for i, kind in enumerate(config.layer_types))
         self.embedding_norm = _Norm(decoder.embedding_norm)
         self.lm_head = _linear(decoder.lm_head)
         cos, sin = rotary(torch.arange(window).unsqueeze(0), config.head_dim, config.rope_theta)
         half = config.head_dim // 2  # both halves of a head turn by the same angles
         self.register_buffer("cos", cos[..., :half].contiguous())
         self.register_buffer("sin", sin[..., :half].contiguous())
-        self.register_buffer("rows", torch.arange(rows, dtype=torch.int32))
+        self.register_buffer("rows", torch.arange(count, dtype=torch.int32))
         self.register_buffer("columns", torch.arange(config.conv_L_cache - 1, dtype=torch.int32))
 
     def forward(self, tokens: Tensor, position: Tensor, length: Tensor, mask: Tensor, *state: Tensor) -> list[Tensor]:
@@ -44,7 +51,8 @@ class NpuDecoder(nn.Module):
         last = length + self.columns
         x = self.embed_tokens(tokens)
         given, new = iter(state), []
-        for block in self.layers:
+        for layer in self.layers:
+            block = cast(_Block, layer)
             normed = block.operator_norm(x)
             if block.kind == "conv":
                 mixed, column = block.conv(normed, next(given), last)
@@ -59,6 +67,9 @@ class NpuDecoder(nn.Module):
 
 
 class _Block(nn.Module):
+    conv: _Conv  # in a conv layer
+    self_attn: _Attention  # in an attention layer
+
     def __init__(self, block: Block, kind: str, rows: int) -> None:
         super().__init__()
         self.kind = kind
@@ -143,11 +154,11 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def _linear(module: nn.Module) -> nn.Linear:
+def _linear(module: nn.Linear) -> nn.Linear:
     """A plain linear of the same weights; those of an fp16 one are float again, and fit HTP's fp16 exactly."""
     weight, bias = module.weight, module.bias
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight.detach().float(), requires_grad=False)
-    if bias is not None:
+    if bias is not None:  # the annotation says there always is one
         linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return linear
