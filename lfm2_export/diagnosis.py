@@ -9,12 +9,15 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
+from lfm2_export import qnn_sdk
+
 _PURPOSES = {
     "torch": "eager reference, tracing",
     "torchao": "quantized weights",
     "executorch": "XNNPACK .pte: lowering and running",
     "onnx": "ONNX: writing",
     "onnxruntime": "ONNX: running",
+    "onnxruntime-qnn": "Qualcomm NPU: compiling, emulating",
     "optimum": "optimum-cli export lfm2",
     "transformers": "tests: independent reference; bench: eager",
     "psutil": "bench",
@@ -67,5 +70,7 @@ def _part(name: str, purpose: str, requirement: Requirement, required: bool) -> 
     except metadata.PackageNotFoundError:
         state = f"missing: {install}" if required else f"optional: {install}"
         return Part(name, purpose, required, None, False, state)
+    if name == qnn_sdk.PACKAGE and (reason := qnn_sdk.failure()) is not None:
+        return Part(name, purpose, required, version, False, reason)
     fits = requirement.specifier.contains(version.partition("+")[0], prereleases=True)
     return Part(name, purpose, required, version, fits, "ok" if fits else f"wrong version: {install}")

@@ -35,6 +35,10 @@ class MissingDependencyError(Lfm2ExportError):
     """An optional library that is not installed; the message names the command that installs it."""
 
 
+class DeviceError(Lfm2ExportError):
+    """A phone that cannot be reached, or that did not do what it was asked."""
+
+
 class WindowExceededError(Lfm2ExportError):
     """More tokens than the artifact's window holds."""
 

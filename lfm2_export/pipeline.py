@@ -16,6 +16,7 @@ from lfm2_export.errors import GateError
 from lfm2_export.files import check_free, staged_folder
 from lfm2_export.parity.report import ParityReport
 from lfm2_export.quantize.apply import load_quantized
+from lfm2_export.quantize.calibration import Windows, calibration_windows, write_windows
 from lfm2_export.quantize.scheme import describe
 
 Stage = Callable[[str], None]
@@ -49,9 +50,14 @@ def export(
     check_free(output, force)
     tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
     with staged_folder(output, force) as folder:
+        windows: Windows = ()
+        if chosen.calibration is not None:
+            stage(f"choosing calibration tokens ({chosen.calibration.source})")
+            windows = calibration_windows(chosen.calibration, checkpoint, tokenizer)
+            write_windows(folder, windows)
         stage("reading and quantizing weights")
         decoder = load_quantized(checkpoint, chosen.quantization, chosen.cache)
-        lowered = target.lower(decoder, chosen, folder, stage)
+        lowered = target.lower(decoder, chosen, folder, stage, windows)
         del decoder  # the proof loads its own references
         _copy_companions(checkpoint, folder)
         stage("checksums")

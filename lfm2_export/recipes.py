@@ -15,7 +15,8 @@ from ruamel.yaml.error import YAMLError
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
-from lfm2_export.quantize.scheme import QuantizationRule, check_rules
+from lfm2_export.quantize.calibration import Calibration
+from lfm2_export.quantize.scheme import QuantizationRule, check_rules, needs_calibration
 
 _PACKAGE = Path(__file__).parent
 FOLDER = next(p for p in (_PACKAGE / "_recipes", _PACKAGE.parent / "recipes") if p.is_dir())
@@ -61,6 +62,7 @@ class Recipe(BaseModel):
     window: int = Field(default=2048, ge=32)  # tokens of KV cache
     cache: Literal["float32", "bfloat16", "float16"] = "float32"  # precision of the KV cache
     quantization: tuple[QuantizationRule, ...] = ()
+    calibration: Calibration | None = None  # what static (int16) activations are calibrated on
     options: dict[str, Any] = {}
     gates: Gates
 
@@ -72,6 +74,13 @@ class Recipe(BaseModel):
                 f"use --window {config.max_position_embeddings} or less"
             )
         check_rules(self.quantization, config)
+        if needs_calibration(self.quantization) != (self.calibration is not None):
+            why = "is for int16 activations, no rule has them" if self.calibration else "is missing: int16 activations"
+            raise RecipeError(f"{self.name}: calibration {why}")
+        if self.calibration is not None and self.calibration.tokens > self.window:
+            raise RecipeError(
+                f"{self.name}: calibration windows of {self.calibration.tokens} tokens do not fit window {self.window}"
+            )
 
 
 def names() -> list[str]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from lfm2_export import runtimes
+import pytest
+
+from lfm2_export import qnn_sdk, runtimes
 from lfm2_export.artifact.folder import Artifact
+from lfm2_export.errors import MissingDependencyError
 from lfm2_export.runtimes.session import Session
 
 WINDOW = 320  # past one call's 256 tokens, so that long prompts are cut, and small enough to run to its edge
@@ -28,8 +32,18 @@ ARTIFACTS = [
     ("onnx-fp32", "explicit"),
     ("onnx-int8", "explicit"),
     ("onnx-int4", "explicit"),
+    ("qnn-16a8w", "explicit", "options.weight_sharing=false", "calibration.windows=8"),
 ]
-RUNTIME = {"xnnpack": "executorch", "onnx": "onnxruntime"}
+RUNTIME = {"xnnpack": "executorch", "onnx": "onnxruntime", "qnn": "qnn"}
+
+
+def need_qnn() -> None:
+    """Skip where Qualcomm's libraries are absent, unless CI asks for no such skip: then the test fails by itself."""
+    try:
+        qnn_sdk.version()
+    except MissingDependencyError as error:
+        if "REQUIRE_QNN" not in os.environ:
+            pytest.skip(str(error))
 
 
 def open_session(artifact: Artifact, folder: Path | None = None) -> Session:

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from artifacts import ARTIFACTS, WINDOW
+from artifacts import ARTIFACTS, WINDOW, need_qnn
 
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
@@ -40,6 +40,8 @@ def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 @pytest.fixture(params=ARTIFACTS, ids="-".join)
 def artifact(request: pytest.FixtureRequest, make_artifact: Make) -> Artifact:
+    if request.param[0].startswith("qnn"):
+        need_qnn()
     return make_artifact(*request.param)
 
 

@@ -14,9 +14,8 @@ from artifacts import WINDOW, open_session
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.conversation import Conversation
 from lfm2_export.errors import UsageError, WindowExceededError
-from lfm2_export.parity.run import Effort, prove
+from lfm2_export.parity.run import EMULATED, Effort, prove, reference
 from lfm2_export.runtimes import _text_llm_runner
-from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.saved_state import save_state
 
 EFFORT = Effort(quality_tokens=600, questions=24, prompts=3, continuation=12)
@@ -24,18 +23,19 @@ EFFORT = Effort(quality_tokens=600, questions=24, prompts=3, continuation=12)
 
 @pytest.mark.slow
 def test_every_artifact_is_proven_by_its_recipe_gates(artifact, nano):
-    report = prove(artifact, nano, effort=EFFORT)
+    report = prove(artifact, nano, effort=EMULATED if artifact.manifest.npu else EFFORT)
     failed = [gate for gate in report.gates if gate.status == "fail"]
     assert not failed
     assert report.passed
     assert [runtime.status for runtime in report.runtimes] == ["pass"] * len(report.runtimes)
-    exact = artifact.manifest.recipe["cache"] == "float32"  # a narrower cache rounds differently in every step
+    # a narrower cache rounds differently in every step, and the NPU's 16-bit steps are coarser than fp32's
+    exact = artifact.manifest.recipe["cache"] == "float32" and not artifact.manifest.npu
     if exact and artifact.manifest.form == "explicit":  # int8 flips are rare on nano: the median step is free of them
         assert report.runtimes[0].lowering.median_step < 1e-5
 
 
 def test_a_prompt_longer_than_one_call_equals_eager(artifact, quantized_nano):
-    eager, session = EagerSession(quantized_nano(artifact), WINDOW), open_session(artifact)
+    eager, session = reference(artifact, quantized_nano(artifact)), open_session(artifact)
     ids = [1 + 7 * i % 900 for i in range(WINDOW - 4)]
     scale = np.abs(expected := eager.prefill(ids)).max()
     limit = artifact.manifest.recipe["gates"]["lowering"]["max_error"]
@@ -145,6 +145,10 @@ def test_the_stock_runner_cuts_long_prompts_and_forgets_on_reset(recipe, make_ar
 
 def test_a_manifest_names_what_fell_off_the_delegate(artifact):
     method = artifact.manifest.methods[0]
+    if artifact.manifest.target == "qnn":
+        reports = [each.delegation for each in artifact.manifest.methods]
+        assert [(report.calls, report.fallback) for report in reports] == [(1, {}), (1, {})]
+        return
     if artifact.manifest.target != "xnnpack":
         assert method.delegation is None
         return

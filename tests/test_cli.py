@@ -47,7 +47,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_every_command_has_help():
-    for command in ("export", "parity", "chat", "bench", "inspect", "recipes", "init", "doctor"):
+    for command in ("export", "parity", "chat", "bench", "inspect", "run-on-device", "recipes", "init", "doctor"):
         assert code_of(command, "--help") == 0
 
 
@@ -69,6 +69,7 @@ def test_every_command_has_help():
         ["chat", "./no-such-folder", "--json"],
         ["inspect", "./no-such-folder"],
         ["bench", "./no-such-folder"],
+        ["run-on-device", "./no-such-folder", "--runner", "x"],
         ["recipes", "no-such-recipe"],
         ["init", "--size", "9t"],
         ["init"],

@@ -49,6 +49,15 @@ class MethodSpec(_Strict):
     delegation: Delegation | None = None
 
 
+class Npu(_Strict):
+    """The Qualcomm chip that an artifact was compiled for. Another chip needs another export."""
+
+    soc: str  # e.g. "SM8650"
+    htp: int  # generation of its NPU
+    weights_shared: bool  # whether decode and prefill read one copy of the weights
+    emulator_file: str  # what was proven: the phone's own file, or its twin where the emulator cannot load that
+
+
 class Source(_Strict):
     """The checkpoint the artifact was made from."""
 
@@ -87,4 +96,5 @@ class Manifest(_Strict):
     quantization: dict[str, str]  # module class → e.g. "int4 g32, int8-token activations"
     versions: dict[str, str]  # of everything that took part in the export
     runtime_requirement: str  # what an app must link, e.g. "executorch==1.5.1"
+    npu: Npu | None = None
     parity: list[GateResult] = []  # empty: not proven

@@ -161,7 +161,7 @@ def _peak() -> int:
 
 
 def _serve() -> None:
-    from lfm2_export.runtimes._native_log import silenced
+    from lfm2_export.native_log import silenced
 
     job = Job.model_validate_json(sys.stdin.read())
     try:

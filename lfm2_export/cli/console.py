@@ -73,14 +73,13 @@ def print_report(report: ParityReport) -> None:
         if runtime.quality is not None:
             loss = runtime.quality
             out.print(
-                f"{runtime.runtime}: on {loss.tokens} tokens of {report.text}: KLD mean {loss.mean_kld:.2g} ± "
+                f"{runtime.quality_of}: on {loss.tokens} tokens of {report.text}: KLD mean {loss.mean_kld:.2g} ± "
                 f"{loss.kld_standard_error:.1g}, p99 {loss.p99_kld:.2g} nats; perplexity × {loss.perplexity_ratio:.4f}"
             )
         if runtime.task_accuracy and report.reference_task_accuracy:
             kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in runtime.task_accuracy.items())
-            out.print(
-                f"{runtime.runtime}: nano's questions {kinds} (fp32 eager {report.reference_task_accuracy['all']:.0%})"
-            )
+            fp32 = f"{report.reference_task_accuracy['all']:.0%}"
+            out.print(f"{runtime.quality_of}: nano's questions {kinds} (fp32 eager {fp32})")
     for delegation in report.delegation:
         out.print(delegation_line(delegation))
     if report.random_weights:

@@ -15,7 +15,10 @@ def run(
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe name or path; see `recipes`.")] = "xnnpack-int8",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to make. [out/NAME-RECIPE]")] = None,
     form: Annotated[str | None, typer.Option(help="explicit, or resident (stock LLM runners).")] = None,
-    window: Annotated[int | None, typer.Option(help="Tokens of KV cache.")] = None,
+    window: Annotated[int | None, typer.Option("--window", "--context", help="Tokens of KV cache.")] = None,
+    soc: Annotated[str | None, typer.Option(help="Qualcomm chip to compile for (NPU recipes).")] = None,
+    chunk: Annotated[int | None, typer.Option("--prefill-chunk", help="Tokens of a prefill call (NPU).")] = None,
+    fallback: Annotated[bool, typer.Option("--allow-fallback", help="Accept nodes outside the NPU.")] = False,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe value: key.path=value.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub checkpoint.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
@@ -30,6 +33,9 @@ def run(
     changes = list(overrides or [])
     changes += [f"form={form}"] if form is not None else []
     changes += [f"window={window}"] if window is not None else []
+    changes += [f"options.soc={soc}"] if soc is not None else []
+    changes += [f"options.prefill_chunk={chunk}"] if chunk is not None else []
+    changes += ["options.allow_fallback=true"] if fallback else []
     try:
         with console.progress(quiet) as stage:
             artifact, report = export(

@@ -26,11 +26,13 @@ class RuntimeReport(BaseModel):
     version: str | None = None
     load_seconds: float | None = None
     seconds: float | None = None
+    reference: str | None = None  # what lowering was compared with: "eager", or another runtime of the same integers
     lowering: LoweringFigures | None = None
     weights_error: float | None = None  # of the stored weights alone: by comparing bytes, or run with float activations
     weights_reason: str | None = None  # why that could not be measured
     greedy: float | None = None  # share of equal greedy continuations
     laws: list[LawResult] = []
+    quality_of: str | None = None  # what quality and task accuracy were measured on: the runtime, or its reference
     quality: QuantizationLoss | None = None
     task_accuracy: dict[str, float] | None = None  # nano only, by kind and "all"
     gates: list[GateResult] = []

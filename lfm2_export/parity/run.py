@@ -26,7 +26,9 @@ from lfm2_export.parity.noise import noise_floor
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.parity.text import EvaluationText, evaluation_text
 from lfm2_export.quantize.apply import load_quantized
+from lfm2_export.quantize.calibration import read_windows
 from lfm2_export.recipes import Recipe
+from lfm2_export.runtimes._slices import SliceSession
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
@@ -41,6 +43,10 @@ class Effort:
     questions: int = 60  # of nano's held-out ones
     prompts: int = 4
     continuation: int = 16  # greedy tokens after each prompt
+    law_tokens: int = 1024  # most that a state law feeds
+
+
+EMULATED = Effort(quality_tokens=150, questions=12, prompts=2, continuation=8, law_tokens=24)  # 0.1 to 0.5 s a call
 
 
 @dataclass
@@ -93,8 +99,11 @@ def prove(
     reports = [RuntimeReport(runtime=name) for name in _runtimes_for(artifact, only)]
     sessions = {report.runtime: session for report in reports if (session := _open(subject, report, bool(only)))}
     opened = [report for report in reports if report.runtime in sessions]
-    _question_1(subject, opened, sessions)
-    accuracy = _question_2(subject, opened, sessions)
+    references = {name: reference for name in sessions if (reference := _reference(artifact, name))}
+    if effort is None and any(session.emulated and name not in references for name, session in sessions.items()):
+        subject.effort = EMULATED
+    _question_1(subject, opened, sessions, references)
+    accuracy = _question_2(subject, opened, sessions, references)
     for report in opened:
         judge(report, subject.recipe.gates, accuracy, checkpoint.random_weights)
     if stock_runner.runs(artifact.manifest):
@@ -154,27 +163,35 @@ def _open(subject: _Subject, report: RuntimeReport, required: bool) -> Session |
     return session
 
 
+def _reference(artifact: Artifact, runtime: str) -> Session | None:
+    return runtimes.find(runtime).reference_session(artifact.folder, artifact.manifest)
+
+
 def _quantized(subject: _Subject) -> Decoder:
     return load_quantized(subject.checkpoint, subject.recipe.quantization, subject.recipe.cache)
 
 
-def _question_1(subject: _Subject, reports: list[RuntimeReport], sessions: dict[str, Session]) -> None:
-    """Against the same quantized eager model: cases, greedy text, state laws."""
+def _question_1(
+    subject: _Subject, reports: list[RuntimeReport], sessions: dict[str, Session], references: dict[str, Session]
+) -> None:
+    """Against the same quantized model, in eager or the runtime's own reference: cases, greedy text, state laws."""
     decoder = _quantized(subject)
-    eager = EagerSession(decoder, subject.window)
+    eager = reference(subject.artifact, decoder)
     rounds = any(rule.activation for rule in subject.recipe.quantization)
     prompts = [window[: min(32, subject.window - 1)] for window in subject.text.windows[: subject.effort.prompts]]
     for report in reports:
-        session = sessions[report.runtime]
+        session, truth = sessions[report.runtime], references.get(report.runtime, eager)
+        report.reference = truth.runtime
         cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
-        subject.stage(f"{report.runtime}: against the same weights in eager PyTorch")
-        floor = noise_floor(eager, cases) if rounds else None
+        subject.stage(f"{report.runtime}: against the same quantized model in {truth.runtime}")
+        floor = noise_floor(truth, cases) if rounds and isinstance(truth, EagerSession) else None
         tolerance = allowed_error(subject.recipe.gates.lowering, floor)
-        report.lowering = compare(session, eager, cases, tolerance, floor)
-        report.greedy = same_greedy_text(session, eager, prompts, subject.effort.continuation, tolerance)
+        report.lowering = compare(session, truth, cases, tolerance, floor)
+        report.greedy = same_greedy_text(session, truth, prompts, subject.effort.continuation, tolerance)
         subject.stage(f"{report.runtime}: state laws")
-        other = _other_form(decoder, subject)
-        context = LawContext(session, subject.config, subject.tokens[: subject.window // 2], tolerance, other)
+        other = _other_form(decoder, subject) if isinstance(truth, EagerSession) else None
+        tokens = subject.tokens[: min(subject.window // 2, subject.effort.law_tokens)]
+        context = LawContext(session, subject.config, tokens, tolerance, other)
         report.laws = list(state_laws(context))
     del eager
     if rounds:
@@ -184,6 +201,20 @@ def _question_1(subject: _Subject, reports: list[RuntimeReport], sessions: dict[
             report.weights_error = error
         if error is None:
             _run_weights_alone(subject, reports)
+
+
+def reference(artifact: Artifact, decoder: Decoder) -> Session:
+    """What the artifact must equal, in eager: the quantized decoder, or what its target makes of it by calibration.
+
+    Raises ArtifactError when the artifact's calibration tokens are missing or wrong.
+    """
+    manifest = artifact.manifest
+    recipe = Recipe.model_validate(manifest.recipe)
+    windows = read_windows(artifact.folder, decoder.config) if recipe.calibration is not None else ()
+    methods = targets.find(manifest.target).reference(decoder, recipe, windows)
+    if methods is None:
+        return EagerSession(decoder, manifest.window)
+    return SliceSession(lambda name, inputs: methods[name](*inputs), manifest, "eager", torch.__version__)
 
 
 def _run_weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:
@@ -201,21 +232,25 @@ def _run_weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:
 
 
 def _question_2(
-    subject: _Subject, reports: list[RuntimeReport], sessions: dict[str, Session]
+    subject: _Subject, reports: list[RuntimeReport], sessions: dict[str, Session], references: dict[str, Session]
 ) -> dict[str, float] | None:
-    """Against fp32 eager: divergence on text, accuracy on nano's questions. Returns fp32's own accuracy."""
-    reference = EagerSession(load_decoder(subject.checkpoint), subject.window)
+    """Against fp32 eager: divergence on text, accuracy on nano's questions. Returns fp32's own accuracy.
+
+    Where an emulator is slow and has a reference that question 1 has just proven it equal to, that one answers.
+    """
+    fp32 = EagerSession(load_decoder(subject.checkpoint), subject.window)
     for report in reports:
-        subject.stage(f"{report.runtime}: against fp32 on {subject.text.kind}")
-        report.quality = quality.measure(sessions[report.runtime], reference, subject.text)
+        asked = references[report.runtime] if report.runtime in references else sessions[report.runtime]
+        report.quality_of = asked.runtime
+        subject.stage(f"{asked.runtime}: against fp32 on {subject.text.kind}")
+        report.quality = quality.measure(asked, fp32, subject.text)
+        if subject.tokenizer is not None and subject.has_tasks:
+            subject.stage(f"{asked.runtime}: nano's held-out questions")
+            report.task_accuracy = quality.task_accuracy(asked, subject.tokenizer, subject.effort.questions)
     if subject.tokenizer is None or not subject.has_tasks:
         return None
-    for report in reports:
-        subject.stage(f"{report.runtime}: nano's held-out questions")
-        session = sessions[report.runtime]
-        report.task_accuracy = quality.task_accuracy(session, subject.tokenizer, subject.effort.questions)
     subject.stage("eager: nano's held-out questions")
-    return quality.task_accuracy(reference, subject.tokenizer, subject.effort.questions)
+    return quality.task_accuracy(fp32, subject.tokenizer, subject.effort.questions)
 
 
 def _other_form(decoder: Decoder, subject: _Subject) -> Callable[[tuple[int, ...]], np.ndarray]:

@@ -123,8 +123,8 @@ def quantized_weight(module: nn.Module) -> QuantizedWeight | None:
 
 
 def _quantize_module(decoder: Decoder, path: str, rule: QuantizationRule | None) -> None:
-    if rule is None or rule.weight is None:
-        return
+    if rule is None or rule.weight is None or rule.activation == "int16":
+        return  # with static activations the target chooses every scale at once, by calibration
     module = cast(nn.Linear, decoder.get_submodule(path))  # or the embedding, which has a weight too
     if rule.weight.bits == 16:
         weight = module.weight.detach()

@@ -36,14 +36,16 @@ class QuantizationRule(BaseModel):
 
     `activation`: None keeps them in float; `int8-token` is dynamic, asymmetric, one scale per token
     (XNNPACK's qd8); `int8-block` is dynamic, symmetric, one scale per token and weight group
-    (onnxruntime's MatMulNBits at accuracy level 4); `float16` rounds what goes into a product and what comes out.
+    (onnxruntime's MatMulNBits at accuracy level 4); `float16` rounds what goes into a product and what comes out;
+    `int16` is static, asymmetric, one scale per tensor chosen by calibration (Qualcomm's NPU), and with it 16 bits of
+    weight are integers too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     match: str
     weight: WeightScheme | None = None
-    activation: Literal["int8-token", "int8-block", "float16"] | None = None
+    activation: Literal["int8-token", "int8-block", "float16", "int16"] | None = None
 
 
 Rules = tuple[QuantizationRule, ...]
@@ -87,7 +89,8 @@ def check_rules(rules: Rules, config: LFM2Config) -> None:
             raise RecipeError(f"quantization[{number}]: match {rule.match!r} fits no module of this model")
         if rule.weight is not None and rule.weight.bits == 16 and rule.weight.group is not None:
             raise RecipeError(f"quantization[{number}]: fp16 weights (bits 16) have no scales and so no group")
-        if (rule.activation == "float16") != (rule.weight is not None and rule.weight.bits == 16) and rule.activation:
+        half = rule.weight is not None and rule.weight.bits == 16
+        if rule.activation not in (None, "int16") and (rule.activation == "float16") != half:
             raise RecipeError(f"quantization[{number}]: float16 activations go with bits 16, integers with int8 ones")
         if rule.activation and rule.weight is None:
             raise RecipeError(f"quantization[{number}]: activation {rule.activation!r} needs quantized weights")
@@ -100,6 +103,11 @@ def check_rules(rules: Rules, config: LFM2Config) -> None:
                 f"quantization[{rules.index(chosen)}]: group {chosen.weight.group} does not divide the "
                 f"{columns} inputs of {path}; use a divisor of {columns}"
             )
+
+
+def needs_calibration(rules: Rules) -> bool:
+    """Whether some rule's scales are chosen from activations seen on real tokens."""
+    return any(rule.activation == "int16" for rule in rules)
 
 
 def describe(rules: Rules, config: LFM2Config) -> dict[str, str]:
@@ -115,7 +123,7 @@ def describe(rules: Rules, config: LFM2Config) -> dict[str, str]:
 def _describe(rule: QuantizationRule | None) -> str:
     if rule is None or rule.weight is None:
         return "fp32"
-    if rule.weight.bits == 16:
+    if rule.weight.bits == 16 and rule.activation != "int16":
         return "fp16"
     grouping = f"g{rule.weight.group}" if rule.weight.group else "per channel"
     return f"int{rule.weight.bits} {grouping}" + (f" + {rule.activation}" if rule.activation else "")

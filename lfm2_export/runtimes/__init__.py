@@ -1,12 +1,16 @@
 """What can execute an artifact. One module per runtime, found by its file name, all behind `Session`.
 
-A runtime module has four functions, the whole of what `parity` and `chat` know of it:
+A runtime module has five functions, the whole of what `parity` and `chat` know of it:
 
 - `version() -> str`: of the installed library; MissingDependencyError (with the command that installs it) if absent;
 - `runs(manifest) -> bool`: whether this runtime is meant for such an artifact;
 - `open_session(folder, manifest) -> Session`: load it;
 - `weights_session(folder, manifest) -> Session | None`: the same files with activations in float, to judge the stored
-  weights without the noise of rounded activations; None where the runtime cannot.
+  weights without the noise of rounded activations; None where the runtime cannot;
+- `reference_session(folder, manifest) -> Session | None`: the same quantized arithmetic through something trusted on
+  this machine, where eager PyTorch has none to compare with (activations on static integers); None where eager does.
+
+A session whose `emulated` is true stands in for hardware, at a hundredth of its speed: `parity` asks it less.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ class Runtime(Protocol):
     def open_session(self, folder: Path, manifest: Manifest) -> Session: ...
 
     def weights_session(self, folder: Path, manifest: Manifest) -> Session | None: ...
+
+    def reference_session(self, folder: Path, manifest: Manifest) -> Session | None: ...
 
 
 def names() -> list[str]:

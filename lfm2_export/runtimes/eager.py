@@ -21,6 +21,7 @@ class EagerSession:
     runtime = "eager"
     version = str(torch.__version__)
     pads = True
+    emulated = False
     has_state = True
 
     def __init__(self, decoder: Decoder, window: int) -> None:

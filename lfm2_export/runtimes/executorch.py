@@ -15,10 +15,10 @@ from torch import Tensor
 
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import ArtifactError, MissingDependencyError, UsageError
-from lfm2_export.model.state import is_cache
+from lfm2_export.native_log import silenced
 from lfm2_export.runtimes._huge_pages import HugePages
-from lfm2_export.runtimes._native_log import silenced
-from lfm2_export.runtimes.session import Session, Snapshot, check_room, check_snapshot
+from lfm2_export.runtimes._in_place_state import InPlaceState
+from lfm2_export.runtimes.session import Session, Snapshot, check_room
 
 
 def version() -> str:
@@ -44,6 +44,11 @@ def open_session(folder: Path, manifest: Manifest) -> Session:
 
 def weights_session(folder: Path, manifest: Manifest) -> Session | None:
     """None: XNNPACK's int8 kernels round their inputs, whatever one asks."""
+    return None
+
+
+def reference_session(folder: Path, manifest: Manifest) -> Session | None:
+    """None: eager PyTorch computes what the file does."""
     return None
 
 
@@ -93,6 +98,7 @@ class _Conversation:
 
     runtime = "executorch"
     pads = False
+    emulated = False
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.version = version()
@@ -134,42 +140,21 @@ class ExplicitSession(_Conversation):
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         super().__init__(folder, manifest)
-        self._state = {
-            spec.name: torch.zeros([int(size) for size in spec.shape], dtype=getattr(torch, spec.dtype))
-            for spec in manifest.methods[0].inputs
-            if spec.written
-        }
+        self._state = InPlaceState(manifest.methods[0])
 
     def reset(self) -> None:
         super().reset()
-        for name, tensor in self._state.items():
-            if not is_cache(name):  # attention sees only columns below the position
-                tensor.zero_()
+        self._state.forget()
 
     def state(self) -> Snapshot:
-        return Snapshot(self._position, {name: self._view(name).float().numpy().copy() for name in self._state})
+        return self._state.snapshot(self._position)
 
     def restore(self, snapshot: Snapshot) -> None:
-        shapes = {name: self._contract_shape(name) for name in self._state}
-        check_snapshot(snapshot, shapes)
+        self._state.restore(snapshot)
         self._position = snapshot.position
-        for name, values in snapshot.tensors.items():
-            self._view(name).copy_(torch.from_numpy(values))
-
-    def _view(self, name: str) -> Tensor:
-        """A state tensor in the contract's shape, a cache cut to the position."""
-        tensor = self._state[name]
-        return tensor[:, : self._position, 0].unsqueeze(0) if is_cache(name) else tensor.transpose(1, 2)
-
-    def _contract_shape(self, name: str) -> tuple[int, ...]:
-        if not is_cache(name):
-            batch, columns, hidden = self._state[name].shape
-            return batch, hidden, columns
-        heads, columns, _, width = self._state[name].shape
-        return 1, heads, columns, width
 
     def _inputs(self, chunk: list[int]) -> list[Tensor]:
-        return [*super()._inputs(chunk), *self._state.values()]
+        return [*super()._inputs(chunk), *self._state.tensors.values()]
 
 
 class ResidentSession(_Conversation):

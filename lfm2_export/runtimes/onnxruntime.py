@@ -46,11 +46,17 @@ def weights_session(folder: Path, manifest: Manifest) -> OnnxRuntimeSession:
     return OnnxRuntimeSession(folder, manifest, float_activations=True)
 
 
+def reference_session(folder: Path, manifest: Manifest) -> None:
+    """None: eager PyTorch computes what the file does."""
+    return
+
+
 class OnnxRuntimeSession:
     """One conversation, batch 1 (see `Session`)."""
 
     runtime = "onnxruntime"
     pads = True
+    emulated = False
     has_state = True
 
     def __init__(self, folder: Path, manifest: Manifest, float_activations: bool = False, threads: int = 0) -> None:

@@ -34,6 +34,7 @@ class Session(Protocol):
     version: str  # of the runtime library
     window: int  # tokens
     pads: bool  # whether prefill accepts `pad_to`
+    emulated: bool  # stands in for hardware, at a hundredth of its speed
     has_state: bool  # whether state() and restore() exist (a resident form hides its state)
 
     @property

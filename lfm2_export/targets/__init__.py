@@ -3,20 +3,25 @@
 A target module has two functions, the whole of what `export` knows of it:
 
 - `check(recipe, config) -> None`: refuse (RecipeError) what this target cannot do, before a weight is read;
-- `lower(decoder, recipe, folder, stage) -> Lowered`: write the artifact's files into `folder`, announcing each
-  step through `stage("…")`; LoweringError when the result is not what the recipe demands.
+- `lower(decoder, recipe, folder, stage, windows) -> Lowered`: write the artifact's files into `folder`, announcing
+  each step through `stage("…")`; LoweringError when the result is not what the recipe demands. `windows` are the tokens
+  that static activations are calibrated on; empty when the recipe has none, and a target without static activations
+  refuses such rules in `check`;
+- `reference(decoder, recipe, windows) -> Methods | None`: the artifact's methods in eager PyTorch, where the target
+  itself quantizes; None where `decoder` already is the model that the artifact must equal.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 
-from lfm2_export.artifact.manifest import MethodSpec
+from lfm2_export.artifact.manifest import MethodSpec, Npu
 from lfm2_export.errors import RecipeError
+from lfm2_export.quantize.calibration import Windows
 
 if TYPE_CHECKING:
     from lfm2_export.checkpoint.config import LFM2Config
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
     from lfm2_export.recipes import Recipe
 
 Stage = Callable[[str], None]
+Methods = Mapping[str, Callable[..., Any]]  # name → the method's function of its input tensors
 
 
 class Lowered(NamedTuple):
@@ -34,14 +40,17 @@ class Lowered(NamedTuple):
     cache_layout: Literal["heads-time", "time-heads"]
     versions: dict[str, str]
     runtime_requirement: str
+    npu: Npu | None = None
 
 
 class Target(Protocol):
     def check(self, recipe: Recipe, config: LFM2Config) -> None: ...
 
-    def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered: ...
+    def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered: ...
 
     def weights_error(self, decoder: Decoder, folder: Path) -> float | None: ...
+
+    def reference(self, decoder: Decoder, recipe: Recipe, windows: Windows) -> Methods | None: ...
 
 
 def names() -> list[str]:

@@ -15,6 +15,7 @@ from lfm2_export.artifact.manifest import MethodSpec
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import QuantizationRule, quantizable, rule_for
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets import Lowered, Stage
@@ -45,7 +46,7 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
             _check_rule(recipe, path, kind, rule)
 
 
-def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
+def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
     """Write `model.onnx` (and `model.onnx_data` when the weights outgrow one file) into `folder`."""
     stage("building the ONNX graph")
     graph = build(decoder, recipe.window)
@@ -66,8 +67,15 @@ def weights_error(decoder: Decoder, folder: Path) -> None:
     return
 
 
+def reference(decoder: Decoder, recipe: Recipe, windows: Windows) -> None:
+    """None: the quantized decoder is what the artifact computes."""
+    return
+
+
 def _check_rule(recipe: Recipe, path: str, kind: str, rule: QuantizationRule) -> None:
     where = f"{recipe.name}: quantization[{recipe.quantization.index(rule)}]: {path}:"
+    if rule.activation == "int16":
+        raise RecipeError(f"{where} int16 activations are the NPU's; onnxruntime computes with int8-block")
     if rule.activation == "int8-token":
         raise RecipeError(f"{where} int8-token activations are XNNPACK's; onnxruntime computes with int8-block")
     if rule.activation is not None and kind == "embedding":

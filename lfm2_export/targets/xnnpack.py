@@ -7,12 +7,7 @@ carries the metadata methods that ExecuTorch's stock LLM runners ask for.
 
 from __future__ import annotations
 
-import gc
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,9 +22,11 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import CACHE_DTYPES, State
+from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import WeightScheme, quantizable, rule_for
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets import Lowered, Stage
+from lfm2_export.targets._compiling import no_collection, quiet
 from lfm2_export.targets._xnnpack.decoder import DelegatedDecoder
 from lfm2_export.targets._xnnpack.delegation import delegation
 from lfm2_export.targets._xnnpack.forms import Explicit, Resident, native_state
@@ -53,6 +50,8 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
         rule = rule_for(path, kind, recipe.quantization)
         if rule is None or rule.weight is None:
             continue
+        if rule.activation == "int16":
+            raise RecipeError(f"{recipe.name}: {path}: int16 activations are the NPU's; XNNPACK has int8-token")
         if rule.activation == "int8-block":
             raise RecipeError(
                 f"{recipe.name}: {path}: int8-block activations are onnxruntime's; XNNPACK has int8-token"
@@ -74,21 +73,26 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
 
 def weights_error(decoder: Decoder, folder: Path) -> float:
     """Share of the delegate's stored weights, scales, norms and kernels that are not the decoder's, byte for byte."""
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         expected = DelegatedDecoder(decoder, _MAX_TOKENS).weights
     return len(expected - intact_weights(folder / FILE)) / len(expected)
+
+
+def reference(decoder: Decoder, recipe: Recipe, windows: Windows) -> None:
+    """None: the quantized decoder is what the artifact computes."""
+    return
 
 
 def _fits_blocks(scheme: WeightScheme) -> bool:
     return scheme.group is not None and scheme.group % _BLOCK == 0 and scheme.scale == "bfloat16"
 
 
-def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
+def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
     """Write `model.pte`. LoweringError if the delegate left a matrix product or convolution behind."""
     limit = min(recipe.window, recipe.options.get("max_tokens", _MAX_TOKENS))
     state = native_state(decoder.config, recipe.window, CACHE_DTYPES[recipe.cache])
     explicit = recipe.form == "explicit"
-    with _quiet(), _no_collection(), torch.no_grad():
+    with quiet(), no_collection(), torch.no_grad():
         stage("packing weights for XNNPACK")
         network = DelegatedDecoder(decoder, limit).eval()
         stage("tracing")
@@ -156,31 +160,3 @@ def _inputs(state: State, position: str) -> list[TensorSpec]:
         dtype = str(tensor.dtype).removeprefix("torch.")
         inputs.append(TensorSpec(name=name, dtype=dtype, shape=list(tensor.shape), written=True))
     return inputs
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Lowering makes millions of small objects and drops few: searching them for cycles took half of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The compilers log their passes as warnings; errors still come through."""
-    loggers = [logging.getLogger(name) for name in (None, "torch", "executorch", "torchao")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

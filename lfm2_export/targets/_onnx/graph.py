@@ -49,8 +49,9 @@ class _Weight:
 class Graph:
     """Nodes, weights, inputs and outputs in the order they were added; a value is known by its name."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, opset: int = OPSET, ir_version: int = IR_VERSION) -> None:
         self.name = name
+        self._opset, self._ir_version = opset, ir_version
         self.inputs: list[TensorSpec] = []
         self.outputs: list[TensorSpec] = []
         self._nodes: list[onnx.NodeProto] = []
@@ -93,11 +94,11 @@ class Graph:
 
     def ints(self, *values: int) -> str:
         """A constant `int64` vector, shared by all its users."""
-        return self._constant("ints/" + "_".join(map(str, values)), np.array(values, dtype=np.int64))
+        return self.constant("ints/" + "_".join(map(str, values)), np.array(values, dtype=np.int64))
 
     def int(self, value: int) -> str:
         """A constant `int64` scalar, shared by all its users."""
-        return self._constant(f"int/{value}", np.array(value, dtype=np.int64))
+        return self.constant(f"int/{value}", np.array(value, dtype=np.int64))
 
     def save(self, path: Path) -> list[Path]:
         """Write the model, with its weights inside or, when they are too large, in `<path>_data` beside it."""
@@ -117,10 +118,11 @@ class Graph:
     def _without_weights(self) -> onnx.ModelProto:
         inputs = [_value_info(spec) for spec in self.inputs + self._optional]
         graph = helper.make_graph(self._nodes, self.name, inputs, [_value_info(spec) for spec in self.outputs])
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="lfm2-export")
+        opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(CONTRIB, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=self._ir_version, producer_name="lfm2-export")
 
-    def _constant(self, name: str, value: np.ndarray) -> str:
+    def constant(self, name: str, value: np.ndarray) -> str:
+        """A small constant, shared by all its users."""
         if name not in self._weights:
             self.weight(name, value.dtype, value.shape, lambda: value)
         return name

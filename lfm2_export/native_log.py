@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def silenced(*descriptors: int) -> Iterator[None]:
-    """Send these descriptors (1 stdout, 2 stderr) to nowhere for the length of the block; exceptions come through."""
+def silenced(*descriptors: int, into: int | None = None) -> Iterator[None]:
+    """Send these descriptors (1 stdout, 2 stderr) to nowhere, or to the descriptor `into`, for the length of the
+    block; exceptions come through."""
     if not descriptors:
         yield
         return
@@ -20,7 +21,7 @@ def silenced(*descriptors: int) -> Iterator[None]:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         for descriptor in descriptors:
-            os.dup2(nowhere, descriptor)
+            os.dup2(nowhere if into is None else into, descriptor)
         yield
     finally:
         for descriptor, original in zip(descriptors, saved, strict=True):

@@ -1,0 +1,79 @@
+"""The caller's side of the NPU's `slice` transport: state kept here, new slices written back after each call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lfm2_export.artifact.manifest import Manifest
+from lfm2_export.checkpoint.config import from_dict
+from lfm2_export.model.state import is_cache
+from lfm2_export.npu_call import DECODE, PREFILL, call_inputs, native_state, write_back
+from lfm2_export.runtimes.session import Snapshot, check_room, check_snapshot
+
+Call = Callable[[str, tuple[Tensor, ...]], Sequence[Tensor]]  # (method, inputs) → outputs, valid until the next call
+
+
+class SliceSession:
+    """One conversation with a pair of methods, wherever they run (see `Session` and `npu_call.py`).
+
+    A lone token is decoded; more go through prefill in chunks, the last one padded. With `pad_to` even a lone token
+    takes the padded way.
+    """
+
+    pads = True
+    emulated = True
+    has_state = True
+
+    def __init__(self, call: Call, manifest: Manifest, runtime: str, version: str) -> None:
+        self.runtime, self.version, self.window = runtime, version, manifest.window
+        self._call = call
+        self._config = from_dict(manifest.source.config, "manifest.json")
+        self._chunk = next(method.max_tokens for method in manifest.methods if method.name == PREFILL)
+        self.reset()
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    def reset(self) -> None:
+        self._position = 0
+        self._state = native_state(self._config, self.window)
+
+    def decode(self, token: int) -> np.ndarray:
+        return self.prefill([token])
+
+    def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
+        check_room(self._position, len(tokens), self.window, self._config.vocab_size, tokens)
+        if len(tokens) == 1 and pad_to is None:
+            return self._run(DECODE, tokens, 1)
+        for start in range(0, len(tokens), self._chunk):
+            logits = self._run(PREFILL, tokens[start : start + self._chunk], self._chunk)
+        return logits
+
+    def state(self) -> Snapshot:
+        return Snapshot(self._position, {name: self._view(name).numpy().copy() for name in self._state})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        shapes = {n: t.shape if is_cache(n) else t.transpose(1, 2).shape for n, t in self._state.items()}
+        check_snapshot(snapshot, {name: tuple(shape) for name, shape in shapes.items()})
+        self.reset()
+        self._position = snapshot.position
+        for name, values in snapshot.tensors.items():
+            self._view(name).copy_(torch.from_numpy(values))
+
+    def _view(self, name: str) -> Tensor:
+        """A state tensor in the contract's shape, a cache cut to the position."""
+        tensor = self._state[name]
+        return tensor[:, :, : self._position] if is_cache(name) else tensor.transpose(1, 2)
+
+    @torch.no_grad()
+    def _run(self, method: str, tokens: Sequence[int], rows: int) -> np.ndarray:
+        inputs = call_inputs(tokens, rows, self._position, self.window, self._state)
+        logits, *new = self._call(method, inputs)
+        write_back(self._state, new, self._position, len(tokens))
+        self._position += len(tokens)
+        return logits.reshape(-1).numpy().copy()

@@ -1,0 +1,82 @@
+"""The float graph with every activation at 16 bits and every matrix on integers, as QDQ pairs.
+
+Done by onnxruntime's own tool, with what Qualcomm's NPU was found to need: matrices symmetric (the NPU takes no notice
+of the zero point of 4-bit weights, the cause of its well-known wrong results in that mode) and with one scale per
+output, which it computes right although the tool would rather not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import TensorData, TensorsData
+from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.quantize.scheme import Rules, quantizable, rule_for
+from lfm2_export.targets._onnx_qnn.decoder import MASK, MASKED, SCALED, weight_name
+from lfm2_export.targets._onnx_qnn.ranges import Range
+
+_WEIGHT_TYPES = {4: QuantType.QInt4, 8: QuantType.QInt8}
+_HIDDEN = 20.0  # exp(-20): what a hidden column weighs at most beside the best visible one
+
+
+def hiding(ranges: dict[str, Range]) -> float:
+    """What to subtract from a hidden column's score: no more than needed, since 16 bits must span it."""
+    highest = max((max(-low, high) for name, (low, high) in ranges.items() if name.endswith(f"/{SCALED}")), default=0.0)
+    return 2 * highest + _HIDDEN
+
+
+def quantized(
+    model: onnx.ModelProto, ranges: dict[str, Range], hide: float, config: LFM2Config, rules: Rules
+) -> onnx.ModelProto:
+    """The QDQ graph of a float one built with `hide`; `ranges` as calibrated, by tensor name."""
+    graph = onnx.shape_inference.infer_shapes(model)
+    settings = get_qnn_qdq_config(
+        graph,
+        None,
+        activation_type=QuantType.QUInt16,
+        weight_type=QuantType.QInt8,
+        weight_symmetric=True,
+        init_overrides=_weight_overrides(config, rules),
+    )
+    quantizer = QDQQuantizer(
+        graph,
+        per_channel=False,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt16,
+        tensors_range=_tensors(ranges, hide),
+        nodes_to_quantize=[],
+        nodes_to_exclude=[],
+        op_types_to_quantize=settings.op_types_to_quantize,
+        extra_options=settings.extra_options,
+    )
+    quantizer.quantize_model()
+    return quantizer.model.model
+
+
+def _weight_overrides(config: LFM2Config, rules: Rules) -> dict[str, list[dict[str, Any]]]:
+    """Every matrix but the embedding, whose rows become activations and so take theirs: 16 bits, one scale."""
+    overrides = {}
+    for path, kind, _ in quantizable(config):
+        rule = rule_for(path, kind, rules)
+        if kind != "embedding" and rule is not None and rule.weight is not None:
+            bits = _WEIGHT_TYPES[rule.weight.bits]
+            overrides[weight_name(path)] = [{"quant_type": bits, "axis": 1, "symmetric": True}]
+    return overrides
+
+
+def _tensors(ranges: dict[str, Range], hide: float) -> TensorsData:
+    """As the tool wants them; what the mask touches follows from the scores and `hide`, not from calibration."""
+    known = dict(ranges)
+    known[MASK] = (-hide, 0.0)
+    for name, (low, high) in ranges.items():
+        if name.endswith(f"/{SCALED}"):
+            known[name.removesuffix(SCALED) + MASKED] = (low - hide, high)
+    data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in known.items()}
+    return TensorsData(CalibrationMethod.MinMax, data)

@@ -1,0 +1,74 @@
+"""What range each activation takes on the calibration tokens: onnxruntime's calibrators over the float graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
+from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
+
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.model.static_call import Arrays, empty_static_state, static_inputs, write_static_slices
+from lfm2_export.quantize.calibration import Calibration, Windows
+
+OBSERVERS = {"min-max": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}
+_QUIET = 3  # onnxruntime's log level: errors only
+Range = tuple[float, float]
+
+
+def activation_ranges(
+    model: Path, config: LFM2Config, rows: int, window: int, windows: Windows, calibration: Calibration
+) -> dict[str, Range]:
+    """Tensor name → (lowest, highest) of every float tensor of a prefill graph over whole conversations.
+
+    A state is read under one name and written under another; both get the widest range of the two, so that a value
+    keeps its integer on the way through.
+    """
+    method = OBSERVERS[calibration.observer]
+    extra = {"percentile": calibration.percentile, "symmetric": False}
+    augmented = str(model.with_suffix(".calibration.onnx"))
+    calibrator = create_calibrator(model, None, augmented, method, use_external_data_format=True, extra_options=extra)
+    calibrator.collect_data(_Conversations(model, config, rows, window, windows))
+    data: TensorsData = calibrator.compute_data()
+    ranges = {name: (float(np.min(values.lowest)), float(np.max(values.highest))) for name, values in data.items()}
+    for i, kind in enumerate(config.layer_types):
+        if kind == "conv":
+            _unite(ranges, f"conv_state.{i}", f"new_conv_state.{i}", f"layers.{i}.conv/columns")
+            continue
+        for name in ("key", "value"):
+            _unite(ranges, f"{name}.{i}", f"new_{name}.{i}", f"layers.{i}.self_attn/{name}s")
+    return ranges
+
+
+class _Conversations(CalibrationDataReader):
+    """The inputs of every call of every window, the state carried from call to call by the float graph itself."""
+
+    def __init__(self, model: Path, config: LFM2Config, rows: int, window: int, windows: Windows) -> None:
+        self._config, self._rows, self._window, self._windows = config, rows, window, windows
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _QUIET
+        self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        self._names = [output.name for output in self._session.get_outputs()]
+        self._calls = self._all()
+
+    def get_next(self) -> Arrays | None:
+        return next(self._calls, None)
+
+    def _all(self) -> Iterator[Arrays]:
+        for tokens in self._windows:
+            state = empty_static_state(self._config, self._window)
+            for start in range(0, len(tokens), self._rows):
+                chunk = tokens[start : start + self._rows]
+                inputs = static_inputs(self._config, chunk, start, self._rows, self._window) | state
+                yield {name: array.copy() for name, array in inputs.items()}
+                outputs = dict(zip(self._names, self._session.run(None, inputs), strict=True))
+                write_static_slices(state, outputs, start, len(chunk))
+
+
+def _unite(ranges: dict[str, Range], *names: str) -> None:
+    lows, highs = zip(*(ranges[name] for name in names), strict=True)
+    for name in names:
+        ranges[name] = (min(lows), max(highs))

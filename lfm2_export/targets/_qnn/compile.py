@@ -1,0 +1,69 @@
+"""From networks (plain or with their scales chosen) to a `.pte` of HTP programs."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lfm2_export.artifact.manifest import Delegation
+from lfm2_export.errors import LoweringError
+from lfm2_export.native_log import silenced
+from lfm2_export.targets._delegation import outside
+from lfm2_export.targets._qnn.soc import Soc
+
+Examples = Mapping[str, tuple[Tensor, ...]]
+
+
+def compiled(
+    methods: Mapping[str, nn.Module], examples: Examples, soc: Soc, path: Path, *, half: bool, share: bool
+) -> dict[str, Delegation]:
+    """Write the methods as one file and say, per method, what the NPU took. LoweringError when QNN gives up.
+
+    `half`: compute in fp16, for networks without scales. `share`: store weights that the methods have in common once.
+    """
+    from executorch.backends.qualcomm.utils.utils import (
+        generate_htp_compiler_spec,
+        generate_qnn_executorch_compiler_spec,
+        to_edge_transform_and_lower_to_qnn,
+    )
+
+    options = generate_htp_compiler_spec(use_fp16=half, use_weight_sharing=share)
+    spec = generate_qnn_executorch_compiler_spec(soc_model=soc.chipset, backend_options=options)
+    with _compiler_output():
+        edge = to_edge_transform_and_lower_to_qnn(dict(methods), dict(examples), {name: list(spec) for name in methods})
+        reports = {name: _report(edge.exported_program(name).graph_module) for name in methods}
+        program = edge.to_executorch()
+    with path.open("wb") as file:
+        program.write_to_file(file)
+    return reports
+
+
+def _report(module: Any) -> Delegation:
+    calls, left = outside(module)
+    inside = sum(
+        node.op == "call_function"
+        for name, part in module.named_children()
+        if hasattr(part, "original_module")
+        for node in part.original_module.graph.nodes
+    )
+    return Delegation(backend="QNN", calls=calls, delegated=inside, fallback=left)
+
+
+@contextlib.contextmanager
+def _compiler_output() -> Iterator[None]:
+    """Keep the compiler's hundreds of lines off the terminal; of a failure, its last error is the reason."""
+    with tempfile.TemporaryFile("w+b") as log:
+        try:
+            with silenced(1, 2, into=log.fileno()):
+                yield
+        except (AssertionError, RuntimeError, ValueError) as error:
+            log.seek(0)
+            lines = log.read().decode(errors="replace").splitlines()
+            said = [line for line in lines if "[ERROR]" in line and line.partition("]:")[2].strip()]
+            reason = said[-1].partition("]:")[2].strip() if said else " ".join(str(error).split())
+            raise LoweringError(f"QNN could not compile the model: {reason[:240]}") from error

@@ -1,0 +1,144 @@
+"""Static quantization on ExecuTorch's PT2E flow: one set of scales for both methods, from real conversations.
+
+The two methods are one network traced for two numbers of rows, so their graphs correspond node by node and share their
+observers: whatever either sees counts for both, and a key that prefill wrote means the same to decode. Calibration
+runs conversations as a runtime does, state carried along. The result is a pair of modules that computes in eager
+PyTorch what the NPU shall compute, and from which the NPU's program is compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from executorch.backends.qualcomm.quantizer.quantizer import ModuleQConfig, QnnQuantizer, QuantDtype
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e import MinMaxObserver
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.errors import LoweringError
+from lfm2_export.model.state import State
+from lfm2_export.npu_call import DECODE, PREFILL, call_inputs, native_state, write_back
+from lfm2_export.quantize.calibration import Windows
+from lfm2_export.quantize.scheme import QuantizationRule, quantizable, rule_for
+from lfm2_export.recipes import Recipe
+from lfm2_export.targets._qnn.network import NpuDecoder
+from lfm2_export.targets._qnn.soc import Soc
+
+_ANNOTATION = "quantization_annotation"
+_WIDTHS = {4: QuantDtype.use_16a4w, 8: QuantDtype.use_16a8w, 16: QuantDtype.use_16a16w}
+
+
+def quantized(
+    networks: Mapping[str, NpuDecoder], config: LFM2Config, recipe: Recipe, soc: Soc, windows: Windows
+) -> dict[str, GraphModule]:
+    """The methods' networks with every scale chosen, still in PyTorch. Deterministic."""
+    prepared = {name: _prepared(network, config, recipe, soc) for name, network in networks.items()}
+    _share_observers(prepared[DECODE], prepared[PREFILL])
+    for window in windows:
+        _converse(prepared, config, recipe.window, len(networks[PREFILL].rows), window)
+    for module in prepared.values():
+        _join_concatenated(module)
+    return {name: convert_pt2e(module) for name, module in prepared.items()}
+
+
+def example(config: LFM2Config, window: int, rows: int) -> tuple[torch.Tensor, ...]:
+    """Inputs to trace a method of `rows` rows with."""
+    return call_inputs([0] * rows, rows, 0, window, native_state(config, window))
+
+
+def _prepared(network: NpuDecoder, config: LFM2Config, recipe: Recipe, soc: Soc) -> GraphModule:
+    inputs = example(config, recipe.window, len(network.rows))
+    program = torch.export.export(network, inputs, strict=True).module()
+    return prepare_pt2e(program, _quantizer(config, recipe, soc))
+
+
+def _quantizer(config: LFM2Config, recipe: Recipe, soc: Soc) -> QnnQuantizer:
+    rules = {path: rule_for(path, kind, recipe.quantization) for path, kind, _ in quantizable(config)}
+    configs = {rule: _module_config(rule) for rule in rules.values() if rule is not None}
+    quantizer = QnnQuantizer(soc_model=soc.chipset)
+    quantizer.set_default_quant_config(QuantDtype.use_16a8w, act_observer=MinMaxObserver)
+    quantizer.set_submodule_qconfig_list(
+        [(_inside(path), configs[rule]) for path, rule in rules.items() if rule is not None]
+    )
+    quantizer.add_custom_quant_annotations([_leave_integers_alone])
+    return quantizer
+
+
+def _module_config(rule: QuantizationRule) -> ModuleQConfig:
+    assert rule.weight is not None  # the target's check
+    return ModuleQConfig(_WIDTHS[rule.weight.bits], is_linear_per_channel=True, act_observer=MinMaxObserver)
+
+
+def _inside(path: str) -> Any:
+    """Whether a node was traced inside the module at that path."""
+    wanted = "".join(f"['{part}']" if part.isdigit() else f".{part}" for part in path.split("."))
+
+    def matches(node: Node) -> bool:
+        stack = node.meta.get("nn_module_stack") or {}
+        return any(_plain(name) == path or name.endswith(wanted) for name, _ in stack.values())
+
+    return matches
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("L['self'].").replace("_modules['", "").replace("']", "")
+
+
+def _leave_integers_alone(module: GraphModule) -> None:
+    """Positions and indices are integers: nothing computed from them alone has a scale."""
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and not value.is_floating_point():
+            node.meta.pop(_ANNOTATION, None)
+
+
+def _share_observers(decode: GraphModule, prefill: GraphModule) -> None:
+    """Make the decode graph observe with the prefill graph's observers, one instance for each pair of nodes."""
+    pairs = [[str(node.target) for node in module.graph.nodes] for module in (decode, prefill)]
+    if pairs[0] != pairs[1]:
+        raise LoweringError("the graphs of decode and prefill differ in more than their rows; their scales would too")
+    for name, observer in prefill._modules.items():  # named_children() would leave out second names of an observer
+        if name.startswith("activation_post_process"):
+            decode._modules[name] = observer
+
+
+@torch.no_grad()
+def _converse(
+    methods: Mapping[str, GraphModule], config: LFM2Config, window: int, chunk: int, tokens: tuple[int, ...]
+) -> None:
+    """Run a conversation through the observers: whole chunks by prefill, the rest token by token, as decode will."""
+    state: State = native_state(config, window)
+    position = 0
+    while position < len(tokens):
+        rows = chunk if len(tokens) - position >= chunk else 1
+        inputs = call_inputs(tokens[position : position + rows], rows, position, window, state)
+        _, *new = methods[PREFILL if rows > 1 else DECODE](*inputs)
+        write_back(state, new, position, rows)
+        position += rows
+
+
+def _join_concatenated(module: GraphModule) -> None:
+    """Give all that is concatenated one range: on HTP it has the result's, whatever its own scale was to be.
+
+    (ExecuTorch's ConcatObserver is meant to, but misses a graph's own inputs: the conv state was clipped in the
+    reference and not on the NPU.)
+    """
+    groups = [_observers(module, node) for node in module.graph.nodes if node.target is torch.ops.aten.cat.default]
+    changed = True
+    while changed:
+        changed = False
+        for group in groups:
+            low = torch.stack([observer.min_val for observer in group]).min()
+            high = torch.stack([observer.max_val for observer in group]).max()
+            for observer in group:
+                if observer.min_val != low or observer.max_val != high:
+                    observer.min_val, observer.max_val, changed = low.clone(), high.clone(), True
+
+
+def _observers(module: GraphModule, node: Node) -> list[Any]:
+    """Of a concatenation's inputs and of its result."""
+    around = [*node.args[0], *node.users]  # type: ignore[misc]
+    return [module.get_submodule(str(each.target)) for each in around if each.op == "call_module"]

@@ -1,0 +1,159 @@
+"""ONNX for Qualcomm's NPU through onnxruntime: two static graphs, `decode` (one row) and `prefill` (a chunk of rows).
+
+Weights and activations are fp16, or integers calibrated on real tokens (QDQ). The graphs serve every SoC; with
+`options.context_binary` they are also compiled for the one named, which saves the phone the compilation.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+
+from lfm2_export import qnn_provider
+from lfm2_export.artifact.manifest import Delegation, MethodSpec
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.errors import RecipeError
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.quantize.calibration import Windows
+from lfm2_export.quantize.scheme import QuantizationRule, needs_calibration, quantizable, rule_for
+from lfm2_export.recipes import Recipe
+from lfm2_export.targets import Lowered, Stage
+from lfm2_export.targets._onnx.graph import Graph
+from lfm2_export.targets._onnx_qnn.decoder import build
+from lfm2_export.targets._onnx_qnn.quantized import hiding, quantized
+from lfm2_export.targets._onnx_qnn.ranges import OBSERVERS, activation_ranges
+from lfm2_export.targets._onnx_qnn.shared_weights import save_sharing
+from lfm2_export.targets._onnx_qnn.stored import wrong_weights
+
+_WEIGHTS = "weights.bin"
+_CHUNK = 32  # rows of prefill, unless the recipe's options say otherwise
+_FAR = 1e4  # hides a column in fp16 and fp32 for good
+_PROTOBUF = 2 << 30  # bytes that a model may have in memory while onnxruntime's tool quantizes it
+
+
+def check(recipe: Recipe, config: LFM2Config) -> None:
+    """Refuse what the NPU or onnxruntime's provider cannot do, before a weight is read. Raises RecipeError."""
+    unknown = sorted(set(recipe.options) - {"soc", "prefill_chunk", "context_binary"})
+    if unknown:
+        raise RecipeError(f"{recipe.name}: unknown options for the onnx_qnn target: {', '.join(unknown)}")
+    if recipe.form != "explicit":
+        raise RecipeError(f"{recipe.name}: form {recipe.form!r} is ExecuTorch's; the onnx_qnn target has 'explicit'")
+    if recipe.cache != "float32":
+        raise RecipeError(f"{recipe.name}: the onnx_qnn target's cache is float32 at its border; use cache: float32")
+    qnn_provider.soc_number(_soc(recipe))
+    chunk = recipe.options.get("prefill_chunk", _CHUNK)
+    if type(chunk) is not int or not 2 <= chunk <= recipe.window:
+        raise RecipeError(f"{recipe.name}: options.prefill_chunk is {chunk!r}; expected 2 to {recipe.window} (window)")
+    if type(recipe.options.get("context_binary", False)) is not bool:
+        raise RecipeError(f"{recipe.name}: options.context_binary is true or false")
+    integers = needs_calibration(recipe.quantization)
+    for path, kind, _ in quantizable(config):
+        _check_rule(recipe, path, kind, rule_for(path, kind, recipe.quantization), integers)
+    if recipe.calibration is not None and recipe.calibration.observer not in OBSERVERS:
+        raise RecipeError(f"{recipe.name}: onnxruntime calibrates by {' or '.join(OBSERVERS)}")
+    size = 4 * sum(rows * columns for _, _, (rows, columns) in quantizable(config))
+    if integers and size > _PROTOBUF:
+        raise RecipeError(
+            f"{recipe.name}: onnxruntime quantizes models of up to 2 GB in fp32, this one has {size / 1e9:.1f} GB; "
+            "use onnx-qnn-fp16"
+        )
+
+
+def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
+    """Write both graphs, and compile them for the SoC; LoweringError if an operator stays outside the NPU."""
+    chunk, soc = recipe.options.get("prefill_chunk", _CHUNK), _soc(recipe)
+    rows = {"decode": 1, "prefill": min(chunk, recipe.window)}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".float") as scratch:
+        graphs, models = _models(decoder, recipe, rows, Path(scratch), stage, windows)
+    save_sharing({f"{name}.onnx": model for name, model in models.items()}, folder, _WEIGHTS)
+    del models
+    methods = []
+    for name, graph in graphs.items():
+        stage(f"compiling {name} for {soc}")
+        file = f"{name}.{soc}.onnx" if recipe.options.get("context_binary", False) else f"{name}.onnx"
+        context = folder / file if file != f"{name}.onnx" else None
+        opened = qnn_provider.open_model(folder / f"{name}.onnx", soc, context)
+        inside = Delegation(backend="QNN", calls=opened.calls, delegated=opened.operators, fallback={})
+        methods.append(
+            MethodSpec(
+                name=name,
+                file=file,
+                inputs=graph.inputs,
+                outputs=graph.outputs,
+                max_tokens=rows[name],
+                delegation=inside,
+            )
+        )
+    return Lowered(
+        methods=methods,
+        transport="slice",
+        cache_layout="heads-time",
+        versions={name: version(name) for name in ("onnx", "onnxruntime", "onnxruntime-qnn")},
+        runtime_requirement=f"onnxruntime-qnn=={version('onnxruntime-qnn')}",
+    )
+
+
+def weights_error(decoder: Decoder, folder: Path) -> float:
+    """Share of the stored matrices that are not the decoder's, rounded to fp16 or to the nearest integer."""
+    return wrong_weights(decoder, onnx.load(folder / "decode.onnx"))
+
+
+def reference(decoder: Decoder, recipe: Recipe, windows: Windows) -> None:
+    """None: the integers lie in the artifact's own graphs, which the runtime's reference runs on the CPU."""
+    return
+
+
+def _models(
+    decoder: Decoder, recipe: Recipe, rows: dict[str, int], scratch: Path, stage: Stage, windows: Windows
+) -> tuple[dict[str, Graph], dict[str, onnx.ModelProto]]:
+    """The graphs (for their inputs and outputs) and what is stored of them, by method."""
+    window = recipe.window
+    if not windows:
+        stage("building the ONNX graphs")
+        graphs = {name: build(decoder, count, window, _FAR) for name, count in rows.items()}
+        return graphs, {name: _loaded(graph, scratch) for name, graph in graphs.items()}
+    assert recipe.calibration is not None  # Recipe.check: windows come from it
+    stage("calibrating")
+    build(decoder, rows["prefill"], window, _FAR).save(scratch / "float.onnx")
+    ranges = activation_ranges(
+        scratch / "float.onnx", decoder.config, rows["prefill"], window, windows, recipe.calibration
+    )
+    hide = hiding(ranges)
+    graphs = {name: build(decoder, count, window, hide) for name, count in rows.items()}
+    models = {}
+    for name, graph in graphs.items():
+        stage(f"quantizing {name}")
+        models[name] = quantized(_loaded(graph, scratch), ranges, hide, decoder.config, recipe.quantization)
+    return graphs, models
+
+
+def _loaded(graph: Graph, scratch: Path) -> onnx.ModelProto:
+    graph.save(scratch / "float.onnx")
+    return onnx.load(scratch / "float.onnx")
+
+
+def _soc(recipe: Recipe) -> str:
+    return str(recipe.options.get("soc", qnn_provider.DEFAULT_SOC))
+
+
+def _check_rule(recipe: Recipe, path: str, kind: str, rule: QuantizationRule | None, integers: bool) -> None:
+    if rule is None or rule.weight is None:
+        raise RecipeError(f"{recipe.name}: {path}: the NPU has no fp32; give it a rule with fp16 or integer weights")
+    where = f"{recipe.name}: quantization[{recipe.quantization.index(rule)}]: {path}:"
+    if not integers:
+        wanted = None if kind == "embedding" else "float16"
+        if rule.weight.bits != 16 or rule.activation != wanted:
+            raise RecipeError(f"{where} either everything is fp16 (bits 16, activation float16) or everything int16")
+        return
+    if rule.activation != "int16":
+        raise RecipeError(f"{where} either everything has int16 activations or nothing has")
+    if rule.weight.group is not None:
+        raise RecipeError(f"{where} the provider computes weight groups wrongly beside int16; leave out the group")
+    bits = (16,) if kind == "embedding" else (4, 8)
+    if rule.weight.bits not in bits:
+        raise RecipeError(
+            f"{where} {kind} weights have {' or '.join(map(str, bits))} bits here, not {rule.weight.bits}"
+        )

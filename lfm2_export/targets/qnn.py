@@ -1,0 +1,159 @@
+"""ExecuTorch `.pte` for Qualcomm's NPU (HTP): one method for a token, one for a chunk, over the caller's state.
+
+Everything runs on the NPU; a node that does not fails the export unless the recipe's options allow it. The file for
+the phone stores weights that both methods use once. The emulator, on which an artifact is proven, cannot load such a
+file, so a second one is compiled for it from the same networks (`emulator.pte`); an app needs only `model.pte`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lfm2_export import qnn_sdk
+from lfm2_export.artifact.manifest import Delegation, MethodSpec, Npu, TensorSpec
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.errors import LoweringError, RecipeError
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.npu_call import DECODE, PREFILL, native_state
+from lfm2_export.quantize.calibration import Windows
+from lfm2_export.quantize.scheme import needs_calibration, quantizable, rule_for
+from lfm2_export.recipes import Recipe
+from lfm2_export.targets import Lowered, Methods, Stage
+from lfm2_export.targets._compiling import no_collection, quiet
+from lfm2_export.targets._qnn import soc as chips
+from lfm2_export.targets._qnn.network import NpuDecoder
+
+FILE, EMULATOR_FILE = "model.pte", "emulator.pte"
+_OPTIONS = {"soc": chips.DEFAULT, "prefill_chunk": 32, "weight_sharing": True, "allow_fallback": False}
+
+
+def check(recipe: Recipe, config: LFM2Config) -> None:
+    """Refuse what this target cannot do, and say so when Qualcomm's libraries are missing."""
+    if recipe.form != "explicit":
+        raise RecipeError(f"{recipe.name}: the qnn target has only the 'explicit' form")
+    unknown = sorted(set(recipe.options) - set(_OPTIONS))
+    if unknown:
+        raise RecipeError(f"{recipe.name}: unknown options for the qnn target: {', '.join(unknown)}")
+    chunk = _option(recipe, "prefill_chunk")
+    if type(chunk) is not int or not 2 <= chunk <= recipe.window:
+        raise RecipeError(f"{recipe.name}: options.prefill_chunk is {chunk!r}; expected 2 to the window")
+    for name in ("weight_sharing", "allow_fallback"):
+        if type(_option(recipe, name)) is not bool:
+            raise RecipeError(f"{recipe.name}: options.{name} is {_option(recipe, name)!r}; expected true or false")
+    _check_rules(recipe, config)
+    if recipe.calibration is not None and recipe.calibration.observer != "min-max":
+        raise RecipeError(f"{recipe.name}: calibration.observer: the qnn target has only min-max so far")
+    qnn_sdk.version()
+    chips.named(_option(recipe, "soc"))
+
+
+def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
+    """Write `model.pte`, and `emulator.pte` where the first cannot run on the emulator."""
+    config, soc, chunk = decoder.config, chips.named(_option(recipe, "soc")), _option(recipe, "prefill_chunk")
+    half = not needs_calibration(recipe.quantization)
+    methods = _methods(decoder, recipe, windows, stage)
+    shared = bool(_option(recipe, "weight_sharing")) and soc.shares_weights
+    files = {FILE: shared} | ({EMULATOR_FILE: False} if shared else {})
+    from lfm2_export.targets._qnn.compile import compiled
+    from lfm2_export.targets._qnn.quantized import example
+
+    examples = {name: example(config, recipe.window, rows) for name, rows in _rows(chunk).items()}
+    with quiet(), no_collection(), torch.no_grad():
+        for name, share in files.items():
+            stage(f"compiling {name} for {soc.name}" + (" (weights stored once)" if share else ""))
+            reports = compiled(methods, examples, soc, folder / name, half=half, share=share)
+            _refuse_fallback(reports, recipe)
+    return Lowered(
+        methods=[_method(name, rows, config, recipe.window, reports[name]) for name, rows in _rows(chunk).items()],
+        transport="slice",
+        cache_layout="heads-time",
+        versions={name: version(name) for name in ("executorch", "torch", "torchao")} | {"qnn": qnn_sdk.version()},
+        runtime_requirement=f"executorch=={version('executorch')} with the QNN backend",
+        npu=Npu(soc=soc.name, htp=soc.generation, weights_shared=shared, emulator_file=list(files)[-1]),
+    )
+
+
+def weights_error(decoder: Decoder, folder: Path) -> None:
+    """None: the compiled program's weights lie in Qualcomm's own format."""
+    return
+
+
+def reference(decoder: Decoder, recipe: Recipe, windows: Windows) -> Methods | None:
+    """The same quantized model in eager PyTorch, by method; None in fp16, where the decoder itself is that."""
+    if not needs_calibration(recipe.quantization):
+        return None
+    return _methods(decoder, recipe, windows, lambda _: None)
+
+
+def _methods(decoder: Decoder, recipe: Recipe, windows: Windows, stage: Stage) -> dict[str, nn.Module]:
+    qnn_sdk.prepare()
+    networks = {
+        name: NpuDecoder(decoder, recipe.window, rows).eval()
+        for name, rows in _rows(_option(recipe, "prefill_chunk")).items()
+    }
+    if not needs_calibration(recipe.quantization):
+        return dict(networks)
+    stage(f"calibrating on {sum(map(len, windows))} tokens")
+    with quiet():
+        from lfm2_export.targets._qnn.quantized import quantized
+
+        return dict(quantized(networks, decoder.config, recipe, chips.named(_option(recipe, "soc")), windows))
+
+
+def _rows(chunk: int) -> dict[str, int]:
+    return {DECODE: 1, PREFILL: chunk}
+
+
+def _option(recipe: Recipe, name: str) -> Any:
+    return recipe.options.get(name, _OPTIONS[name])
+
+
+def _check_rules(recipe: Recipe, config: LFM2Config) -> None:
+    chosen = {path: (kind, rule_for(path, kind, recipe.quantization)) for path, kind, _ in quantizable(config)}
+    static = needs_calibration(recipe.quantization)
+    for path, (kind, rule) in chosen.items():
+        where = f"{recipe.name}: {path}:"
+        if rule is None or rule.weight is None:
+            raise RecipeError(f"{where} HTP has no fp32; give it bits 16 (fp16), or int16 activations")
+        if static != (rule.activation == "int16"):
+            raise RecipeError(f"{where} a program is fp16 throughout, or has int16 activations throughout")
+        if static and kind == "embedding" and rule.weight.bits != 16:
+            raise RecipeError(f"{where} HTP looks an embedding up in its activations' format; use bits 16")
+        if not static and (rule.weight.bits != 16 or rule.activation not in (None, "float16")):
+            raise RecipeError(f"{where} integer weights need int16 activations on the NPU")
+        if static and rule.weight.group is not None:
+            raise RecipeError(f"{where} weights per channel only; leave out the group")
+    if recipe.cache != ("float32" if static else "float16"):
+        raise RecipeError(f"{recipe.name}: cache {recipe.cache}: it is float16 in an fp16 program, else float32 here")
+
+
+def _refuse_fallback(reports: Mapping[str, Delegation], recipe: Recipe) -> None:
+    left = {f"{name} × {count}" for report in reports.values() for name, count in report.fallback.items()}
+    if left and not _option(recipe, "allow_fallback"):
+        raise LoweringError(f"outside the NPU: {', '.join(sorted(left))}; --allow-fallback accepts that")
+
+
+def _method(name: str, rows: int, config: LFM2Config, window: int, report: Delegation) -> MethodSpec:
+    state = native_state(config, window)
+    inputs = [
+        TensorSpec(name="tokens", dtype="int32", shape=[1, rows]),
+        TensorSpec(name="position", dtype="int32", shape=[1]),
+        TensorSpec(name="length", dtype="int32", shape=[1]),
+        TensorSpec(name="mask", dtype="float32", shape=[1, 1, rows, window + rows]),
+        *(TensorSpec(name=key, dtype="float32", shape=list(tensor.shape)) for key, tensor in state.items()),
+    ]
+    outputs = [TensorSpec(name="logits", dtype="float32", shape=[1, 1, config.vocab_size])]
+    outputs += [_new(f"new_{key}", tensor, rows) for key, tensor in state.items()]
+    return MethodSpec(name=name, file=FILE, inputs=inputs, outputs=outputs, max_tokens=rows, delegation=report)
+
+
+def _new(name: str, tensor: Tensor, rows: int) -> TensorSpec:
+    batch, first, second, *rest = tensor.shape
+    shape = [batch, first, rows, *rest] if rest else [batch, first, second]
+    return TensorSpec(name=name, dtype="float32", shape=list(shape))

@@ -1,0 +1,103 @@
+"""The onnx-qnn recipes on Qualcomm's emulator: proven whole, compiled for a chip, and refused where they must be."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from lfm2_export import qnn_provider
+from lfm2_export.artifact.folder import Artifact, seal
+from lfm2_export.checkpoint.config import from_dict
+from lfm2_export.errors import LoweringError
+from lfm2_export.model.static_call import empty_static_state, static_inputs
+from lfm2_export.parity.run import Effort, prove
+from lfm2_export.runtimes import onnxruntime_qnn
+
+pytest.importorskip("onnxruntime_qnn", reason="QNN is not installed: pip install 'lfm2-export[qnn]'")
+
+EFFORT = Effort(quality_tokens=60, questions=3, prompts=1, continuation=4)
+FLOAT = ("window=96",)  # emulation takes time; long enough for most of nano's questions
+INTEGER = (*FLOAT, "calibration.tokens=96", "calibration.windows=12")
+RECIPES = ["onnx-qnn-fp16", "onnx-qnn-16a8w", "onnx-qnn-16a4w"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_proven_on_the_emulator_without_fallback(recipe, make_artifact, nano):
+    artifact = make_artifact(recipe, "explicit", *(FLOAT if recipe == "onnx-qnn-fp16" else INTEGER))
+    report = prove(artifact, nano, effort=EFFORT)
+    assert [gate for gate in report.gates if gate.status == "fail"] == []
+    (runtime,) = report.runtimes
+    assert runtime.status == "pass"
+    assert runtime.weights_error == 0
+    assert runtime.lowering.top1 == 1
+    assert {law.name for law in runtime.laws if law.passed} >= {
+        *("reset", "chunked prefill", "padded prefill", "window edge", "snapshot")
+    }
+    for method in artifact.manifest.methods:
+        assert method.delegation.calls == 1
+        assert method.delegation.delegated > 200
+        assert method.delegation.fallback == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("soc", ["SM8350", "SM8750"])
+def test_a_compiled_model_of_each_chip_computes_what_the_graph_does(soc, make_artifact, tmp_path: Path):
+    artifact: Artifact = make_artifact("onnx-qnn-16a8w", "explicit", *INTEGER)
+    context = tmp_path / f"decode.{soc}.onnx"
+    graph = qnn_provider.open_model(artifact.folder / "decode.onnx", soc, context).session
+    compiled = qnn_provider.open_model(context, soc)
+    assert compiled.operators == 1  # nothing is left of the graph but the compiled whole
+    config, window = from_dict(artifact.manifest.source.config, "manifest.json"), artifact.manifest.window
+    inputs = empty_static_state(config, window) | static_inputs(config, [5], 0, 1, window)
+    for ours, theirs in zip(compiled.session.run(None, inputs), graph.run(None, inputs), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_an_artifact_with_a_context_binary_runs_it(make_artifact, tmp_path: Path):
+    artifact: Artifact = make_artifact("onnx-qnn-fp16", "explicit", *FLOAT, "options.context_binary=true")
+    assert [method.file for method in artifact.manifest.methods] == ["decode.SM8650.onnx", "prefill.SM8650.onnx"]
+    plain = make_artifact("onnx-qnn-fp16", "explicit", *FLOAT)
+    sessions = [onnxruntime_qnn.open_session(each.folder, each.manifest) for each in (artifact, plain)]
+    first, second = ([session.prefill([3, 4, 5]), session.decode(6)] for session in sessions)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_an_operator_outside_the_npu_is_refused_by_name(tmp_path: Path):
+    square, number = ("x", TensorProto.FLOAT, [4, 4]), ("y", TensorProto.FLOAT, [])
+    nodes = [helper.make_node("Relu", ["x"], ["kept"]), helper.make_node("Det", ["kept"], ["y"])]
+    ends = [helper.make_tensor_value_info(*square)], [helper.make_tensor_value_info(*number)]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", *ends), opset_imports=[helper.make_opsetid("", 22)], ir_version=10
+    )
+    onnx.save(model, tmp_path / "bad.onnx")
+    with pytest.raises(LoweringError, match="outside the NPU: Det × 1"):
+        qnn_provider.open_model(tmp_path / "bad.onnx", "SM8650")
+
+
+def spoiled(artifact: Artifact, folder: Path, spoil: Callable[[onnx.ModelProto], None]) -> Artifact:
+    """A copy with another decode graph, whose manifest vouches for it: only parity can tell."""
+    shutil.copytree(artifact.folder, folder, dirs_exist_ok=True)
+    model = onnx.load(folder / "decode.onnx", load_external_data=False)
+    spoil(model)
+    (folder / "decode.onnx").write_bytes(model.SerializeToString())
+    return replace(artifact, folder=folder, manifest=artifact.manifest.model_copy(update={"files": seal(folder)}))
+
+
+@pytest.mark.slow
+def test_a_wrong_activation_scale_is_caught(make_artifact, nano, tmp_path: Path):
+    def spoil(model: onnx.ModelProto) -> None:
+        scale = next(t for t in model.graph.initializer if t.name == "layers.2/mixed_scale")
+        scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) / 8, scale.name))
+
+    healthy = make_artifact("onnx-qnn-16a8w", "explicit", *INTEGER)
+    report = prove(spoiled(healthy, tmp_path / "spoiled", spoil), nano, effort=EFFORT)
+    assert {"law: chunked prefill", "quality: mean KLD"} & {g.name for g in report.gates if g.status == "fail"}

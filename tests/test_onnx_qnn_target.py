@@ -1,0 +1,158 @@
+"""The onnx_qnn target without an NPU: static graphs on the CPU, what is refused, what is stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from decoders import SHAPES, config, random_decoder, worst
+from eager_artifacts import artifact_of
+
+from lfm2_export import qnn_provider, recipes
+from lfm2_export.artifact.manifest import MethodSpec
+from lfm2_export.errors import RecipeError
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.quantize.apply import quantize
+from lfm2_export.quantize.calibration import Calibration
+from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.runtimes.onnxruntime_qnn import StaticSession
+from lfm2_export.targets import onnx_qnn
+from lfm2_export.targets._onnx_qnn.decoder import build
+from lfm2_export.targets._onnx_qnn.quantized import hiding, quantized
+from lfm2_export.targets._onnx_qnn.ranges import activation_ranges
+from lfm2_export.targets._onnx_qnn.shared_weights import save_sharing
+from lfm2_export.targets._onnx_qnn.stored import wrong_weights
+
+WINDOW, CHUNK = 40, 8
+CHUNKS = [8, 3, 1, 1, 11, 2, 1]
+
+
+def on_cpu(decoder: Decoder, folder: Path) -> StaticSession:
+    """The float graphs, run by onnxruntime's CPU provider."""
+    rows = {"decode": 1, "prefill": CHUNK}
+    for name, count in rows.items():
+        build(decoder, count, WINDOW, 1e4).save(folder / f"{name}.onnx")
+    methods = [MethodSpec(name=n, file=f"{n}.onnx", inputs=[], outputs=[], max_tokens=r) for n, r in rows.items()]
+    manifest = artifact_of(decoder.config, WINDOW, target="onnx_qnn", methods=methods).manifest
+    cpu = ["CPUExecutionProvider"]
+    sessions = {name: onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=cpu) for name in rows}
+    return StaticSession(manifest, sessions, "cpu", emulated=False)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_static_graphs_of_every_shape_equal_eager(shape, tmp_path):
+    decoder = random_decoder(**shape)
+    session, eager = on_cpu(decoder, tmp_path), EagerSession(decoder, WINDOW)
+    assert worst(session, eager, CHUNKS) < 1e-5
+    assert worst(session, eager, CHUNKS, pad=CHUNK) < 1e-5
+    assert worst(session, eager, [WINDOW]) < 1e-5
+
+
+def recipe(name: str, *changes: str) -> recipes.Recipe:
+    return recipes.load(name, ["window=64", *changes])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["form=resident"], "'explicit'"),
+        (["cache=bfloat16"], "cache: float32"),
+        (["options.soc=SM1"], "unknown SoC 'SM1'; known: "),
+        (["options.prefill_chunk=1"], "prefill_chunk"),
+        (["options.prefill_chunk=65"], "prefill_chunk"),
+        (["options.context_binary=3"], "true or false"),
+        (["options.colour=red"], "unknown options"),
+        (["quantization.1.weight.group=32"], "leave out the group"),
+        (["quantization.0.weight.bits=8"], "embedding weights have 16 bits"),
+        (["quantization.1.weight.bits=16"], "4 or 8 bits here, not 16"),
+        (["quantization.1.match=head"], "the NPU has no fp32"),
+        (["quantization.1.activation=int8-token"], "either everything has int16"),
+        (["calibration.observer=mse"], "min-max or percentile"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_the_npu_cannot_do_is_refused_before_a_weight_is_read(changes, message):
+    with pytest.raises(RecipeError, match=message) as caught:
+        onnx_qnn.check(recipe("onnx-qnn-16a8w", *changes), config())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_too_large_for_the_quantizer_is_refused_but_not_in_fp16():
+    large = config(vocab_size=200_000, hidden_size=2048)
+    with pytest.raises(RecipeError, match="use onnx-qnn-fp16"):
+        onnx_qnn.check(recipe("onnx-qnn-16a8w"), large)
+    onnx_qnn.check(recipe("onnx-qnn-fp16"), large)
+
+
+def test_every_soc_has_its_number():
+    assert qnn_provider.soc_number("SM8650") == 57  # Qualcomm's own table
+    assert all(number > 0 for number in qnn_provider.socs().values())
+
+
+def integer_graph(decoder: Decoder, folder: Path, name: str, observer: str = "min-max") -> tuple[onnx.ModelProto, Any]:
+    """The QDQ prefill graph of a recipe, and the ranges it was made from."""
+    rules = recipe(name).quantization
+    build(decoder, CHUNK, WINDOW, 1e4).save(folder / "float.onnx")
+    windows = tuple(tuple(1 + (7 * i + 3 * j) % 300 for i in range(20)) for j in range(3))
+    calibration = Calibration(observer=observer, percentile=99.0)
+    ranges = activation_ranges(folder / "float.onnx", decoder.config, CHUNK, WINDOW, windows, calibration)
+    hide = hiding(ranges)
+    build(decoder, CHUNK, WINDOW, hide).save(folder / "hidden.onnx")
+    return quantized(onnx.load(folder / "hidden.onnx"), ranges, hide, decoder.config, rules), ranges
+
+
+@pytest.mark.parametrize("name", ["onnx-qnn-16a8w", "onnx-qnn-16a4w"])
+def test_integer_weights_are_symmetric_per_output_and_nearest(name, tmp_path):
+    decoder = random_decoder()
+    model, _ = integer_graph(decoder, tmp_path, name)
+    assert wrong_weights(decoder, model) == 0
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    weight = "layers.0.feed_forward.w1.weight"
+    assert stored[f"{weight}_scale"].dims == [160]
+    assert not onnx.numpy_helper.to_array(stored[f"{weight}_zero_point"]).astype(np.float32).any()
+    scale = stored[f"{weight}_scale"]
+    values = onnx.numpy_helper.to_array(scale).copy()
+    values[3] *= 1.1
+    scale.CopyFrom(onnx.numpy_helper.from_array(values, scale.name))
+    assert wrong_weights(decoder, model) == pytest.approx(1 / 37, abs=0.01)  # one of all matrices
+
+
+def test_half_weights_are_read_back_and_a_tied_one_is_stored_once(tmp_path):
+    rules = recipe("onnx-qnn-fp16").quantization
+    decoder = quantize(random_decoder(), rules)
+    build(decoder, 1, WINDOW, 1e4).save(tmp_path / "decode.onnx")
+    model = onnx.load(tmp_path / "decode.onnx")
+    assert wrong_weights(decoder, model) == 0
+    assert not any(tensor.name.startswith("lm_head") for tensor in model.graph.initializer)
+    assert wrong_weights(quantize(random_decoder(seed=1), rules), model) == 1
+
+
+def test_a_state_keeps_its_integer_on_the_way_through(tmp_path):
+    _, ranges = integer_graph(random_decoder(), tmp_path, "onnx-qnn-16a8w")
+    assert ranges["key.2"] == ranges["new_key.2"]
+    assert ranges["conv_state.0"] == ranges["new_conv_state.0"]
+
+
+def test_a_percentile_cuts_what_min_max_keeps(tmp_path):
+    _, wide = integer_graph(random_decoder(), tmp_path, "onnx-qnn-16a8w")
+    _, narrow = integer_graph(random_decoder(), tmp_path, "onnx-qnn-16a8w", "percentile")
+    name = "layers.0.feed_forward/gated"
+    assert narrow[name][1] < wide[name][1]
+
+
+def test_equal_weights_of_two_models_are_stored_once(tmp_path):
+    decoder = random_decoder()
+    models = {}
+    for rows in (1, CHUNK):
+        build(decoder, rows, WINDOW, 1e4).save(tmp_path / "one.onnx")
+        models[f"rows{rows}.onnx"] = onnx.load(tmp_path / "one.onnx")
+    single = (tmp_path / "one.onnx").stat().st_size
+    (tmp_path / "out").mkdir()
+    save_sharing(models, tmp_path / "out", "weights.bin")
+    assert sum(path.stat().st_size for path in (tmp_path / "out").iterdir()) < 1.5 * single
+    for name in models:
+        onnxruntime.InferenceSession(tmp_path / "out" / name, providers=["CPUExecutionProvider"])

@@ -1,0 +1,254 @@
+"""The qnn target and runtime on small random models, compiled and run for real on Qualcomm's HTP emulator."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from decoders import config, random_decoder, relative, state_error, tokens, worst
+
+from lfm2_export import qnn_sdk, recipes
+from lfm2_export.artifact.manifest import Manifest, Source
+from lfm2_export.checkpoint.config import LFM2Config, to_dict
+from lfm2_export.errors import LoweringError, MissingDependencyError, RecipeError, UsageError, WindowExceededError
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.state import state_shapes
+from lfm2_export.npu_call import DECODE, MASKED, PREFILL, call_inputs, native_state
+from lfm2_export.quantize.apply import quantize
+from lfm2_export.quantize.calibration import Windows
+from lfm2_export.recipes import Recipe
+from lfm2_export.runtimes._slices import SliceSession
+from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.targets import qnn
+
+WINDOW, CHUNK = 48, 8
+WINDOWS: Windows = tuple(tuple(tokens(24, seed)) for seed in range(4))
+
+
+def installed() -> str | None:
+    try:
+        qnn_sdk.version()
+    except MissingDependencyError as error:
+        return str(error)
+    return None
+
+
+MISSING = installed()
+needs_qnn = pytest.mark.skipif(MISSING is not None and "REQUIRE_QNN" not in os.environ, reason=str(MISSING))
+
+
+def recipe(name: str = "qnn-16a8w", **options: Any) -> Recipe:
+    settings = {"prefill_chunk": CHUNK, "weight_sharing": False} | options
+    changes = [
+        f"options.{key}={str(value).lower() if type(value) is bool else value}" for key, value in settings.items()
+    ]
+    wanted = ["calibration.tokens=32"] if name != "qnn-fp16" else []
+    return recipes.load(name, [f"window={WINDOW}", *wanted, *changes])
+
+
+def manifest(made_by: Recipe, shape: LFM2Config, **changes: Any) -> Manifest:
+    source = Source(name="tiny", weights_sha256="0" * 64, config=to_dict(shape))
+    facts: dict[str, Any] = {"files": {}, "source": source, "recipe": {}, "target": "qnn", "form": "explicit"}
+    facts |= {"window": WINDOW, "chat": False, "quantization": {}}
+    return Manifest(**(facts | changes))
+
+
+def eager_pair(decoder: Decoder) -> tuple[SliceSession, EagerSession]:
+    """The NPU's network in plain PyTorch, and the traced model."""
+    from lfm2_export.targets._qnn.network import NpuDecoder
+
+    methods = {name: NpuDecoder(decoder, WINDOW, rows).eval() for name, rows in ((DECODE, 1), (PREFILL, CHUNK))}
+    specs = [qnn._method(n, r, decoder.config, WINDOW, None) for n, r in ((DECODE, 1), (PREFILL, CHUNK))]
+    facts = {"methods": specs, "transport": "slice", "cache_layout": "heads-time", "versions": {}}
+    made = manifest(recipe(), decoder.config, **facts, runtime_requirement="")
+    session = SliceSession(lambda name, inputs: methods[name](*inputs), made, "eager", "")
+    return session, EagerSession(decoder, WINDOW)
+
+
+class TestNetwork:
+    """The NPU's form of the network is the traced model, whatever its shape."""
+
+    @pytest.mark.parametrize(
+        "shape",
+        [
+            {},
+            {"conv_L_cache": 2, "conv_bias": True},
+            {"conv_L_cache": 5},
+            {"tie_word_embeddings": False},
+            {"layer_types": ("full_attention", "conv", "full_attention"), "head_dim": 32},
+            {"num_key_value_heads": 4},
+            {"num_key_value_heads": 1},
+            {"layer_types": ("conv", "conv")},
+        ],
+        ids=str,
+    )
+    def test_equals_the_traced_model(self, shape: dict[str, Any]) -> None:
+        sessions = eager_pair(random_decoder(**shape))
+        for chunks in ([17], [3, 1, 1, 7, 2, 3], [1] * 9, [1, 16]):
+            assert worst(*sessions, chunks) < 1e-5
+        assert worst(*sessions, [1, 7, 2, 1], pad=8) < 1e-5
+
+    def test_inputs_are_what_the_manifest_says(self) -> None:
+        shape = config()
+        state = native_state(shape, WINDOW)
+        inputs = call_inputs([4, 5, 6], CHUNK, 7, WINDOW, state)
+        spec = qnn._method(PREFILL, CHUNK, shape, WINDOW, None)
+        assert [list(tensor.shape) for tensor in inputs] == [each.shape for each in spec.inputs]
+        assert [str(tensor.dtype) for tensor in inputs] == [f"torch.{each.dtype}" for each in spec.inputs]
+        assert [each.name for each in spec.inputs][4:] == list(state_shapes(shape, WINDOW))
+        mask = inputs[3][0, 0]
+        assert (mask[:, :7] == 0).all()
+        assert (mask[:, 7:WINDOW] == MASKED).all()
+        assert torch.equal(mask[:, WINDOW:] == 0, torch.ones(CHUNK, CHUNK).tril().bool())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["form=resident"], "only the 'explicit' form"),
+        (["options.soc=SM9999"], "unknown SoC 'SM9999'; known: .*SM8650.*SM8750"),
+        (["options.prefill_chunk=1"], "prefill_chunk"),
+        (["options.prefill_chunk=4096"], "prefill_chunk"),
+        (["options.weight_sharing=3"], "expected true or false"),
+        (["options.speed=3"], "unknown options"),
+        (["calibration.observer=mse"], "only min-max"),
+        (["cache=bfloat16"], "cache bfloat16"),
+        (["quantization.1.activation=int8-token"], "fp16 throughout, or has int16"),
+        (["quantization.0.weight.bits=8"], "embedding"),
+        (["quantization.1.weight.group=32"], "leave out the group"),
+    ],
+)
+def test_impossible_recipes_are_refused(changes: list[str], message: str) -> None:
+    wanted = recipes.load("qnn-16a8w", [f"window={WINDOW}", "calibration.tokens=32", *changes])
+    with pytest.raises(RecipeError, match=message):
+        qnn.check(wanted, config())
+
+
+def test_a_missing_library_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qnn_sdk, "_package_folder", lambda: None)
+    monkeypatch.delenv("QNN_SDK_ROOT", raising=False)
+    with pytest.raises(MissingDependencyError, match=r"QNN is not installed: pip install 'lfm2-export\[qnn\]'"):
+        qnn.check(recipe(), config())
+    monkeypatch.setenv("QNN_SDK_ROOT", "/nowhere")
+    with pytest.raises(MissingDependencyError, match=r"/nowhere/lib/x86_64-linux-clang/libQnnSystem\.so is missing"):
+        qnn.check(recipe(), config())
+
+
+@needs_qnn
+def test_the_backend_starts_and_nothing_is_downloaded() -> None:
+    assert qnn_sdk.failure() is None
+    program = (
+        "import socket, sys; from lfm2_export import qnn_sdk\n"
+        "def refuse(*_): sys.exit('asked the network')\n"
+        "socket.create_connection = socket.getaddrinfo = refuse\n"
+        "qnn_sdk._start_backend()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "QNN_SDK_ROOT"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, capture_output=True, timeout=120)
+
+
+class Made:
+    """A compiled tiny model, the eager model it must equal, and both as sessions."""
+
+    def __init__(self, name: str, folder: Path, **shape: Any) -> None:
+        self.recipe = recipe(name)
+        self.decoder = quantize(random_decoder(**shape), self.recipe.quantization, self.recipe.cache)
+        qnn.check(self.recipe, self.decoder.config)
+        self.lowered = qnn.lower(self.decoder, self.recipe, folder, lambda _: None, WINDOWS)
+        self.manifest = manifest(self.recipe, self.decoder.config, **self.lowered._asdict())
+        self.folder = folder
+
+    def session(self) -> Any:
+        from lfm2_export.runtimes.qnn import open_session
+
+        return open_session(self.folder, self.manifest)
+
+    def reference(self) -> Any:
+        methods = qnn.reference(self.decoder, self.recipe, WINDOWS)
+        if methods is None:
+            return EagerSession(self.decoder, WINDOW)
+        return SliceSession(lambda name, inputs: methods[name](*inputs), self.manifest, "eager", "")
+
+
+@pytest.fixture(scope="module", params=["qnn-fp16", "qnn-16a8w"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    if MISSING is not None and "REQUIRE_QNN" not in os.environ:
+        pytest.skip(MISSING)
+    return Made(request.param, tmp_path_factory.mktemp("qnn"), layer_types=("conv", "full_attention", "conv"))
+
+
+@pytest.mark.slow
+class TestArtifact:
+    def test_everything_is_on_the_npu(self, made: Made) -> None:
+        assert {method.name for method in made.lowered.methods} == {DECODE, PREFILL}
+        for method in made.lowered.methods:
+            assert method.delegation is not None
+            assert method.delegation.calls == 1
+            assert method.delegation.fallback == {}
+            assert method.delegation.delegated > 50
+
+    def test_equals_the_quantized_eager_model(self, made: Made) -> None:
+        sessions = made.session(), made.reference()
+        assert worst(*sessions, [11, 1, 1, 3, 1]) < 0.02
+        assert worst(*sessions, [1, 5, 1], pad=CHUNK) < 0.02
+
+    def test_prefill_and_decode_agree(self, made: Made) -> None:
+        session, ids = made.session(), tokens(9)
+        whole = session.prefill(ids)
+        state = session.state()
+        session.reset()
+        for token in ids:
+            logits = session.decode(token)
+        assert relative(logits, whole) < 0.03
+        assert state_error(session.state(), state) < 0.03
+
+    def test_a_state_goes_on_exactly_and_reset_forgets(self, made: Made) -> None:
+        session = made.session()
+        first = session.prefill(tokens(6))
+        saved = session.state()
+        onward = [session.decode(token) for token in tokens(3)]
+        session.reset()
+        np.testing.assert_array_equal(session.prefill(tokens(6)), first)
+        other = made.session()
+        other.prefill(tokens(7, seed=4))
+        other.restore(saved)
+        for token, logits in zip(tokens(3), onward, strict=True):
+            np.testing.assert_array_equal(other.decode(token), logits)
+
+    def test_the_window_ends(self, made: Made) -> None:
+        session = made.session()
+        session.prefill(tokens(WINDOW - 1))
+        session.decode(1)
+        with pytest.raises(WindowExceededError):
+            session.decode(1)
+        with pytest.raises(UsageError):
+            session.prefill([])
+        assert session.position == WINDOW
+
+
+@needs_qnn
+@pytest.mark.slow
+def test_weights_are_stored_once_where_the_chip_can(tmp_path: Path) -> None:
+    decoder = random_decoder(layer_types=("conv", "full_attention"), hidden_size=128, intermediate_size=512)
+    wanted = recipe("qnn-fp16", weight_sharing=True)
+    lowered = qnn.lower(quantize(decoder, wanted.quantization, wanted.cache), wanted, tmp_path, lambda _: None)
+    assert lowered.npu is not None
+    assert (lowered.npu.weights_shared, lowered.npu.emulator_file) == (True, "emulator.pte")
+    shared, twin = ((tmp_path / name).stat().st_size for name in ("model.pte", "emulator.pte"))
+    assert shared < 0.7 * twin
+
+
+@needs_qnn
+def test_a_node_outside_the_npu_fails_the_export_and_is_named() -> None:
+    from lfm2_export.artifact.manifest import Delegation
+
+    report = {DECODE: Delegation(backend="QNN", calls=2, delegated=9, fallback={"aten.roll": 2})}
+    with pytest.raises(LoweringError, match=r"outside the NPU: aten.roll × 2; --allow-fallback"):
+        qnn._refuse_fallback(report, recipe())
+    qnn._refuse_fallback(report, recipe(allow_fallback=True))
