@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from decoders import random_decoder, relative, tokens, worst
-from onnx_artifacts import FLIP_ERROR, FP32_ERROR, QUANTIZED, lower, pair, recipe, weight_only
+from onnx_artifacts import FLIP_ERROR, FP32_ERROR, QUANTIZED, lower, model_file, pair, recipe, weight_only
 from onnxruntime.capi import _pybind_state as kernels
 
 from lfm2_export.quantize.apply import BlockActivationLinear, quantize
@@ -85,7 +85,7 @@ class TestQuantized:
         sizes = {}
         for tied in (True, False):
             pair(random_decoder(tie_word_embeddings=tied), tmp_path, recipe(name))
-            sizes[tied] = (tmp_path / "model.onnx").stat().st_size
+            sizes[tied] = model_file(tmp_path).stat().st_size
         bits = recipe(name).quantization[0].weight.bits  # type: ignore[union-attr]
         matrix = 320 * 64 * bits // 8 + 320 * (64 // 32) * 4
         assert 0 <= sizes[False] - sizes[True] - matrix < 512  # names and dimensions of the second copy

@@ -13,7 +13,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 
 from lfm2_export.artifact.manifest import MethodSpec
 from lfm2_export.errors import RecipeError
@@ -34,6 +34,7 @@ class Lowered(NamedTuple):
     cache_layout: Literal["heads-time", "time-heads"]
     versions: dict[str, str]
     runtime_requirement: str
+    config: dict[str, Any] = {}  # keys that the artifact's config.json gets besides the checkpoint's own
 
 
 class Target(Protocol):

@@ -1,4 +1,4 @@
-"""ONNX for onnxruntime and what stands on it: one `model.onnx` of fused operators, weights inside.
+"""ONNX for onnxruntime and what stands on it: one folder for onnxruntime, its genai library and transformers.js.
 
 The graph is written directly (see `_onnx/decoder.py`): fused attention over a shared KV buffer, quantized matrices
 in onnxruntime's own packing, and an embedding that a tied head shares.
@@ -18,9 +18,9 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.quantize.scheme import QuantizationRule, quantizable, rule_for
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets import Lowered, Stage
+from lfm2_export.targets._onnx import companions
 from lfm2_export.targets._onnx.decoder import build
 
-_FILE = "model.onnx"
 _OLDEST = {False: "1.20.1", True: "1.23.2"}  # run there; with quantized weights: GatherBlockQuantized over uint8
 _HEAD_DIM_STEP = 16  # GroupQueryAttention's rotary kernel works in steps of it
 _SMALLEST_GROUP = 16  # MatMulNBits and GatherBlockQuantized: a power of two from here on
@@ -46,17 +46,21 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
 
 
 def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
-    """Write `model.onnx` (and `model.onnx_data` when the weights outgrow one file) into `folder`."""
+    """Write `onnx/model….onnx` (with `…_data`, `…_data_1` when the weights outgrow one file) and genai's config."""
     stage("building the ONNX graph")
     graph = build(decoder, recipe.window)
-    stage(f"packing weights into {_FILE}")
-    graph.save(folder / _FILE)
-    method = MethodSpec(name="model", file=_FILE, inputs=graph.inputs, outputs=graph.outputs, max_tokens=recipe.window)
+    file = companions.model_file(recipe)
+    stage(f"packing weights into {file}")
+    (folder / file).parent.mkdir(exist_ok=True)
+    chunks = len(graph.save(folder / file)) - 1
+    companions.write_genai_config(folder, recipe, decoder.config)
+    method = MethodSpec(name="model", file=file, inputs=graph.inputs, outputs=graph.outputs, max_tokens=recipe.window)
     return Lowered(
         methods=[method],
         transport="inplace",
         cache_layout="heads-time",
         versions={"onnx": onnx.__version__, **_installed("onnxruntime")},
+        config=companions.config_additions(recipe, decoder.config, chunks),
         runtime_requirement="onnxruntime>=" + _OLDEST[any(rule.weight for rule in recipe.quantization)],
     )
 
