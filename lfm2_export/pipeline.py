@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from lfm2_export import recipes, targets
 from lfm2_export.artifact.folder import Artifact, open_artifact, seal, write_manifest
@@ -15,7 +13,7 @@ from lfm2_export.checkpoint.config import to_dict
 from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import GateError
-from lfm2_export.files import check_free, staged_folder, write_text
+from lfm2_export.files import check_free, staged_folder
 from lfm2_export.parity.report import ParityReport
 from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.quantize.scheme import describe
@@ -51,11 +49,11 @@ def export(
     check_free(output, force)
     tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
     with staged_folder(output, force) as folder:
+        _copy_companions(checkpoint, folder)
         stage("reading and quantizing weights")
         decoder = load_quantized(checkpoint, chosen.quantization, chosen.cache)
         lowered = target.lower(decoder, chosen, folder, stage)
         del decoder  # the proof loads its own references
-        _copy_companions(checkpoint, folder, lowered.config)
         stage("checksums")
         manifest = Manifest(
             files=seal(folder),
@@ -66,7 +64,7 @@ def export(
             window=chosen.window,
             quantization=describe(chosen.quantization, checkpoint.config),
             chat=tokenizer is not None and tokenizer.has_template,
-            **{name: value for name, value in lowered._asdict().items() if name != "config"},
+            **lowered._asdict(),
         )
         write_manifest(folder, manifest)
         report = _prove(folder, output.name, manifest, checkpoint, stage) if verify else None
@@ -100,16 +98,10 @@ class ParityError(GateError):
         self.report = report
 
 
-def _copy_companions(checkpoint: Checkpoint, folder: Path, config: dict[str, Any]) -> None:
-    """Tokenizer, template, configs, licence: what a runtime needs beside the lowered files.
-
-    Copied as they are, but for the keys that the target's runtimes look for in `config.json`.
-    """
+def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
+    """Tokenizer, template, configs, licence: what a runtime needs beside the lowered files."""
     for name, path in checkpoint.companions().items():
         shutil.copyfile(path, folder / name)
-    if config:
-        path = folder / "config.json"
-        write_text(path, json.dumps(json.loads(path.read_bytes()) | config, indent=2) + "\n")
 
 
 def _source(checkpoint: Checkpoint) -> Source:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import torch
 from decoders import CHUNKS, SHAPES, config, random_decoder, relative, state_error, tokens, worst
 from onnx_artifacts import FP32_ERROR, QUANTIZED, WINDOW, lower, model_file, pair, recipe, weight_only
 
-from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import ArtifactError, RecipeError, UsageError, WindowExceededError
 from lfm2_export.model.state import empty_state, write_slices
@@ -246,14 +246,16 @@ class TestFile:
     def test_weights_past_a_browsers_buffer_are_split(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(graph_module, "EMBEDDED_BYTES", 1000)
         monkeypatch.setattr(graph_module, "CHUNK_BYTES", 200_000)
-        lowered = target.lower(random_decoder(), recipe(), tmp_path, lambda _: None)
-        session = open_session(tmp_path, Manifest.model_construct(window=WINDOW, methods=lowered.methods))
+        (tmp_path / "config.json").write_text('{"model_type": "lfm2"}')
+        sessions = pair(random_decoder(), tmp_path)
         data = [path for path in (tmp_path / "onnx").iterdir() if "_data" in path.name]
-        count = lowered.config["transformers.js_config"]["use_external_data_format"]["model.onnx"]
+        config = json.loads((tmp_path / "config.json").read_bytes())
+        assert config["model_type"] == "lfm2"
+        count = config["transformers.js_config"]["use_external_data_format"]["model.onnx"]
         assert count > 2
         assert {path.name for path in data} == {f"model.onnx_data{f'_{n}' if n else ''}" for n in range(count)}
         assert max(path.stat().st_size for path in data) <= 200_000
-        assert worst(session, EagerSession(random_decoder(), WINDOW), [5, 1]) < FP32_ERROR
+        assert worst(*sessions, [5, 1]) < FP32_ERROR
 
     @pytest.mark.parametrize("name", ["onnx-fp32", *QUANTIZED])
     def test_passes_the_checker(self, tmp_path: Path, name: str, rms_norm_schema: None) -> None:

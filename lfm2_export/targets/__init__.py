@@ -4,7 +4,8 @@ A target module has two functions, the whole of what `export` knows of it:
 
 - `check(recipe, config) -> None`: refuse (RecipeError) what this target cannot do, before a weight is read;
 - `lower(decoder, recipe, folder, stage) -> Lowered`: write the artifact's files into `folder`, announcing each
-  step through `stage("…")`; LoweringError when the result is not what the recipe demands.
+  step through `stage("…")`; LoweringError when the result is not what the recipe demands. The checkpoint's config,
+  tokenizer and template are there already, copied as they are: a target adds what its runtimes look for in them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
 
 from lfm2_export.artifact.manifest import MethodSpec
 from lfm2_export.errors import RecipeError
@@ -34,7 +35,6 @@ class Lowered(NamedTuple):
     cache_layout: Literal["heads-time", "time-heads"]
     versions: dict[str, str]
     runtime_requirement: str
-    config: dict[str, Any] = {}  # keys that the artifact's config.json gets besides the checkpoint's own
 
 
 class Target(Protocol):

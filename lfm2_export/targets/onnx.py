@@ -54,13 +54,13 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lower
     (folder / file).parent.mkdir(exist_ok=True)
     chunks = len(graph.save(folder / file)) - 1
     companions.write_genai_config(folder, recipe, decoder.config)
+    companions.adapt_for_transformers_js(folder, recipe, decoder.config, chunks)
     method = MethodSpec(name="model", file=file, inputs=graph.inputs, outputs=graph.outputs, max_tokens=recipe.window)
     return Lowered(
         methods=[method],
         transport="inplace",
         cache_layout="heads-time",
         versions={"onnx": onnx.__version__, **_installed("onnxruntime")},
-        config=companions.config_additions(recipe, decoder.config, chunks),
         runtime_requirement="onnxruntime>=" + _OLDEST[any(rule.weight for rule in recipe.quantization)],
     )
 

@@ -1,4 +1,4 @@
-"""What onnxruntime-genai and transformers.js want beside the graph: file names, `genai_config.json`, `config.json` keys.
+"""What onnxruntime-genai and transformers.js want beside the graph: file names and what their configs must say.
 
 Both look for the same tensor names (see `decoder.py`). transformers.js finds the file by a suffix for its precision
 and the external data by a count of chunks (its `model-loader.js`); genai reads everything from a config of its own
@@ -30,15 +30,19 @@ def model_file(recipe: Recipe) -> str:
     return f"{FOLDER}/model{_SUFFIX[precision(recipe)]}.onnx"
 
 
-def config_additions(recipe: Recipe, config: LFM2Config, chunks: int) -> dict[str, Any]:
-    """Keys for the artifact's `config.json`; `chunks` files of external data, 0 when the weights are inside.
+def adapt_for_transformers_js(folder: Path, recipe: Recipe, config: LFM2Config, chunks: int) -> None:
+    """Add to `config.json` and `tokenizer_config.json`, where the checkpoint has them, what transformers.js reads there.
 
-    `layer_types` is among them because transformers.js reads it and older checkpoints spell it otherwise.
+    That is which file to load, in how many `chunks` of external data (0: the weights are inside); `layer_types`, which
+    older checkpoints spell otherwise; and the chat template, which it does not look for in a file of its own.
     """
     settings: dict[str, Any] = {"dtype": precision(recipe)}
     if chunks:
         settings["use_external_data_format"] = {Path(model_file(recipe)).name: chunks}
-    return {"layer_types": list(config.layer_types), "transformers.js_config": settings}
+    _add(folder / "config.json", {"layer_types": list(config.layer_types), "transformers.js_config": settings})
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        _add(folder / "tokenizer_config.json", {"chat_template": template.read_text(encoding="utf-8")})
 
 
 def write_genai_config(folder: Path, recipe: Recipe, config: LFM2Config) -> None:
@@ -56,6 +60,11 @@ def write_genai_config(folder: Path, recipe: Recipe, config: LFM2Config) -> None
     search = {"do_sample": False, "max_length": recipe.window, "past_present_share_buffer": True}
     document = {"model": {key: value for key, value in model.items() if value is not None}, "search": search}
     write_text(folder / "genai_config.json", json.dumps(document, indent=2) + "\n")
+
+
+def _add(path: Path, keys: dict[str, Any]) -> None:
+    if path.is_file():
+        write_text(path, json.dumps(json.loads(path.read_bytes()) | keys, indent=2, ensure_ascii=False) + "\n")
 
 
 def _genai_decoder(recipe: Recipe, config: LFM2Config) -> dict[str, Any]:
