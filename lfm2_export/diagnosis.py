@@ -15,6 +15,7 @@ _PURPOSES = {
     "executorch": "XNNPACK .pte: lowering and running",
     "onnx": "ONNX: writing",
     "onnxruntime": "ONNX: running",
+    "onnxruntime-genai": "ONNX: chat and parity through genai",
     "optimum": "optimum-cli export lfm2",
     "transformers": "tests: independent reference; bench: eager",
     "psutil": "bench",

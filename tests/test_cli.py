@@ -135,7 +135,15 @@ def test_exporting_a_hostile_checkpoint_is_one_line_and_leaves_nothing(name, tmp
 def test_inspect_shows_what_is_inside(artifact, capsys):
     assert code_of("inspect", str(artifact)) == 0
     shown = capsys.readouterr().out
-    for expected in ("nano", "onnx-int8", "onnx/model_quantized.onnx", "256 tokens", "past_conv.0", "lowering: max error", "pass"):
+    for expected in (
+        "nano",
+        "onnx-int8",
+        "onnx/model_quantized.onnx",
+        "256 tokens",
+        "past_conv.0",
+        "lowering: max error",
+        "pass",
+    ):
         assert expected in shown
 
 
