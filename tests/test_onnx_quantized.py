@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -79,6 +80,17 @@ class TestQuantized:
         quantize_blocks(packed, transposed, scales, zeros, group, rows, columns, True)
         assert np.array_equal(scales, np.ones_like(scales))
         assert np.array_equal(pack(values, bits, group), packed)
+
+    @pytest.mark.parametrize("name", QUANTIZED)
+    def test_plain_and_fused_embedding_give_the_same_bits(self, tmp_path: Path, name: str) -> None:
+        logits, kinds = [], []
+        for fused in (False, True):
+            (folder := tmp_path / str(fused)).mkdir()
+            session, _ = pair(random_decoder(), folder, recipe(name, options={"fused_embedding": fused}))
+            logits.append(session.prefill(tokens(9)))
+            kinds.append({node.op_type for node in onnx.load(model_file(folder)).graph.node})
+        assert np.array_equal(*logits)
+        assert kinds[1] - kinds[0] == {"GatherBlockQuantized"}
 
     @pytest.mark.parametrize("name", QUANTIZED)
     def test_tied_head_and_embedding_are_stored_once(self, tmp_path: Path, name: str) -> None:

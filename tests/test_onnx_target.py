@@ -305,6 +305,7 @@ class TestFaults:
         [
             ({"form": "resident"}, {}, "only 'explicit'"),
             ({"options": {"opset": 21}}, {}, "unknown options.*opset"),
+            ({"options": {"fused_embedding": 1}}, {}, "true or false"),
             ({}, {"head_dim": 8}, "multiple of 16"),
             ({"cache": "bfloat16"}, {}, "no bfloat16 KV cache"),
             ({"cache": "float16"}, {}, "no float16 KV cache"),

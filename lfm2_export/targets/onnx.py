@@ -21,7 +21,8 @@ from lfm2_export.targets import Lowered, Stage
 from lfm2_export.targets._onnx import companions
 from lfm2_export.targets._onnx.decoder import build
 
-_OLDEST = {False: "1.20.1", True: "1.23.2"}  # run there; with quantized weights: GatherBlockQuantized over uint8
+_OLDEST = {False: "1.20.1", True: "1.23.2"}  # run there; with quantized weights and either embedding
+_FUSED = "fused_embedding"  # option: read a quantized embedding with GatherBlockQuantized
 _HEAD_DIM_STEP = 16  # GroupQueryAttention's rotary kernel works in steps of it
 _SMALLEST_GROUP = 16  # MatMulNBits and GatherBlockQuantized: a power of two from here on
 
@@ -30,8 +31,10 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
     """Refuse what onnxruntime's operators cannot do, before a weight is read. Raises RecipeError."""
     if recipe.form != "explicit":
         raise RecipeError(f"{recipe.name}: form {recipe.form!r} is ExecuTorch's; the onnx target has only 'explicit'")
-    if recipe.options:
-        raise RecipeError(f"{recipe.name}: unknown options for the onnx target: {', '.join(sorted(recipe.options))}")
+    if unknown := recipe.options.keys() - {_FUSED}:
+        raise RecipeError(f"{recipe.name}: unknown options for the onnx target: {', '.join(sorted(unknown))}")
+    if not isinstance(recipe.options.get(_FUSED, False), bool):
+        raise RecipeError(f"{recipe.name}: options.{_FUSED} is true or false")
     if recipe.cache != "float32":
         raise RecipeError(f"{recipe.name}: the onnx target has no {recipe.cache} KV cache; use cache: float32")
     if config.attention_layers and config.head_dim % _HEAD_DIM_STEP:
@@ -48,7 +51,7 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
 def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
     """Write `onnx/model….onnx` (with `…_data`, `…_data_1` when the weights outgrow one file) and genai's config."""
     stage("building the ONNX graph")
-    graph = build(decoder, recipe.window)
+    graph = build(decoder, recipe.window, recipe.options.get(_FUSED, False))
     file = companions.model_file(recipe)
     stage(f"packing weights into {file}")
     (folder / file).parent.mkdir(exist_ok=True)

@@ -31,7 +31,7 @@ def model_file(recipe: Recipe) -> str:
 
 
 def adapt_for_transformers_js(folder: Path, recipe: Recipe, config: LFM2Config, chunks: int) -> None:
-    """Add to `config.json` and `tokenizer_config.json`, where the checkpoint has them, what transformers.js reads there.
+    """Add to `config.json` and `tokenizer_config.json`, where a checkpoint has them, what transformers.js reads there.
 
     That is which file to load, in how many `chunks` of external data (0: the weights are inside); `layer_types`, which
     older checkpoints spell otherwise; and the chat template, which it does not look for in a file of its own.
