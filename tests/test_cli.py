@@ -47,7 +47,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_every_command_has_help():
-    for command in ("export", "parity", "chat", "bench", "inspect", "recipes", "init", "doctor"):
+    for command in ("export", "parity", "chat", "bench", "bundle", "inspect", "recipes", "init", "doctor"):
         assert code_of(command, "--help") == 0
 
 

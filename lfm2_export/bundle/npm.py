@@ -6,7 +6,6 @@ that the user names, or through the user's own npm into a cache; either way each
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -141,4 +140,4 @@ def _unpack(archive: Path, folder: Path) -> None:
             target = folder / piece.file
             target.parent.mkdir(parents=True, exist_ok=True)
             with member, target.open("wb") as file:
-                shutil.copyfileobj(io.BufferedReader(member), file)
+                shutil.copyfileobj(member, file)

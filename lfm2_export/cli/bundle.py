@@ -39,5 +39,9 @@ def run(
         console.print_json((output / BUNDLE).read_text(encoding="utf-8").rstrip())
         return
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    console.out.print(f"wrote {output}, {console.megabytes(size)} of static files for any web server", markup=False)
-    console.out.print(f"try it: python3 -m http.server --bind 127.0.0.1 --directory {output} 8000", markup=False)
+    console.out.print(
+        f"wrote {output}, {console.megabytes(size)} of static files for any web server", markup=False, soft_wrap=True
+    )
+    console.out.print(
+        f"try it: python3 -m http.server --bind 127.0.0.1 --directory {output} 8000", markup=False, soft_wrap=True
+    )

@@ -8,7 +8,8 @@ const browser = await launch();
 const { page, complaints } = await openPage(browser, `${server.url}/index.html`, { scheme: job.scheme });
 const shot = (name) => job.screenshots && page.screenshot({ path: `${job.screenshots}/${job.scheme}-${name}.png` });
 const problems = () => page.$$eval(".problem", (found) => found.map((each) => each.textContent));
-await page.waitForFunction(() => !document.getElementById("send").disabled, { timeout: 120_000 });
+const settled = () => !document.getElementById("send").disabled || document.querySelector(".problem");
+await page.waitForFunction(settled, { timeout: 120_000 });
 
 const replies = [];
 for (const text of job.turns) {

@@ -6,6 +6,7 @@ const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module
 let messages = [];
 let answer = null; // the element being written into
 let busy = true;
+let loaded = false;
 
 const on = {
   progress({ done, all }) {
@@ -17,6 +18,7 @@ const on = {
     $("status").textContent = "Preparing the model…";
   },
   ready({ bundle, threads }) {
+    loaded = true;
     $("loading").hidden = true;
     $("title").textContent = bundle.source;
     document.title = `${bundle.source} in the browser`;
@@ -64,7 +66,7 @@ const on = {
       messages.pop(); // a turn that failed has not taken place
     }
     say("problem", message);
-    idle();
+    if (loaded) idle();
   },
 };
 
