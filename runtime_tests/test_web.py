@@ -125,6 +125,14 @@ def test_the_page_answers_as_eager_does_and_proves_itself(recipe, demo, nano, to
         assert all(float(row[3]) < 1e-5 for row in seen["parity"]["rows"])
 
 
+def test_a_reply_can_be_stopped_and_the_conversation_goes_on(demo):
+    job = {"turns": ["Say one word.", "What color is the sky?"], "scheme": "light", "stopAfter": 3}
+    seen = javascript.run("demo.mjs", {"folder": str(demo("onnx-fp32")), **job})
+    assert all(len(reply) >= 3 for reply in seen["replies"])
+    assert seen["parity"]["verdict"] == "Parity: pass"
+    assert (seen["problems"], seen["complaints"]) == ([], [])
+
+
 def test_the_page_sees_a_wrong_number_and_a_damaged_model(demo, tmp_path):
     bundle = demo("onnx-fp32")
     wrong = tmp_path / "wrong"

@@ -1,4 +1,5 @@
-// A web bundle in headless Chromium, used as a person would. Job: { folder, turns, screenshots, scheme } → what was seen.
+// A web bundle in headless Chromium, used as a person would. Job: { folder, turns, scheme, … } → what was seen.
+// `screenshots` is a folder for pictures; `stopAfter` presses Stop once a reply is that many characters long.
 import { launch, openPage } from "./chromium.mjs";
 import { finish, job } from "./job.mjs";
 import { serve } from "./serve.mjs";
@@ -9,13 +10,18 @@ const { page, complaints } = await openPage(browser, `${server.url}/index.html`,
 const shot = (name) => job.screenshots && page.screenshot({ path: `${job.screenshots}/${job.scheme}-${name}.png` });
 const problems = () => page.$$eval(".problem", (found) => found.map((each) => each.textContent));
 const settled = () => !document.getElementById("send").disabled || document.querySelector(".problem");
-await page.waitForFunction(settled, { timeout: 120_000 });
+await page.waitForFunction(settled, { timeout: 300_000 });
 
 const replies = [];
 for (const text of job.turns) {
   await page.type("#text", text);
   await page.keyboard.press("Enter");
-  await page.waitForFunction(() => document.getElementById("send").textContent === "Send", { timeout: 120_000 });
+  if (job.stopAfter) {
+    const long = (length) => document.querySelector("#talk > :last-child").textContent.length >= length;
+    await page.waitForFunction(long, { timeout: 240_000 }, job.stopAfter);
+    await page.click("#send");
+  }
+  await page.waitForFunction(() => document.getElementById("send").textContent === "Send", { timeout: 300_000 });
   replies.push(await page.$$eval(".assistant", (turns) => turns.at(-1)?.textContent ?? null));
 }
 const speed = await page.$eval("#speed", (line) => line.textContent);

@@ -91,35 +91,31 @@ async function json(name) {
   return (await get(name)).json();
 }
 
+/** A large file's bytes, held once. */
 async function download(name, onBytes) {
+  const { size, sha256 } = bundle.files[name];
   const response = await get(name);
-  const pieces = [];
-  let size = 0;
+  const bytes = new Uint8Array(size);
+  let at = 0;
   for (const reader = response.body.getReader(); ; ) {
     const { done, value } = await reader.read();
     if (done) break;
-    pieces.push(value);
-    size += value.length;
+    if (at + value.length > size) throw new Error(`${name} is larger than bundle.json says.`);
+    bytes.set(value, at);
+    at += value.length;
     onBytes(value.length);
   }
-  const whole = new Uint8Array(size);
-  let at = 0;
-  for (const piece of pieces) {
-    whole.set(piece, at);
-    at += piece.length;
-  }
-  return verified(name, whole);
+  if (at !== size) throw new Error(`${name} is cut short: ${at} of ${size} bytes.`);
+  await verify(name, bytes, sha256);
+  return bytes;
 }
 
 /** Browsers hash only for pages from https or this machine; elsewhere the bytes are taken as they come. */
-async function verified(name, bytes) {
-  const expected = bundle.files[name].sha256;
-  if (self.crypto.subtle) {
-    const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-    const found = [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-    if (found !== expected) throw new Error(`${name} is damaged: its SHA-256 is not the one in bundle.json.`);
-  }
-  return bytes;
+async function verify(name, bytes, expected) {
+  if (!self.crypto.subtle) return;
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  const found = [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  if (found !== expected) throw new Error(`${name} is damaged: its SHA-256 is not the one in bundle.json.`);
 }
 
 async function get(name) {
