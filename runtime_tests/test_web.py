@@ -157,8 +157,8 @@ def test_the_page_sees_a_wrong_number_and_a_damaged_model(demo, tmp_path):
 def test_what_cannot_run_is_skipped_with_its_reason_and_fails_in_ci(monkeypatch, tmp_path):
     monkeypatch.setattr(javascript, "NODE_MODULES", tmp_path)
     monkeypatch.setenv("CI", "true")
-    with pytest.raises(pytest.fail.Exception, match="npm|Node"):
+    with pytest.raises(pytest.fail.Exception, match=r"npm|Node"):
         javascript.need()
     monkeypatch.delenv("CI")
-    with pytest.raises(pytest.skip.Exception, match="npm|Node"):
+    with pytest.raises(pytest.skip.Exception, match=r"npm|Node"):
         javascript.need()
