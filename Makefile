@@ -11,7 +11,7 @@ demo: .venv/installed  ## export nano to a .pte and to ONNX, prove both, chat wi
 	$(BIN)/lfm2-export export nano --recipe onnx-int8 --output out/demo-onnx --force
 	$(BIN)/lfm2-export chat out/demo-onnx --prompt "What color is the sky?"
 
-test: .venv/installed-test lint  ## what CI runs
+test: .venv/installed-test .venv/installed-web lint  ## what CI runs
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=10
 
 lint: .venv/installed-test
@@ -38,10 +38,15 @@ bench: .venv/installed-bench  ## 350M beside llama.cpp, ExecuTorch's own export 
 	$(PYTHON) -m pip --python .venv/bin/python install --quiet --editable ".[test]"
 	@touch $@
 
+# transformers.js, onnxruntime-web and a Chromium for the web tests; no package's script is run
+.venv/installed-web: .venv/installed-test runtime_tests/web/package-lock.json
+	PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --ignore-scripts --no-audit --no-fund --loglevel=error --prefix runtime_tests/web
+	@touch $@
+
 # llama.cpp is compiled here; pip itself is needed for its sources
 .venv/installed-bench: .venv/installed
 	$(PYTHON) -m pip --python .venv/bin/python install --quiet --editable ".[bench]" pip
 	@touch $@
 
 clean:
-	rm -rf .venv out build dist
+	rm -rf .venv out build dist runtime_tests/web/node_modules

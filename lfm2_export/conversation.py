@@ -98,7 +98,7 @@ class Conversation:
     def rewind(self) -> None:
         """Take back the last turn: messages and state are what they were before it, to the bit.
 
-        UsageError when no turn is left, or when the form keeps its state to itself.
+        UsageError when no turn is left, or when form or runtime keep the state to themselves.
         """
         self.need_state()
         if self._before is None:
@@ -157,9 +157,12 @@ class Conversation:
         self._prefix = self._here()
 
     def need_state(self) -> None:
-        """UsageError when the artifact's form hides its state."""
+        """UsageError when the artifact's form, or the runtime, hides the state."""
         if not self.session.has_state:
-            raise UsageError("a resident form keeps its state to itself; export with --form explicit for this")
+            raise UsageError(
+                f"{self.session.runtime} keeps the state of this artifact to itself; this needs --form explicit at "
+                "export and executorch or onnxruntime as the runtime"
+            )
 
     def _answer(self, limit: int) -> Iterator[str]:
         """The assistant's turn. Whatever happens, `_fed` says what the session has seen."""

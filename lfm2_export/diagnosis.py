@@ -18,6 +18,7 @@ _PURPOSES = {
     "onnx": "ONNX: writing",
     "onnxruntime": "ONNX: running",
     "onnxruntime-qnn": "Qualcomm NPU: compiling, emulating",
+    "onnxruntime-genai": "ONNX: chat and parity through genai",
     "optimum": "optimum-cli export lfm2",
     "transformers": "tests: independent reference; bench: eager",
     "psutil": "bench",

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from lfm2_export.errors import UsageError
 
-_OURS = ("manifest.json", "config.json")  # what every artifact or checkpoint folder of ours holds
+BUNDLE = "bundle.json"
+_OURS = ("manifest.json", "config.json", BUNDLE)  # what every artifact, checkpoint or bundle folder of ours holds
 
 
 @contextmanager

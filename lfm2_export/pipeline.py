@@ -50,6 +50,7 @@ def export(
     check_free(output, force)
     tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
     with staged_folder(output, force) as folder:
+        _copy_companions(checkpoint, folder)
         windows: Windows = ()
         if chosen.calibration is not None:
             stage(f"choosing calibration tokens ({chosen.calibration.source})")
@@ -59,7 +60,6 @@ def export(
         decoder = load_quantized(checkpoint, chosen.quantization, chosen.cache)
         lowered = target.lower(decoder, chosen, folder, stage, windows)
         del decoder  # the proof loads its own references
-        _copy_companions(checkpoint, folder)
         stage("checksums")
         manifest = Manifest(
             files=seal(folder),

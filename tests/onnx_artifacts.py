@@ -38,6 +38,12 @@ def lower(decoder: Decoder, made_by: Recipe, folder: Path) -> Manifest:
     return Manifest.model_construct(target="onnx", window=made_by.window, methods=lowered.methods)
 
 
+def model_file(folder: Path) -> Path:
+    """The one graph of an artifact folder."""
+    (found,) = (folder / "onnx").glob("*.onnx")
+    return found
+
+
 def pair(decoder: Decoder, folder: Path, made_by: Recipe | None = None) -> tuple[OnnxRuntimeSession, EagerSession]:
     """The artifact's session and the eager session of the very model it was lowered from."""
     made_by = made_by or recipe()

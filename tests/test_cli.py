@@ -47,7 +47,18 @@ def test_help_imports_nothing_heavy():
 
 
 def test_every_command_has_help():
-    for command in ("export", "parity", "chat", "bench", "inspect", "run-on-device", "recipes", "init", "doctor"):
+    for command in (
+        "export",
+        "parity",
+        "chat",
+        "bench",
+        "bundle",
+        "inspect",
+        "run-on-device",
+        "recipes",
+        "init",
+        "doctor",
+    ):
         assert code_of(command, "--help") == 0
 
 
@@ -136,7 +147,15 @@ def test_exporting_a_hostile_checkpoint_is_one_line_and_leaves_nothing(name, tmp
 def test_inspect_shows_what_is_inside(artifact, capsys):
     assert code_of("inspect", str(artifact)) == 0
     shown = capsys.readouterr().out
-    for expected in ("nano", "onnx-int8", "model.onnx", "256 tokens", "past_conv.0", "lowering: max error", "pass"):
+    for expected in (
+        "nano",
+        "onnx-int8",
+        "onnx/model_quantized.onnx",
+        "256 tokens",
+        "past_conv.0",
+        "lowering: max error",
+        "pass",
+    ):
         assert expected in shown
 
 

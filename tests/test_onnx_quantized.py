@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from decoders import random_decoder, relative, tokens, worst
-from onnx_artifacts import FLIP_ERROR, FP32_ERROR, QUANTIZED, lower, pair, recipe, weight_only
+from onnx_artifacts import FLIP_ERROR, FP32_ERROR, QUANTIZED, lower, model_file, pair, recipe, weight_only
 from onnxruntime.capi import _pybind_state as kernels
 
 from lfm2_export.quantize.apply import BlockActivationLinear, quantize
@@ -81,11 +82,22 @@ class TestQuantized:
         assert np.array_equal(pack(values, bits, group), packed)
 
     @pytest.mark.parametrize("name", QUANTIZED)
+    def test_plain_and_fused_embedding_give_the_same_bits(self, tmp_path: Path, name: str) -> None:
+        logits, kinds = [], []
+        for fused in (False, True):
+            (folder := tmp_path / str(fused)).mkdir()
+            session, _ = pair(random_decoder(), folder, recipe(name, options={"fused_embedding": fused}))
+            logits.append(session.prefill(tokens(9)))
+            kinds.append({node.op_type for node in onnx.load(model_file(folder)).graph.node})
+        assert np.array_equal(*logits)
+        assert kinds[1] - kinds[0] == {"GatherBlockQuantized"}
+
+    @pytest.mark.parametrize("name", QUANTIZED)
     def test_tied_head_and_embedding_are_stored_once(self, tmp_path: Path, name: str) -> None:
         sizes = {}
         for tied in (True, False):
             pair(random_decoder(tie_word_embeddings=tied), tmp_path, recipe(name))
-            sizes[tied] = (tmp_path / "model.onnx").stat().st_size
+            sizes[tied] = model_file(tmp_path).stat().st_size
         bits = recipe(name).quantization[0].weight.bits  # type: ignore[union-attr]
         matrix = 320 * 64 * bits // 8 + 320 * (64 // 32) * 4
         assert 0 <= sizes[False] - sizes[True] - matrix < 512  # names and dimensions of the second copy

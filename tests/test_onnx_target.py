@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from decoders import CHUNKS, SHAPES, config, random_decoder, relative, state_error, tokens, worst
-from onnx_artifacts import FP32_ERROR, QUANTIZED, WINDOW, lower, pair, recipe, weight_only
+from onnx_artifacts import FP32_ERROR, QUANTIZED, WINDOW, lower, model_file, pair, recipe, weight_only
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import ArtifactError, RecipeError, UsageError, WindowExceededError
@@ -232,19 +233,34 @@ class TestFile:
             folder = tmp_path / str(number)
             folder.mkdir()
             pair(random_decoder(), folder, recipe(name))
-            digests.add(hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest())
+            digests.add(hashlib.sha256(model_file(folder).read_bytes()).hexdigest())
         assert len(digests) == 1
 
     def test_large_weights_go_to_a_file_of_their_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(graph_module, "EMBEDDED_BYTES", 1000)
         sessions = pair(random_decoder(), tmp_path, recipe("onnx-int4", float_activations=True))
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx_data"]
+        names = sorted(path.name for path in (tmp_path / "onnx").iterdir())
+        assert names == ["model_q4.onnx", "model_q4.onnx_data"]
+        assert worst(*sessions, [5, 1]) < FP32_ERROR
+
+    def test_weights_past_a_browsers_buffer_are_split(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(graph_module, "EMBEDDED_BYTES", 1000)
+        monkeypatch.setattr(graph_module, "CHUNK_BYTES", 200_000)
+        (tmp_path / "config.json").write_text('{"model_type": "lfm2"}')
+        sessions = pair(random_decoder(), tmp_path)
+        data = [path for path in (tmp_path / "onnx").iterdir() if "_data" in path.name]
+        config = json.loads((tmp_path / "config.json").read_bytes())
+        assert config["model_type"] == "lfm2"
+        count = config["transformers.js_config"]["use_external_data_format"]["model.onnx"]
+        assert count > 2
+        assert {path.name for path in data} == {f"model.onnx_data{f'_{n}' if n else ''}" for n in range(count)}
+        assert max(path.stat().st_size for path in data) <= 200_000
         assert worst(*sessions, [5, 1]) < FP32_ERROR
 
     @pytest.mark.parametrize("name", ["onnx-fp32", *QUANTIZED])
     def test_passes_the_checker(self, tmp_path: Path, name: str, rms_norm_schema: None) -> None:
         pair(random_decoder(conv_bias=True), tmp_path, recipe(name))
-        onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+        onnx.checker.check_model(str(model_file(tmp_path)), full_check=True)
 
     def test_border_is_what_genai_and_transformers_js_look_for(self, tmp_path: Path) -> None:
         method = lower(random_decoder(), recipe(), tmp_path).methods[0]
@@ -257,7 +273,7 @@ class TestFile:
         assert inputs["past_key_values.2.key"] == ("float32", ["batch_size", 2, "past_sequence_length", 16])
         assert outputs["present.4.value"] == ("float32", ["batch_size", 2, "present_sequence_length", 16])
         assert outputs["logits"] == ("float32", ["batch_size", 1, 320])
-        session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model_file(tmp_path), providers=["CPUExecutionProvider"])
         assert [spec.name for spec in session.get_inputs()] == list(inputs)
         assert [spec.name for spec in session.get_outputs()] == list(outputs)
         assert [spec.name for spec in session.get_overridable_initializers()] == ["num_logits_to_keep"]
@@ -268,7 +284,7 @@ class TestFaults:
     def test_a_flipped_weight_is_seen(self, tmp_path: Path, name: str) -> None:
         made = lower(quantize(random_decoder(), recipe(name).quantization), recipe(name), tmp_path)
         eager = weight_only(name)
-        path = tmp_path / "model.onnx"
+        path = model_file(tmp_path)
         model = onnx.load(path)
         weight = next(t for t in model.graph.initializer if t.name.startswith("layers.1.feed_forward.w1.weight_q"))
         weight.raw_data = bytes([weight.raw_data[0] ^ 0x88]) + weight.raw_data[1:]
@@ -278,7 +294,7 @@ class TestFaults:
 
     def test_a_broken_file_is_one_line(self, tmp_path: Path) -> None:
         made = lower(random_decoder(), recipe(), tmp_path)
-        path = tmp_path / "model.onnx"
+        path = model_file(tmp_path)
         path.write_bytes(path.read_bytes()[:5000])
         with pytest.raises(ArtifactError, match="cannot load") as caught:
             open_session(tmp_path, made)
@@ -289,6 +305,7 @@ class TestFaults:
         [
             ({"form": "resident"}, {}, "only 'explicit'"),
             ({"options": {"opset": 21}}, {}, "unknown options.*opset"),
+            ({"options": {"fused_embedding": 1}}, {}, "true or false"),
             ({}, {"head_dim": 8}, "multiple of 16"),
             ({"cache": "bfloat16"}, {}, "no bfloat16 KV cache"),
             ({"cache": "float16"}, {}, "no float16 KV cache"),

@@ -25,8 +25,8 @@ class Artifact:
 
 
 def seal(folder: Path) -> dict[str, FileEntry]:
-    """Size and SHA-256 of every file of the folder but the manifest, by relative path, sorted."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    """Size and SHA-256 of every file of the folder but its own manifest, by relative path, sorted."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {
         path.relative_to(folder).as_posix(): FileEntry(size=path.stat().st_size, sha256=sha256(path)) for path in files
     }

@@ -18,7 +18,7 @@ def run(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Say this, print the reply, leave.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="Runtime to use. [the artifact's own]")] = None,
+    runtime: Annotated[str | None, typer.Option(help="executorch, onnxruntime or genai. [the artifact's own]")] = None,
     limit: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest reply.")] = 256,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 is greedy; LFM2's cards recommend 0.3 (min-p 0.15, penalty 1.05).")
@@ -82,7 +82,7 @@ def _open(folder: Path, runtime: str | None, force: bool) -> Chat:
     tokenizer = ChatTokenizer.load(folder, from_dict(artifact.manifest.source.config, f"{folder}: manifest.json"))
     if tokenizer is None or not tokenizer.has_template:
         raise UsageError(f"{folder} has no tokenizer or chat template; chat needs both (parity works without)")
-    able = [name for name in runtimes.names() if runtimes.find(name).runs(artifact.manifest)]
+    able = runtimes.able(artifact.manifest)
     chosen = runtime or able[0]
     if chosen not in able:
         raise UsageError(f"runtime {chosen!r} does not run this artifact; able: {', '.join(able)}")

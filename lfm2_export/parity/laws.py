@@ -107,7 +107,7 @@ def _forms(at: LawContext) -> LawResult:
 def _snapshot(at: LawContext) -> LawResult:
     """A saved and restored state goes on exactly: rewind and branch."""
     if not at.session.has_state:
-        return LawResult("snapshot", None, 0.0, "a resident form keeps its state to itself")
+        return LawResult("snapshot", None, 0.0, f"{at.session.runtime} keeps the state of this form to itself")
     half = len(at.tokens) // 2
     at.session.prefill(at.tokens[:half])
     saved = at.session.state()

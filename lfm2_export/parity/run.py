@@ -144,7 +144,7 @@ def _runtimes_for(artifact: Artifact, only: Sequence[str]) -> list[str]:
     for name in only:
         if not runtimes.find(name).runs(artifact.manifest):
             raise UsageError(f"runtime {name!r} does not run {artifact.manifest.target} artifacts")
-    return list(only) or [name for name in runtimes.names() if runtimes.find(name).runs(artifact.manifest)]
+    return list(only) or runtimes.able(artifact.manifest)
 
 
 def _open(subject: _Subject, report: RuntimeReport, required: bool) -> Session | None:

@@ -25,6 +25,7 @@ from lfm2_export.errors import UsageError
 from lfm2_export.runtimes.session import Session
 
 _NOT_RUNTIMES = {"session", "eager"}  # the protocol, and the reference that needs a checkpoint
+_MAIN = ("executorch", "onnxruntime")  # each target's own, which shows its state; libraries upon them come after
 
 
 class Runtime(Protocol):
@@ -43,6 +44,11 @@ def names() -> list[str]:
     """Every runtime, by name."""
     found = (module.name for module in pkgutil.iter_modules(__path__))
     return sorted(name for name in found if name not in _NOT_RUNTIMES and not name.startswith("_"))
+
+
+def able(manifest: Manifest) -> list[str]:
+    """Every runtime meant for such an artifact, installed or not, the target's own first."""
+    return sorted((name for name in names() if find(name).runs(manifest)), key=lambda name: (name not in _MAIN, name))
 
 
 def find(name: str) -> Runtime:

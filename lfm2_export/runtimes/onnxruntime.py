@@ -68,8 +68,8 @@ class OnnxRuntimeSession:
         options.log_severity_level = _QUIET
         options.intra_op_num_threads = threads
         options.use_deterministic_compute = True
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         path = folder / method.file
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         try:
             model = _float_activations(path) if float_activations else path
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -1,12 +1,15 @@
 """Lowerings: (quantized traced model, recipe) → files. One module per target, found by its file name.
 
-A target module has two functions, the whole of what `export` knows of it:
+A target module has four functions, the whole of what `export` and `parity` know of it:
 
 - `check(recipe, config) -> None`: refuse (RecipeError) what this target cannot do, before a weight is read;
 - `lower(decoder, recipe, folder, stage, windows) -> Lowered`: write the artifact's files into `folder`, announcing
-  each step through `stage("…")`; LoweringError when the result is not what the recipe demands. `windows` are the tokens
-  that static activations are calibrated on; empty when the recipe has none, and a target without static activations
-  refuses such rules in `check`;
+  each step through `stage("…")`; LoweringError when the result is not what the recipe demands. The checkpoint's
+  config, tokenizer and template are there already, for a target to add what its runtimes look for in them. `windows`
+  are the tokens that static activations are calibrated on; empty when the recipe has none, and a target without static
+  activations refuses such rules in `check`;
+- `weights_error(decoder, folder) -> float | None`: share of the stored weights that are not the decoder's; None where
+  they are judged by running them;
 - `reference(decoder, recipe, windows) -> Methods | None`: the artifact's methods in eager PyTorch, where the target
   itself quantizes; None where `decoder` already is the model that the artifact must equal.
 """

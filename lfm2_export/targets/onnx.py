@@ -1,4 +1,4 @@
-"""ONNX for onnxruntime and what stands on it: one `model.onnx` of fused operators, weights inside.
+"""ONNX for onnxruntime and what stands on it: one folder for onnxruntime, its genai library and transformers.js.
 
 The graph is written directly (see `_onnx/decoder.py`): fused attention over a shared KV buffer, quantized matrices
 in onnxruntime's own packing, and an embedding that a tied head shares.
@@ -19,10 +19,11 @@ from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import QuantizationRule, quantizable, rule_for
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets import Lowered, Stage
+from lfm2_export.targets._onnx import companions
 from lfm2_export.targets._onnx.decoder import build
 
-_FILE = "model.onnx"
-_OLDEST = {False: "1.20.1", True: "1.23.2"}  # run there; with quantized weights: GatherBlockQuantized over uint8
+_OLDEST = {False: "1.20.1", True: "1.23.2"}  # run there; with quantized weights and either embedding
+_FUSED = "fused_embedding"  # option: read a quantized embedding with GatherBlockQuantized
 _HEAD_DIM_STEP = 16  # GroupQueryAttention's rotary kernel works in steps of it
 _SMALLEST_GROUP = 16  # MatMulNBits and GatherBlockQuantized: a power of two from here on
 
@@ -31,8 +32,10 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
     """Refuse what onnxruntime's operators cannot do, before a weight is read. Raises RecipeError."""
     if recipe.form != "explicit":
         raise RecipeError(f"{recipe.name}: form {recipe.form!r} is ExecuTorch's; the onnx target has only 'explicit'")
-    if recipe.options:
-        raise RecipeError(f"{recipe.name}: unknown options for the onnx target: {', '.join(sorted(recipe.options))}")
+    if unknown := recipe.options.keys() - {_FUSED}:
+        raise RecipeError(f"{recipe.name}: unknown options for the onnx target: {', '.join(sorted(unknown))}")
+    if not isinstance(recipe.options.get(_FUSED, False), bool):
+        raise RecipeError(f"{recipe.name}: options.{_FUSED} is true or false")
     if recipe.cache != "float32":
         raise RecipeError(f"{recipe.name}: the onnx target has no {recipe.cache} KV cache; use cache: float32")
     if config.attention_layers and config.head_dim % _HEAD_DIM_STEP:
@@ -47,12 +50,16 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
 
 
 def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
-    """Write `model.onnx` (and `model.onnx_data` when the weights outgrow one file) into `folder`."""
+    """Write `onnx/model….onnx` (with `…_data`, `…_data_1` when the weights outgrow one file) and genai's config."""
     stage("building the ONNX graph")
-    graph = build(decoder, recipe.window)
-    stage(f"packing weights into {_FILE}")
-    graph.save(folder / _FILE)
-    method = MethodSpec(name="model", file=_FILE, inputs=graph.inputs, outputs=graph.outputs, max_tokens=recipe.window)
+    graph = build(decoder, recipe.window, recipe.options.get(_FUSED, False))
+    file = companions.model_file(recipe)
+    stage(f"packing weights into {file}")
+    (folder / file).parent.mkdir(exist_ok=True)
+    chunks = len(graph.save(folder / file)) - 1
+    companions.write_genai_config(folder, recipe, decoder.config)
+    companions.adapt_for_transformers_js(folder, recipe, decoder.config, chunks)
+    method = MethodSpec(name="model", file=file, inputs=graph.inputs, outputs=graph.outputs, max_tokens=recipe.window)
     return Lowered(
         methods=[method],
         transport="inplace",

@@ -45,14 +45,14 @@ class _Call(NamedTuple):
     sin: str  # [window, head_dim/2]
 
 
-def build(decoder: Decoder, window: int) -> Graph:
+def build(decoder: Decoder, window: int, fused_embedding: bool = False) -> Graph:
     """The whole graph, for contexts of up to `window` tokens."""
     config = decoder.config
     graph = Graph("lfm2")
     graph.output("logits", "float32", _BATCH, 1, config.vocab_size)  # 1: by default; genai reads it as "last only"
     tokens = graph.input("input_ids", "int64", _BATCH, _TOKENS)
     call = _place(graph, decoder, window)
-    x = embedding(graph, decoder.embed_tokens, tokens)
+    x = embedding(graph, decoder.embed_tokens, tokens, fused_embedding)
     delta = ""  # what the residual stream is owed: added by the next norm's fused kernel
     for i, kind in enumerate(config.layer_types):
         block, path = cast(Block, decoder.layers[i]), f"layers.{i}"

@@ -8,7 +8,7 @@ that at most one packed matrix is alive besides what the file format itself dema
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +22,8 @@ from lfm2_export.artifact.manifest import TensorSpec
 OPSET = 18
 IR_VERSION = 8  # the oldest that knows opset 18: old runtimes may load the file
 CONTRIB = "com.microsoft"  # onnxruntime's own operators
-EMBEDDED_BYTES = 1_500_000_000  # protobuf ends at 2 GiB; above this, weights go to a file of their own
+EMBEDDED_BYTES = 1_500_000_000  # protobuf ends at 2 GiB; above this, weights go to files of their own
+CHUNK_BYTES = 2_000_000_000  # of one such file: browsers hold no buffer of 2 GiB
 _PAGE = 4096  # external tensors start on a page, so that they can be memory-mapped
 
 
@@ -101,19 +102,24 @@ class Graph:
         return self.constant(f"int/{value}", np.array(value, dtype=np.int64))
 
     def save(self, path: Path) -> list[Path]:
-        """Write the model, with its weights inside or, when they are too large, in `<path>_data` beside it."""
+        """Write the model, with its weights inside or, when they are too large, in files beside it.
+
+        Those are `<path>_data`, `<path>_data_1`, …: the names transformers.js expects. Returns all that was written.
+        """
         model = self._without_weights()
         if sum(weight.size for weight in self._weights.values()) < EMBEDDED_BYTES:
             for weight in self._weights.values():
                 _embed(model.graph.initializer.add(), weight)
             path.write_bytes(model.SerializeToString())
             return [path]
-        data = path.with_name(path.name + "_data")
-        with data.open("wb") as file:
-            for weight in self._weights.values():
-                _externalize(model.graph.initializer.add(), weight, file, data.name)
+        chunks = _chunks(self._weights.values())
+        files = [path.with_name(f"{path.name}_data{f'_{number}' if number else ''}") for number in range(len(chunks))]
+        for data, weights in zip(files, chunks, strict=True):
+            with data.open("wb") as file:
+                for weight in weights:
+                    _externalize(model.graph.initializer.add(), weight, file, data.name)
         path.write_bytes(model.SerializeToString())
-        return [path, data]
+        return [path, *files]
 
     def _without_weights(self) -> onnx.ModelProto:
         inputs = [_value_info(spec) for spec in self.inputs + self._optional]
@@ -126,6 +132,20 @@ class Graph:
         if name not in self._weights:
             self.weight(name, value.dtype, value.shape, lambda: value)
         return name
+
+
+def _chunks(weights: Iterable[_Weight]) -> list[list[_Weight]]:
+    """The weights in order, cut into files of at most `CHUNK_BYTES`; a tensor is never cut."""
+    chunks: list[list[_Weight]] = [[]]
+    room = CHUNK_BYTES
+    for weight in weights:
+        padded = weight.size + -weight.size % _PAGE
+        if padded > room and chunks[-1]:
+            chunks.append([])
+            room = CHUNK_BYTES
+        chunks[-1].append(weight)
+        room -= padded
+    return chunks
 
 
 def _value_info(spec: TensorSpec) -> onnx.ValueInfoProto:

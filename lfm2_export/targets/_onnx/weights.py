@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from onnx import TensorProto
 from torch import nn
 
 from lfm2_export.model.decoder import Decoder
@@ -45,14 +46,20 @@ def linear(graph: Graph, path: str, module: Linear, x: str) -> str:
     return graph.op("Add", f"{path}/Add", product, vector(graph, f"{path}.bias", module.bias))
 
 
-def embedding(graph: Graph, module: nn.Embedding, tokens: str) -> str:
-    """`tokens [B, T]` → `[B, T, hidden]`."""
+def embedding(graph: Graph, module: nn.Embedding, tokens: str, fused: bool = False) -> str:
+    """`tokens [B, T]` → `[B, T, hidden]`.
+
+    A quantized table is read with plain operators, which every runtime has and which give the same bits, or, when
+    `fused`, by GatherBlockQuantized, which the WebAssembly build inside transformers.js lacks.
+    """
     grid = quantized_weight(module)
     if grid is None:
         weight = module.weight
         table = graph.weight(_TABLE, np.float32, weight.shape, lambda: _array(weight))
         return graph.op("Gather", "embed_tokens/Gather", table, tokens, axis=0)
     packed, scales = _add_grid(graph, "embed_tokens", grid)
+    if not fused:
+        return _dequantized_rows(graph, "embed_tokens", grid, packed, scales, tokens)
     flat = graph.op("Reshape", "embed_tokens/Reshape", packed, graph.ints(grid.values.shape[0], -1))
     return graph.op(
         "GatherBlockQuantized",
@@ -64,6 +71,30 @@ def embedding(graph: Graph, module: nn.Embedding, tokens: str) -> str:
         gather_axis=0,
         quantize_axis=1,
     )
+
+
+def _dequantized_rows(graph: Graph, path: str, grid: QuantizedWeight, packed: str, scales: str, rows: str) -> str:
+    """`(value - zero point) · scale` of some rows of a packed matrix: `rows [B, T]` → `[B, T, columns]`."""
+    taken = graph.op("Gather", f"{path}/packed", packed, rows, axis=0)  # [B, T, blocks, bytes]
+    if grid.bits == 4:
+        fifteen = graph.weight(f"{path}/fifteen", np.uint8, (), lambda: np.array(15, dtype=np.uint8))
+        four = graph.weight(f"{path}/four", np.uint8, (), lambda: np.array(4, dtype=np.uint8))
+        low = graph.op("BitwiseAnd", f"{path}/low", taken, fifteen)
+        high = graph.op("BitShift", f"{path}/high", taken, four, direction="RIGHT")
+        halves = (
+            graph.op("Unsqueeze", f"{path}/{name}_last", half, graph.ints(4))
+            for name, half in (("low", low), ("high", high))
+        )
+        pairs = graph.op("Concat", f"{path}/pairs", *halves, axis=4)
+        taken = graph.op("Reshape", f"{path}/unpacked", pairs, graph.ints(0, 0, 0, -1))
+    unsigned = graph.op("Cast", f"{path}/float", taken, to=TensorProto.FLOAT)
+    zero = graph.weight(f"{path}/zero", np.float32, (), lambda: np.array(2 ** (grid.bits - 1), dtype=np.float32))
+    signed = graph.op("Sub", f"{path}/signed", unsigned, zero)
+    taken_scales = graph.op("Gather", f"{path}/row_scales", scales, rows, axis=0)
+    scaled = graph.op(
+        "Mul", f"{path}/scaled", signed, graph.op("Unsqueeze", f"{path}/scale", taken_scales, graph.ints(3))
+    )
+    return graph.op("Reshape", f"{path}/rows", scaled, graph.ints(0, 0, -1))
 
 
 def head(graph: Graph, decoder: Decoder, x: str) -> str:

@@ -1,0 +1,143 @@
+"""The JavaScript that a web bundle needs, out of npm packages: pinned to the byte, never out of a CDN.
+
+It is not part of this project's wheel (onnxruntime's WebAssembly alone is 14 MB). It comes from a `node_modules` folder
+that the user names, or through the user's own npm into a cache; either way each file must have the SHA-256 below.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from lfm2_export.errors import MissingDependencyError, UsageError
+from lfm2_export.files import sha256
+
+
+class Piece(NamedTuple):
+    """One file of an npm package, and where it goes in the bundle's `runtime/`."""
+
+    package: str
+    version: str
+    file: str
+    target: str
+    sha256: str
+    licence: str  # as the package states it
+
+
+PIECES = (
+    Piece(
+        "onnxruntime-web",
+        "1.30.0",
+        "dist/ort.wasm.bundle.min.mjs",
+        "onnxruntime.mjs",
+        "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
+        "MIT",
+    ),
+    Piece(
+        "onnxruntime-web",
+        "1.30.0",
+        "dist/ort-wasm-simd-threaded.wasm",
+        "onnxruntime.wasm",
+        "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+        "MIT",
+    ),
+    Piece(
+        "@huggingface/tokenizers",
+        "0.2.0",
+        "dist/tokenizers.min.mjs",
+        "tokenizers.mjs",
+        "258e46332101335ce8d95aed7745b19ac3b46d37f3e159a89cf894c2ea9b1d3a",
+        "Apache-2.0",
+    ),
+    Piece(
+        "@huggingface/jinja",
+        "0.5.11",
+        "dist/index.js",
+        "jinja.mjs",
+        "c8871915dfa68f976c11540c33fc9341c0810ebe29adb7027b8d51f2a8044936",
+        "MIT",
+    ),
+)
+_SECONDS = 600
+
+
+def copy_pieces(folder: Path, node_modules: Path | None) -> dict[str, str]:
+    """Write every piece into `folder`; returns the versions by package.
+
+    Raises UsageError for a file that is missing or not the pinned one, MissingDependencyError where npm is needed and
+    absent or fails.
+    """
+    source = node_modules or _cached()
+    folder.mkdir()
+    for piece in PIECES:
+        path = source / piece.package / piece.file
+        if not path.is_file() or sha256(path) != piece.sha256:
+            raise UsageError(
+                f"{path}: {'not the pinned file' if path.is_file() else 'not found'}; this needs "
+                f"{piece.package}@{piece.version}: npm install --ignore-scripts {piece.package}@{piece.version}"
+            )
+        shutil.copyfile(path, folder / piece.target)
+    lines = {f"{p.package} {p.version}, {p.licence}, https://www.npmjs.com/package/{p.package}" for p in PIECES}
+    (folder / "LICENCES.txt").write_text("\n".join(sorted(lines)) + "\n", encoding="utf-8")
+    return {piece.package: piece.version for piece in PIECES}
+
+
+def _cached() -> Path:
+    """A folder laid out like `node_modules`, filled by npm the first time."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lfm2-export" / "npm"
+    wanted = sorted({(piece.package, piece.version) for piece in PIECES})
+    folder = root / "+".join(f"{name.replace('/', '_')}-{version}" for name, version in wanted)
+    if folder.is_dir():
+        return folder
+    npm = shutil.which("npm")
+    if npm is None:
+        raise MissingDependencyError(
+            "a web bundle needs onnxruntime-web from npm, and npm is not installed; install Node.js, "
+            "or name a node_modules folder that has it with --node-modules"
+        )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root) as staging:
+            for name, version in wanted:
+                _unpack(_pack(npm, f"{name}@{version}", Path(staging)), Path(staging) / "modules" / name)
+            (Path(staging) / "modules").replace(folder)
+    except OSError as error:
+        raise UsageError(f"cannot write {root}: {error.strerror}") from error
+    return folder
+
+
+def _pack(npm: str, package: str, folder: Path) -> Path:
+    """Download a package's archive. Nothing of it is run: `npm pack` of a registry package has no scripts."""
+    command = [npm, "pack", "--ignore-scripts", "--json", package]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=True)
+        return folder / json.loads(done.stdout)[0]["filename"]
+    except subprocess.CalledProcessError as error:
+        reason = " ".join((error.stderr or "").split())[-200:]
+    except (subprocess.TimeoutExpired, ValueError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+    raise MissingDependencyError(f"npm could not fetch {package}: {reason}")
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """The wanted members alone, written by us: an archive's own paths and links are never followed."""
+    with tarfile.open(archive) as tar:
+        for piece in PIECES:
+            if folder.parts[-len(Path(piece.package).parts) :] != Path(piece.package).parts:
+                continue
+            try:
+                member = tar.extractfile(f"package/{piece.file}")
+            except KeyError:
+                member = None
+            if member is None:
+                raise UsageError(f"{archive.name} has no file {piece.file}")
+            target = folder / piece.file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with member, target.open("wb") as file:
+                shutil.copyfileobj(member, file)

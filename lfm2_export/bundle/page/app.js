@@ -1,0 +1,153 @@
+// The page: what is shown, and what is asked of the worker. Text is always set as text, never as markup.
+const LIMIT = 256; // tokens of a reply
+const $ = (id) => document.getElementById(id);
+const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+
+let messages = [];
+let answer = null; // the element being written into
+let busy = true;
+let loaded = false;
+
+const on = {
+  progress({ done, all }) {
+    $("progress").value = all ? done / all : 0;
+    $("status").textContent = `Loading the model: ${megabytes(done)} of ${megabytes(all)}`;
+  },
+  preparing() {
+    $("progress").removeAttribute("value");
+    $("status").textContent = "Preparing the model…";
+  },
+  ready({ bundle, threads }) {
+    loaded = true;
+    $("loading").hidden = true;
+    $("title").textContent = bundle.source;
+    document.title = `${bundle.source} in the browser`;
+    const size = megabytes(bundle.model.bytes);
+    const runtime = `onnxruntime-web ${bundle.versions["onnxruntime-web"]}, ${threads} thread${threads > 1 ? "s" : ""}`;
+    const random = bundle.random_weights ? " · random weights, the replies mean nothing" : "";
+    $("facts").textContent = `${bundle.recipe}, ${size} · ${runtime} · nothing you type leaves this machine${random}`;
+    idle();
+    $("text").focus();
+  },
+  piece({ text }) {
+    answer.textContent = text;
+    follow();
+  },
+  done({ text, ids, prompt, seconds: [prefill, decode] }) {
+    answer.textContent = text;
+    answer.classList.remove("writing");
+    messages.push({ role: "assistant", content: text });
+    const rate = (tokens, time) => (time > 0 ? Math.round(tokens / time) : "–");
+    $("speed").textContent =
+      `prefill ${prompt} tokens at ${rate(prompt, prefill)} tok/s, decode ${ids.length} at ${rate(ids.length, decode)} tok/s`;
+    idle();
+    $("text").focus();
+  },
+  parity({ reports, passed, cases, golden }) {
+    $("verdict").textContent = passed ? "Parity: pass" : "Parity: FAIL";
+    $("verdict").className = passed ? "pass" : "fail";
+    $("explained").textContent =
+      `Against ${golden.runtime}, where this bundle was made. Errors are relative to the largest logit; ` +
+      `${golden.max_error} is allowed. A different token counts only where the choice was not that close.`;
+    $("cases").replaceChildren(
+      ...reports.map((report, at) => {
+        const prompt = report.samePrompt ? "same tokens" : "differs";
+        const verdict = report.passed ? "pass" : "FAIL";
+        return tableRow([cases[at], prompt, `${report.same} of ${report.steps}`, report.error.toExponential(1), verdict]);
+      }),
+    );
+    idle();
+  },
+  problem({ message }) {
+    $("loading").hidden = true;
+    if ($("parity").open) $("parity").close();
+    if (answer?.classList.contains("writing")) {
+      answer.remove();
+      messages.pop(); // a turn that failed has not taken place
+    }
+    say("problem", message);
+    if (loaded) idle();
+  },
+};
+
+worker.onmessage = ({ data }) => on[data.on](data);
+worker.onerror = (event) => on.problem({ message: event.message ?? "The model's thread could not start." });
+worker.postMessage({ do: "load" });
+
+$("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = $("text").value.trim();
+  if (busy) worker.postMessage({ do: "stop" });
+  else if (text) ask(text);
+});
+
+$("text").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    if (!busy) $("form").requestSubmit();
+  }
+});
+
+$("reset").addEventListener("click", () => {
+  messages = [];
+  $("talk").replaceChildren();
+  $("speed").textContent = "";
+  $("text").focus();
+});
+
+$("check").addEventListener("click", () => {
+  occupied();
+  $("verdict").textContent = "Checking…";
+  $("verdict").className = "";
+  $("explained").textContent = "";
+  $("cases").replaceChildren();
+  $("parity").showModal();
+  worker.postMessage({ do: "parity" });
+});
+
+function ask(text) {
+  messages.push({ role: "user", content: text });
+  say("user", text);
+  answer = say("assistant", "");
+  answer.classList.add("writing");
+  $("text").value = "";
+  occupied();
+  $("send").disabled = false;
+  $("send").textContent = "Stop";
+  worker.postMessage({ do: "reply", messages, limit: LIMIT });
+}
+
+function say(kind, text) {
+  const turn = document.createElement("p");
+  turn.className = `turn ${kind}`;
+  turn.textContent = text;
+  $("talk").append(turn);
+  follow();
+  return turn;
+}
+
+function follow() {
+  $("talk").scrollTop = $("talk").scrollHeight;
+}
+
+function tableRow(cells) {
+  const row = document.createElement("tr");
+  for (const text of cells) row.insertCell().textContent = text;
+  row.lastChild.className = cells.at(-1).toLowerCase();
+  return row;
+}
+
+function occupied() {
+  busy = true;
+  for (const id of ["send", "reset", "check"]) $(id).disabled = true;
+}
+
+function idle() {
+  busy = false;
+  $("send").textContent = "Send";
+  for (const id of ["text", "send", "reset", "check"]) $(id).disabled = false;
+}
+
+function megabytes(bytes) {
+  return `${(bytes / 1e6).toFixed(1)} MB`;
+}

@@ -1,0 +1,125 @@
+// The model's own thread: loads it, chats, checks parity. The page asks with { do: … } and is answered with { on: … }.
+import { check } from "./golden.js";
+import { greedy, Model, threads } from "./model.js";
+import { Text } from "./text.js";
+
+let [bundle, model, text, fed, stopped] = [null, null, null, [], false];
+
+const jobs = { load, reply, parity };
+
+self.onmessage = async ({ data }) => {
+  if (data.do === "stop") {
+    stopped = true;
+    return;
+  }
+  try {
+    await jobs[data.do](data);
+  } catch (error) {
+    postMessage({ on: "problem", message: String(error?.message ?? error) });
+  }
+};
+
+async function load() {
+  bundle = await json("bundle.json");
+  const wanted = [bundle.model.file, ...bundle.model.data];
+  const files = {};
+  let done = 0;
+  for (const name of wanted) {
+    files[name] = await download(`model/${name}`, (bytes) => {
+      done += bytes;
+      postMessage({ on: "progress", done, all: bundle.model.bytes });
+    });
+  }
+  text = new Text(await json("model/tokenizer.json"), await json("model/tokenizer_config.json"));
+  postMessage({ on: "preparing" });
+  model = await Model.load(bundle, files);
+  postMessage({ on: "ready", bundle, threads });
+}
+
+async function reply({ messages, limit }) {
+  stopped = false;
+  const prompt = text.prompt(messages);
+  const known = fed.length < prompt.length && fed.every((token, at) => token === prompt[at]);
+  if (!known) {
+    model.reset();
+    fed = [];
+  }
+  const fresh = prompt.slice(fed.length);
+  if (prompt.length >= model.window) throw new Error(`The conversation is full (${model.window} tokens). Start a new chat.`);
+  const start = performance.now();
+  let logits = await feed(fresh);
+  const begun = performance.now();
+  const ids = [];
+  while (ids.length < limit && !stopped && model.position < model.window) {
+    const token = greedy(logits);
+    logits = await feed([token]);
+    if (bundle.eos_ids.includes(token)) break;
+    ids.push(token);
+    postMessage({ on: "piece", text: text.decode(ids) });
+    await breath();
+  }
+  const seconds = [(begun - start) / 1000, (performance.now() - begun) / 1000];
+  postMessage({ on: "done", text: text.decode(ids), ids, prompt: fresh.length, seconds });
+}
+
+async function parity() {
+  fed = [];
+  const golden = await json("golden.json");
+  const result = await check(golden, model, text);
+  postMessage({ on: "parity", ...result, cases: golden.cases.map((one) => one.messages.at(-1).content), golden });
+}
+
+async function feed(tokens) {
+  const logits = await model.feed(tokens);
+  fed.push(...tokens);
+  return logits;
+}
+
+/** Let messages in between two tokens; a promise alone would not. */
+function breath() {
+  return new Promise((resume) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resume();
+    };
+    port2.postMessage(null);
+  });
+}
+
+async function json(name) {
+  return (await get(name)).json();
+}
+
+/** A large file's bytes, held once. */
+async function download(name, onBytes) {
+  const { size, sha256 } = bundle.files[name];
+  const response = await get(name);
+  const bytes = new Uint8Array(size);
+  let at = 0;
+  for (const reader = response.body.getReader(); ; ) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    if (at + value.length > size) throw new Error(`${name} is larger than bundle.json says.`);
+    bytes.set(value, at);
+    at += value.length;
+    onBytes(value.length);
+  }
+  if (at !== size) throw new Error(`${name} is cut short: ${at} of ${size} bytes.`);
+  await verify(name, bytes, sha256);
+  return bytes;
+}
+
+/** Browsers hash only for pages from https or this machine; elsewhere the bytes are taken as they come. */
+async function verify(name, bytes, expected) {
+  if (!self.crypto.subtle) return;
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  const found = [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  if (found !== expected) throw new Error(`${name} is damaged: its SHA-256 is not the one in bundle.json.`);
+}
+
+async function get(name) {
+  const response = await fetch(new URL(name, import.meta.url));
+  if (!response.ok) throw new Error(`${name}: the server answered ${response.status}.`);
+  return response;
+}

@@ -1,0 +1,128 @@
+"""onnxruntime-genai, driving the same `onnx` artifact by its `genai_config.json`, as an app built on it would.
+
+Its LFM2 cache can neither be read nor rewound, so there is no `state()` here; a new conversation is a new generator.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lfm2_export.artifact.manifest import Manifest
+from lfm2_export.errors import ArtifactError, MissingDependencyError, UsageError
+from lfm2_export.runtimes.session import Snapshot, check_room
+
+_CONFIG = "genai_config.json"
+_MOST_BYTES = 1 << 20
+# The library can be told there to load further code; what is not known to be harmless is refused.
+_KNOWN = {
+    (): {"model", "search"},
+    ("model",): {"type", "context_length", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "decoder"},
+    ("model", "decoder"): {
+        *("session_options", "filename", "head_size", "hidden_size", "num_attention_heads", "num_hidden_layers"),
+        *("num_key_value_heads", "layer_types", "conv_cache_size", "inputs", "outputs"),
+    },
+    ("model", "decoder", "session_options"): {"log_id", "provider_options"},
+}
+
+
+def version() -> str:
+    """Of the installed onnxruntime-genai; MissingDependencyError if there is none."""
+    try:
+        import onnxruntime_genai
+    except ImportError as error:
+        raise MissingDependencyError("onnxruntime-genai is not installed; pip install 'lfm2-export[genai]'") from error
+    return str(onnxruntime_genai.__version__)
+
+
+def runs(manifest: Manifest) -> bool:
+    """Whether the artifact is an ONNX one."""
+    return manifest.target == "onnx"
+
+
+def open_session(folder: Path, manifest: Manifest) -> GenaiSession:
+    """Load an artifact for one conversation."""
+    return GenaiSession(folder, manifest)
+
+
+def weights_session(folder: Path, manifest: Manifest) -> None:
+    """None: genai loads the file as it is, with activations rounded as the recipe says."""
+    return
+
+
+class GenaiSession:
+    """One conversation, batch 1 (see `Session`)."""
+
+    runtime = "genai"
+    pads = False
+    has_state = False
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.version = version()
+        import onnxruntime_genai
+
+        self.window = manifest.window
+        self._vocab = _check_config(folder / _CONFIG, manifest.methods[0].file)
+        self._library = onnxruntime_genai
+        try:
+            self._model = onnxruntime_genai.Model(str(folder))
+            self._generator = self._new_generator()
+        except Exception as error:  # its exceptions have no common base of their own
+            reason = " ".join(str(error).split())[:200]
+            raise ArtifactError(f"{folder}: onnxruntime-genai {self.version} cannot load it: {reason}") from error
+
+    @property
+    def position(self) -> int:
+        return int(self._generator.token_count())
+
+    def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
+        """Go on with a chunk; genai pads on its own terms, so `pad_to` is refused."""
+        if pad_to is not None:
+            raise UsageError("genai takes no padded chunks")
+        check_room(self.position, len(tokens), self.window, self._vocab, tokens)
+        self._generator.append_tokens(np.array(tokens, dtype=np.int32))
+        logits: np.ndarray = self._generator.get_logits()  # [1, 1, vocab]
+        return logits[0, -1].copy()
+
+    def decode(self, token: int) -> np.ndarray:
+        return self.prefill([token])
+
+    def reset(self) -> None:
+        if self.position:
+            del self._generator  # its cache spans the window: never two at once
+            self._generator = self._new_generator()
+
+    def state(self) -> Snapshot:
+        raise UsageError("genai keeps its state to itself; use --runtime onnxruntime for this")
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self.state()
+
+    def _new_generator(self) -> Any:
+        parameters = self._library.GeneratorParams(self._model)
+        parameters.set_search_options(max_length=self.window, do_sample=False)
+        return self._library.Generator(self._model, parameters)
+
+
+def _check_config(path: Path, file: str) -> int:
+    """The vocabulary of a `genai_config.json` that asks for nothing but to run `file`. ArtifactError otherwise."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ArtifactError(f"{path}: larger than {_MOST_BYTES} bytes, that is no config")
+        document = json.loads(path.read_bytes())
+        for place, known in _KNOWN.items():
+            node = document
+            for key in place:
+                node = node[key]
+            if foreign := node.keys() - known:
+                raise ArtifactError(f"{path}: {'.'.join((*place, min(foreign)))} is not a key lfm2-export writes")
+        decoder = document["model"]["decoder"]
+        if decoder["session_options"]["provider_options"] or decoder["filename"] != file:
+            raise ArtifactError(f"{path}: asks for other files or providers than the manifest; export again")
+        return int(document["model"]["vocab_size"])
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path}: missing or malformed; export again") from error
