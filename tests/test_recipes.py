@@ -8,7 +8,7 @@ import pytest
 
 from lfm2_export import recipes, targets
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.errors import RecipeError
+from lfm2_export.errors import MissingDependencyError, RecipeError
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme, check_rules, describe, rule_for
 
 CONFIG = LFM2Config(
@@ -84,7 +84,10 @@ def test_every_built_in_recipe_fits_nano_and_names_a_target(name):
     recipe = recipes.load(name)
     assert recipe.name == name
     recipe.check(CONFIG)
-    targets.find(recipe.target).check(recipe, CONFIG)
+    try:
+        targets.find(recipe.target).check(recipe, CONFIG)
+    except MissingDependencyError as error:  # asked for last, once the recipe itself was found good
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
     _check_rules(recipe, config)
     if recipe.calibration is not None and recipe.calibration.observer != "min-max":
         raise RecipeError(f"{recipe.name}: calibration.observer: the qnn target has only min-max so far")
-    qnn_sdk.version()
     chips.named(_option(recipe, "soc"))
+    qnn_sdk.version()
 
 
 def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
