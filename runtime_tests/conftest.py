@@ -15,6 +15,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.pipeline import export
 from lfm2_export.quantize.apply import quantize
+from lfm2_export.quantize.unpack import unpack
 from lfm2_export.recipes import Recipe
 
 Make = Callable[..., Artifact]
@@ -57,6 +58,6 @@ def quantized_nano(nano: Checkpoint) -> Callable[[Artifact], Decoder]:
     @cache
     def make(rules: str) -> Decoder:
         recipe = Recipe.model_validate_json(rules)
-        return quantize(load_decoder(nano), recipe.quantization, recipe.cache)
+        return unpack(quantize(load_decoder(nano), recipe.quantization, recipe.cache))
 
     return lambda artifact: make(Recipe.model_validate(artifact.manifest.recipe).model_dump_json())

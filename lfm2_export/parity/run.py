@@ -27,6 +27,7 @@ from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.parity.text import EvaluationText, evaluation_text
 from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.quantize.calibration import read_windows
+from lfm2_export.quantize.unpack import unpack
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes._slices import SliceSession
 from lfm2_export.runtimes.eager import EagerSession
@@ -107,7 +108,7 @@ def prove(
     for report in opened:
         judge(report, subject.recipe.gates, accuracy, checkpoint.random_weights)
     if stock_runner.runs(artifact.manifest):
-        reports.append(stock_runner.prove(artifact, subject.tokenizer, _quantized(subject), stage))
+        reports.append(stock_runner.prove(artifact, subject.tokenizer, unpack(_quantized(subject)), stage))
     manifest = artifact.manifest
     return ParityReport(
         artifact=artifact.folder.name,
@@ -178,6 +179,8 @@ def _question_1(
     decoder = _quantized(subject)
     eager = reference(subject.artifact, decoder)
     rounds = any(rule.activation for rule in subject.recipe.quantization)
+    stored = targets.find(subject.artifact.manifest.target).weights_error(decoder, subject.artifact.folder)
+    unpack(decoder)  # its grids have served, and every call is many times faster without them
     prompts = [window[: min(32, subject.window - 1)] for window in subject.text.windows[: subject.effort.prompts]]
     for report in reports:
         session, truth = sessions[report.runtime], references.get(report.runtime, eager)
@@ -193,14 +196,11 @@ def _question_1(
         tokens = subject.tokens[: min(subject.window // 2, subject.effort.law_tokens)]
         context = LawContext(session, subject.config, tokens, tolerance, other)
         report.laws = list(state_laws(context))
-    del eager
-    if rounds:
-        error = targets.find(subject.artifact.manifest.target).weights_error(decoder, subject.artifact.folder)
-        del decoder
-        for report in reports:
-            report.weights_error = error
-        if error is None:
-            _run_weights_alone(subject, reports)
+    del eager, decoder
+    for report in reports if rounds else ():
+        report.weights_error = stored
+    if rounds and stored is None:
+        _run_weights_alone(subject, reports)
 
 
 def reference(artifact: Artifact, decoder: Decoder) -> Session:
@@ -219,16 +219,16 @@ def reference(artifact: Artifact, decoder: Decoder) -> Session:
 
 def _run_weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:
     """The same files with activations in float, where a runtime can: rounding no longer hides a small fault."""
-    rules = [rule.model_copy(update={"activation": None}) for rule in subject.recipe.quantization]
-    eager = EagerSession(load_quantized(subject.checkpoint, tuple(rules), subject.recipe.cache), subject.window)
+    rules = tuple(rule.model_copy(update={"activation": None}) for rule in subject.recipe.quantization)
     for report in reports:
         session = runtimes.find(report.runtime).weights_session(subject.artifact.folder, subject.artifact.manifest)
         if session is None:
             report.weights_reason = "this runtime cannot leave the activations in float"
             continue
         subject.stage(f"{report.runtime}: the stored weights, with activations in float")
+        decoder = load_quantized(subject.checkpoint, rules, subject.recipe.cache)
         cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
-        report.weights_error = distance(session, eager, cases).max_error
+        report.weights_error = distance(session, EagerSession(unpack(decoder), subject.window), cases).max_error
 
 
 def _question_2(

@@ -1,0 +1,28 @@
+"""Unpacking changes where the weights are turned to fp32, and not a bit of what is computed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lfm2_export import recipes
+from lfm2_export.checkpoint.source import open_checkpoint
+from lfm2_export.quantize.apply import load_quantized, quantized_weight
+from lfm2_export.quantize.scheme import quantizable
+from lfm2_export.quantize.unpack import unpack
+from lfm2_export.runtimes.eager import EagerSession
+
+WINDOW = 64
+TOKENS = [1 + 7 * i % 900 for i in range(24)]
+
+
+@pytest.mark.parametrize("name", ["xnnpack-int4-mixed", "xnnpack-fp16", "xnnpack-fp32", "onnx-int8"])
+def test_an_unpacked_decoder_computes_the_same_bits(name):
+    recipe = recipes.load(name)
+    nano = open_checkpoint("nano")
+    packed, unpacked = (load_quantized(nano, recipe.quantization, recipe.cache) for _ in range(2))
+    sessions = [EagerSession(decoder, WINDOW) for decoder in (packed, unpack(unpacked))]
+    for chunk in (TOKENS[:20], TOKENS[20:21], TOKENS[21:]):
+        ours, theirs = (session.prefill(chunk) for session in sessions)
+        np.testing.assert_array_equal(ours, theirs)
+    assert all(quantized_weight(unpacked.get_submodule(path)) is None for path, _, _ in quantizable(nano.config))
