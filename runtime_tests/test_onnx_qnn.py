@@ -22,7 +22,7 @@ from lfm2_export.runtimes import onnxruntime_qnn
 
 pytest.importorskip("onnxruntime_qnn", reason="QNN is not installed: pip install 'lfm2-export[qnn]'")
 
-EFFORT = Effort(quality_tokens=60, questions=3, prompts=1, continuation=4)
+EFFORT = Effort(quality_tokens=60, questions=3, prompts=1, continuation=4, law_tokens=24)
 FLOAT = ("window=96",)  # emulation takes time; long enough for most of nano's questions
 INTEGER = (*FLOAT, "calibration.tokens=96", "calibration.windows=12")
 RECIPES = ["onnx-qnn-fp16", "onnx-qnn-16a8w", "onnx-qnn-16a4w"]
