@@ -184,9 +184,9 @@ def _question_1(subject: _Subject, reports: list[RuntimeReport], sessions: dict[
 
 
 def _run_weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:
-    """The same files with activations in float, where a runtime can: rounding no longer hides a small fault."""
+    """The same files with activations and KV cache in fp32, where a runtime can: rounding hides no small fault."""
     rules = [rule.model_copy(update={"activation": None}) for rule in subject.recipe.quantization]
-    eager = EagerSession(load_quantized(subject.checkpoint, tuple(rules), subject.recipe.cache), subject.window)
+    eager = EagerSession(load_quantized(subject.checkpoint, tuple(rules)), subject.window)
     for report in reports:
         session = runtimes.find(report.runtime).weights_session(subject.artifact.folder, subject.artifact.manifest)
         if session is None:
