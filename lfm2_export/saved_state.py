@@ -187,8 +187,8 @@ def _tensors(path: Path, data: bytes, manifest: Manifest) -> dict[str, np.ndarra
 
 
 def _wrong_dtype(tensors: Mapping[str, np.ndarray], manifest: Manifest) -> str | None:
-    """The first tensor that is of no float type among the artifact's inputs: tokens and positions are whole numbers."""
-    allowed = {spec.dtype for spec in manifest.methods[0].inputs if spec.dtype.startswith("float")} or {"float32"}
+    """The first tensor that is neither fp32 nor of a float type among the artifact's inputs."""
+    allowed = {spec.dtype for spec in manifest.methods[0].inputs if spec.dtype.startswith("float")} | {"float32"}
     for name, tensor in tensors.items():
         if str(tensor.dtype) not in allowed:
             return f"{name:.80} is {tensor.dtype}; this artifact's state is {', '.join(sorted(allowed))}"

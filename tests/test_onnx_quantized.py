@@ -12,12 +12,13 @@ import torch
 from decoders import random_decoder, relative, tokens, worst
 from onnx_artifacts import FLIP_ERROR, FP32_ERROR, QUANTIZED, lower, model_file, pair, recipe, weight_only
 from onnxruntime.capi import _pybind_state as kernels
+from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-from lfm2_export.quantize.apply import BlockActivationLinear, quantize
+from lfm2_export.quantize.apply import BlockActivationLinear, _to_grid, quantize
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
 from lfm2_export.runtimes.onnxruntime import weights_session
 from lfm2_export.targets._onnx import graph as graph_module
-from lfm2_export.targets._onnx.weights import pack
+from lfm2_export.targets._onnx.weights import linear, pack
 
 
 class TestQuantized:
@@ -80,6 +81,41 @@ class TestQuantized:
         quantize_blocks(packed, transposed, scales, zeros, group, rows, columns, True)
         assert np.array_equal(scales, np.ones_like(scales))
         assert np.array_equal(pack(values, bits, group), packed)
+
+    @pytest.mark.parametrize("group", [32, 128])
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_a_matrix_that_is_not_square_is_stored_as_onnxruntimes_quantizer_would(
+        self, tmp_path: Path, bits: int, group: int
+    ) -> None:
+        """Its own tool quantizes the MatMul of an fp32 file; with rows and columns swapped the bytes would differ."""
+        rows, columns, limit = 24, 256, 2 ** (bits - 1)
+        values = torch.randint(-limit, limit, (rows, columns), generator=torch.Generator().manual_seed(0))
+        values[:, ::group] = -limit  # pins every scale to what follows
+        weight = values * torch.rand(rows, columns // group).repeat_interleave(group, dim=1)
+        graphs = {}
+        for kind in ("float", "quantized"):
+            module = torch.nn.Linear(columns, rows, bias=False)
+            module.weight = torch.nn.Parameter(weight, requires_grad=False)
+            if kind == "quantized":
+                scheme = WeightScheme(bits=bits, group=group)
+                module.weight = torch.nn.Parameter(_to_grid(weight, scheme, None), requires_grad=False)
+            graph = graph_module.Graph(kind)
+            graph.output("y", "float32", "n", rows)
+            graph.op("Identity", "y", linear(graph, "w", module, graph.input("x", "float32", "n", columns)))
+            graph.save(tmp_path / kind)
+            graphs[kind] = onnx.load(tmp_path / kind)
+        config = DefaultWeightOnlyQuantConfig(block_size=group, is_symmetric=True, bits=bits)
+        quantizer = MatMulNBitsQuantizer(graphs["float"], algo_config=config)
+        quantizer.process()
+        nodes, arrays = {}, {}
+        for kind, model in (("theirs", quantizer.model.model), ("ours", graphs["quantized"])):
+            (node,) = (node for node in model.graph.node if node.op_type == "MatMulNBits")
+            stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+            arrays[kind] = [stored[name] for name in node.input[1:3]]
+            nodes[kind] = {a.name: a.i for a in node.attribute if a.name in ("N", "K", "bits", "block_size")}
+        assert nodes["ours"] == nodes["theirs"] == {"N": rows, "K": columns, "bits": bits, "block_size": group}
+        for ours, theirs in zip(arrays["ours"], arrays["theirs"], strict=True):
+            np.testing.assert_allclose(ours, theirs.reshape(ours.shape), rtol=1e-6)
 
     @pytest.mark.parametrize("name", QUANTIZED)
     def test_plain_and_fused_embedding_give_the_same_bits(self, tmp_path: Path, name: str) -> None:

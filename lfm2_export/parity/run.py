@@ -218,7 +218,7 @@ def reference(artifact: Artifact, decoder: Decoder) -> Session:
 
 
 def _run_weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:
-    """The same files with activations in float, where a runtime can: rounding no longer hides a small fault."""
+    """The same files with activations and KV cache in fp32, where a runtime can: rounding hides no small fault."""
     rules = tuple(rule.model_copy(update={"activation": None}) for rule in subject.recipe.quantization)
     for report in reports:
         session = runtimes.find(report.runtime).weights_session(subject.artifact.folder, subject.artifact.manifest)
@@ -226,7 +226,7 @@ def _run_weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:
             report.weights_reason = "this runtime cannot leave the activations in float"
             continue
         subject.stage(f"{report.runtime}: the stored weights, with activations in float")
-        decoder = load_quantized(subject.checkpoint, rules, subject.recipe.cache)
+        decoder = load_quantized(subject.checkpoint, rules)
         cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
         report.weights_error = distance(session, EagerSession(unpack(decoder), subject.window), cases).max_error
 

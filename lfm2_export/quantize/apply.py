@@ -26,7 +26,7 @@ from lfm2_export.model.state import CACHE_DTYPES
 from lfm2_export.quantize.scheme import QuantizationRule, Rules, WeightScheme, quantizable, rule_for
 
 _DTYPES: dict[int, torch.dtype] = {4: getattr(torch, "int4"), 8: torch.int8}  # noqa: B009  torch's stubs lack int4
-_SCALES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_SCALES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class QuantizedWeight(NamedTuple):
@@ -60,16 +60,24 @@ class BlockActivationLinear(nn.Module):
 
 
 class HalfLinear(nn.Module):
-    """A linear with fp16 weights, whose input and product are rounded to fp16; the sums and the bias are fp32."""
+    """A linear with fp16 weights (or integers), whose input and product are rounded to fp16; sums and bias are fp32.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    Without `rounds` only the weights are fp16.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rounds: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight.half(), requires_grad=False)
+        self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = bias
+        self.rounds = rounds
 
     def forward(self, x: Tensor) -> Tensor:
-        product = F.linear(x.half().float(), self.weight.float()).half().float()
-        return product if self.bias is None else product + self.bias
+        weight = self.weight.float() if self.weight.dtype == torch.float16 else self.weight
+        product = F.linear(self._rounded(x), weight)
+        return self._rounded(product) if self.bias is None else self._rounded(product) + self.bias
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        return x.half().float() if self.rounds else x
 
 
 class HalfEmbedding(nn.Module):
@@ -128,12 +136,17 @@ def _quantize_module(decoder: Decoder, path: str, rule: QuantizationRule | None)
     module = cast(nn.Linear, decoder.get_submodule(path))  # or the embedding, which has a weight too
     if rule.weight.bits == 16:
         weight = module.weight.detach()
-        _replace(decoder, path, HalfEmbedding(weight) if path == "embed_tokens" else HalfLinear(weight, module.bias))
+        if path == "embed_tokens":
+            _replace(decoder, path, HalfEmbedding(weight))
+        else:
+            _replace(decoder, path, HalfLinear(weight.half(), module.bias, rounds=rule.activation == "float16"))
         return
     on_token = ActivationQuantization.INT8_ASYM_PER_TOKEN if rule.activation == "int8-token" else None
     grid = _to_grid(module.weight.detach(), rule.weight, on_token)
     if rule.activation == "int8-block":
         _replace(decoder, path, BlockActivationLinear(grid, module.bias, grid.block_size[1]))
+    elif rule.activation == "float16":
+        _replace(decoder, path, HalfLinear(grid, module.bias))
     else:
         module.weight = nn.Parameter(grid, requires_grad=False)
 

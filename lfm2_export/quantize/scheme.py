@@ -28,7 +28,7 @@ class WeightScheme(BaseModel):
 
     bits: Literal[4, 8, 16]
     group: int | None = Field(default=None, gt=0)
-    scale: Literal["float32", "bfloat16"] = "float32"  # precision the scales are rounded to
+    scale: Literal["float32", "bfloat16", "float16"] = "float32"  # precision the scales are rounded to
 
 
 class QuantizationRule(BaseModel):
@@ -89,9 +89,8 @@ def check_rules(rules: Rules, config: LFM2Config) -> None:
             raise RecipeError(f"quantization[{number}]: match {rule.match!r} fits no module of this model")
         if rule.weight is not None and rule.weight.bits == 16 and rule.weight.group is not None:
             raise RecipeError(f"quantization[{number}]: fp16 weights (bits 16) have no scales and so no group")
-        half = rule.weight is not None and rule.weight.bits == 16
-        if rule.activation not in (None, "int16") and (rule.activation == "float16") != half:
-            raise RecipeError(f"quantization[{number}]: float16 activations go with bits 16, integers with int8 ones")
+        if rule.weight is not None and rule.weight.bits == 16 and rule.activation not in (None, "float16", "int16"):
+            raise RecipeError(f"quantization[{number}]: int8 activations go with integer weights, not with bits 16")
         if rule.activation and rule.weight is None:
             raise RecipeError(f"quantization[{number}]: activation {rule.activation!r} needs quantized weights")
     for path, kind, (_, columns) in modules:

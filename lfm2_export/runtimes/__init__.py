@@ -1,4 +1,4 @@
-"""What can execute an artifact. One module per runtime, found by its file name, all behind `Session`.
+"""What can execute an artifact. One module per runtime, found by its file name (`_` read as `-`), all behind `Session`.
 
 A runtime module has five functions, the whole of what `parity` and `chat` know of it:
 
@@ -42,8 +42,8 @@ class Runtime(Protocol):
 
 def names() -> list[str]:
     """Every runtime, by name."""
-    found = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in found if name not in _NOT_RUNTIMES and not name.startswith("_"))
+    found = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return sorted(name.replace("_", "-") for name in found if name not in _NOT_RUNTIMES)
 
 
 def able(manifest: Manifest) -> list[str]:
@@ -55,4 +55,4 @@ def find(name: str) -> Runtime:
     """The runtime of that name. UsageError for an unknown one."""
     if name not in names():
         raise UsageError(f"unknown runtime {name!r}; known: {', '.join(names())}")
-    return cast(Runtime, importlib.import_module(f"{__name__}.{name}"))
+    return cast(Runtime, importlib.import_module(f"{__name__}.{name.replace('-', '_')}"))

@@ -5,8 +5,11 @@ Past and present are bound to the same memory, so a step writes its keys in plac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +18,7 @@ from lfm2_export.errors import ArtifactError, MissingDependencyError
 from lfm2_export.runtimes.session import Snapshot, check_room, check_snapshot
 
 _CONV = "past_conv."
+_NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 _QUIET = 3  # onnxruntime's log level: errors only
 
 
@@ -38,7 +42,7 @@ def open_session(folder: Path, manifest: Manifest, threads: int = 0) -> OnnxRunt
 
 
 def weights_session(folder: Path, manifest: Manifest) -> OnnxRuntimeSession:
-    """The same file with its int8-block matrices taking their inputs unrounded.
+    """The same file with activations and states in fp32, its matrices taking their inputs unrounded.
 
     Rounding is chaotic: one input that falls the other way moves the next layer's, and soon the difference is as large
     as rounding itself. Without it the file must equal the weight-only eager model to fp32's last digits.
@@ -58,6 +62,7 @@ class OnnxRuntimeSession:
     pads = True
     emulated = False
     has_state = True
+    _providers: Sequence[str] = ("CPUExecutionProvider",)
 
     def __init__(self, folder: Path, manifest: Manifest, float_activations: bool = False, threads: int = 0) -> None:
         self.version = version()
@@ -65,21 +70,20 @@ class OnnxRuntimeSession:
 
         method = manifest.methods[0]
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _QUIET
         options.intra_op_num_threads = threads
-        options.use_deterministic_compute = True
+        self._configure(options)
         path = folder / method.file
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         try:
-            model = _float_activations(path) if float_activations else path
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            with _widened(path) if float_activations else nullcontext(path) as model:
+                self._session = onnxruntime.InferenceSession(model, options, providers=list(self._providers))
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
             raise ArtifactError(f"{path}: onnxruntime {self.version} cannot load it: {_first_line(error)}") from error
         self.window = manifest.window
         self._position = 0
         self._logits = np.zeros((1, 1, _width(method.outputs, "logits")), dtype=np.float32)
         states = [spec for spec in method.inputs if spec.name.startswith("past_")]
-        self._buffers = {spec.name: np.zeros(_shape(spec, self.window), dtype=np.float32) for spec in states}
+        types = {given.name: _NUMPY[given.type] for given in self._session.get_inputs()}
+        self._buffers = {spec.name: np.zeros(_shape(spec, self.window), dtype=types[spec.name]) for spec in states}
         self._binding = self._session.io_binding()
         self._bind_buffers()
 
@@ -116,8 +120,8 @@ class OnnxRuntimeSession:
                 buffer.fill(0)
 
     def state(self) -> Snapshot:
-        tensors = {_contract_name(name): self._filled(name, self._position).copy() for name in self._buffers}
-        return Snapshot(self._position, tensors)
+        filled = {_contract_name(name): self._filled(name, self._position) for name in self._buffers}
+        return Snapshot(self._position, {name: part.astype(np.float32) for name, part in filled.items()})
 
     def restore(self, snapshot: Snapshot) -> None:
         shapes = {_contract_name(name): self._filled(name, self.window).shape for name in self._buffers}
@@ -125,6 +129,10 @@ class OnnxRuntimeSession:
         self._position = snapshot.position
         for name in self._buffers:
             self._filled(name, snapshot.position)[...] = snapshot.tensors[_contract_name(name)]
+
+    def _configure(self, options: Any) -> None:
+        options.log_severity_level = _QUIET
+        options.use_deterministic_compute = True
 
     def _filled(self, name: str, position: int) -> np.ndarray:
         """The part of a buffer that is state: the last L-1 columns of a conv state, `position` columns of a cache."""
@@ -135,21 +143,44 @@ class OnnxRuntimeSession:
         """Bind each state buffer as past and present at once; both conv and attention read before they write."""
         for name, buffer in self._buffers.items():
             self._binding.bind_input(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
-            self._binding.bind_output(_present_name(name), "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+            self._binding.bind_output(present_name(name), "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+        self._bind_logits()
+
+    def _bind_logits(self) -> None:
         logits = self._logits
         self._binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
 
 
-def _float_activations(path: Path) -> bytes:
-    """The model with every quantized matrix at MatMulNBits' fp32 accuracy level."""
+@contextmanager
+def _widened(path: Path) -> Iterator[Path]:
+    """A passing copy of the model that computes in fp32: no fp16 tensors, quantized matrices at the fp32 level."""
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    model = onnx.load(path)
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    for tensor in model.graph.initializer:
+        if tensor.data_type == half:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(_fp32(tensor), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type == half:
+            value.type.tensor_type.elem_type = single
     for node in model.graph.node:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = 1
-    return model.SerializeToString()
+            elif node.op_type == "Cast" and attribute.i == half:
+                attribute.i = single
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        onnx.save(model, copy, save_as_external_data=True, location=f"{path.name}_data")  # it may exceed 2 GiB
+        del model
+        yield copy
+
+
+def _fp32(tensor: Any) -> np.ndarray:
+    from onnx import numpy_helper
+
+    return numpy_helper.to_array(tensor).astype(np.float32)
 
 
 def _contract_name(name: str) -> str:
@@ -158,7 +189,7 @@ def _contract_name(name: str) -> str:
     return f"{kind[0]}.{layer}" if kind else f"conv_state.{layer}"
 
 
-def _present_name(name: str) -> str:
+def present_name(name: str) -> str:
     """`past_conv.3` → `present_conv.3`; `past_key_values.5.key` → `present.5.key`."""
     kind, _, rest = name.partition(".")
     return f"present_conv.{rest}" if kind == "past_conv" else f"present.{rest}"

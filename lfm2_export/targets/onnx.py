@@ -23,7 +23,11 @@ from lfm2_export.targets._onnx import companions
 from lfm2_export.targets._onnx.decoder import build
 
 _OLDEST = {False: "1.20.1", True: "1.23.2"}  # run there; with quantized weights and either embedding
-_FUSED = "fused_embedding"  # option: read a quantized embedding with GatherBlockQuantized
+_OPTIONS: dict[str, tuple[object, ...]] = {  # the first is the default
+    "fused_embedding": (False, True),  # read a quantized embedding with GatherBlockQuantized
+    "precision": ("float32", "float16"),  # of everything that is no integer
+    "conv": ("plain", "fused"),  # multiply-adds, or CausalConvWithState
+}
 _HEAD_DIM_STEP = 16  # GroupQueryAttention's rotary kernel works in steps of it
 _SMALLEST_GROUP = 16  # MatMulNBits and GatherBlockQuantized: a power of two from here on
 
@@ -32,12 +36,16 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
     """Refuse what onnxruntime's operators cannot do, before a weight is read. Raises RecipeError."""
     if recipe.form != "explicit":
         raise RecipeError(f"{recipe.name}: form {recipe.form!r} is ExecuTorch's; the onnx target has only 'explicit'")
-    if unknown := recipe.options.keys() - {_FUSED}:
+    if unknown := recipe.options.keys() - _OPTIONS.keys():
         raise RecipeError(f"{recipe.name}: unknown options for the onnx target: {', '.join(sorted(unknown))}")
-    if not isinstance(recipe.options.get(_FUSED, False), bool):
-        raise RecipeError(f"{recipe.name}: options.{_FUSED} is true or false")
-    if recipe.cache != "float32":
-        raise RecipeError(f"{recipe.name}: the onnx target has no {recipe.cache} KV cache; use cache: float32")
+    for name, allowed in _OPTIONS.items():
+        if (given := _option(recipe, name)) not in allowed or type(given) is not type(allowed[0]):
+            raise RecipeError(f"{recipe.name}: options.{name} is one of {', '.join(map(_spelled, allowed))}")
+    if recipe.cache == "bfloat16":
+        raise RecipeError(f"{recipe.name}: onnxruntime has no bfloat16 KV cache; use cache: float32 or float16")
+    half = _option(recipe, "precision") == "float16"
+    if half and recipe.cache != "float16":
+        raise RecipeError(f"{recipe.name}: options.precision float16 goes with cache: float16")
     if config.attention_layers and config.head_dim % _HEAD_DIM_STEP:
         raise RecipeError(
             f"{recipe.name}: onnxruntime's attention needs a head_dim that is a multiple of {_HEAD_DIM_STEP}, "
@@ -47,12 +55,25 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
         rule = rule_for(path, kind, recipe.quantization)
         if rule is not None:
             _check_rule(recipe, path, kind, rule)
+        if half and not _is_half(kind, rule):
+            raise RecipeError(
+                f"{recipe.name}: {path}: with options.precision float16 every matrix needs a rule: bits: 16, or integers "
+                "with scale: float16; and, but for the embedding, activation: float16"
+            )
+        if not half and rule is not None and (rule.activation == "float16" or rule.weight and rule.weight.bits == 16):
+            raise RecipeError(f"{recipe.name}: {path}: fp16 weights and activations need options.precision: float16")
 
 
 def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
     """Write `onnx/model….onnx` (with `…_data`, `…_data_1` when the weights outgrow one file) and genai's config."""
     stage("building the ONNX graph")
-    graph = build(decoder, recipe.window, recipe.options.get(_FUSED, False))
+    graph = build(
+        decoder,
+        recipe.window,
+        fused_embedding=bool(_option(recipe, "fused_embedding")),
+        real=str(_option(recipe, "precision")),
+        fused_conv=_option(recipe, "conv") == "fused",
+    )
     file = companions.model_file(recipe)
     stage(f"packing weights into {file}")
     (folder / file).parent.mkdir(exist_ok=True)
@@ -90,10 +111,25 @@ def _check_rule(recipe: Recipe, path: str, kind: str, rule: QuantizationRule) ->
     if rule.weight is None:
         return
     if rule.weight.bits == 16:
-        raise RecipeError(f"{where} fp16 weights are XNNPACK's; onnxruntime has 4 and 8 bits here")
+        return
     group = rule.weight.group or 0
     if group < _SMALLEST_GROUP or group & (group - 1):
         raise RecipeError(f"{where} onnxruntime's weight groups are 16, 32, 64, 128 or 256, not {rule.weight.group}")
+
+
+def _is_half(kind: str, rule: QuantizationRule | None) -> bool:
+    if rule is None or rule.weight is None:
+        return False
+    stored = rule.weight.bits == 16 or rule.weight.scale == "float16"
+    return stored and (kind == "embedding" or rule.activation == "float16")
+
+
+def _option(recipe: Recipe, name: str) -> object:
+    return recipe.options.get(name, _OPTIONS[name][0])
+
+
+def _spelled(value: object) -> str:
+    return str(value).lower()
 
 
 def _installed(package: str) -> dict[str, str]:

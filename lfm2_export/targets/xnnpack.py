@@ -65,7 +65,7 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
                 f"{recipe.name}: {path}: XNNPACK has int4 weights in groups that are multiples of {_BLOCK}, "
                 "with scale: bfloat16"
             )
-        if kind != "embedding" and rule.activation is None:
+        if kind != "embedding" and rule.weight.bits != 16 and rule.activation != "int8-token":
             raise RecipeError(f"{recipe.name}: {path}: XNNPACK needs int8-token activations beside integer weights")
         if kind == "embedding" and rule.activation is not None:
             raise RecipeError(f"{recipe.name}: {path}: an embedding has no activations to quantize")

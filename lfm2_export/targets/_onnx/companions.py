@@ -16,12 +16,17 @@ from lfm2_export.files import write_text
 from lfm2_export.recipes import Recipe
 
 FOLDER = "onnx"
-_SUFFIX = {"fp32": "", "q8": "_quantized", "q4": "_q4"}  # transformers.js' file names by its `dtype`
+_SUFFIX = {  # transformers.js' file names by its `dtype`
+    **{"fp32": "", "q8": "_quantized", "q4": "_q4"},
+    **{"fp16": "_fp16", "q4f16": "_q4f16"},
+}
 
 
 def precision(recipe: Recipe) -> str:
     """transformers.js' word for the recipe's narrowest weights."""
     bits = {rule.weight.bits for rule in recipe.quantization if rule.weight is not None}
+    if recipe.options.get("precision") == "float16":
+        return "q4f16" if 4 in bits else "fp16"
     return "q4" if 4 in bits else "q8" if 8 in bits else "fp32"
 
 

@@ -28,8 +28,9 @@ from lfm2_export.model.decoder import Block, Decoder
 from lfm2_export.model.layers import FeedForward, RMSNorm, rotary
 from lfm2_export.model.short_conv import ShortConv
 from lfm2_export.targets._onnx.graph import CONTRIB, Graph
-from lfm2_export.targets._onnx.weights import embedding, head, linear, vector
+from lfm2_export.targets._onnx.weights import embedding, head, linear, linears, vector
 
+_FAR = 2**62  # past any axis: slice to its end
 _BATCH, _TOKENS, _PAST, _TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
 
 
@@ -38,20 +39,25 @@ class _Call(NamedTuple):
 
     tokens: str  # [] int64: T
     length: str  # [B] int64: valid tokens of each row
-    conv_columns: str  # [B, hidden, L] int64: which columns of (last L-1, this call's T) are the new conv state
+    conv_columns: str  # [B, L, 1] int64: which rows of (last L-1, this call's T) are the new conv state
+    tap_ends: list[str]  # L-1 of [1] int64: where the rows under each tap but the last end
+    fused_conv: bool
     last_index: str  # [B] int32: absolute position of each row's last column, padding included
     total: str  # [] int32: the most columns any row has after this call
-    cos: str  # [window, head_dim/2]
+    cos: str  # [window, head_dim/2] in the cache's dtype
     sin: str  # [window, head_dim/2]
+    cache: str  # dtype of keys and values, and with them of attention
 
 
-def build(decoder: Decoder, window: int, fused_embedding: bool = False) -> Graph:
-    """The whole graph, for contexts of up to `window` tokens."""
+def build(
+    decoder: Decoder, window: int, fused_embedding: bool = False, real: str = "float32", fused_conv: bool = False
+) -> Graph:
+    """The whole graph, for contexts of up to `window` tokens, with activations and conv states in `real`."""
     config = decoder.config
-    graph = Graph("lfm2")
+    graph = Graph("lfm2", real=real)
     graph.output("logits", "float32", _BATCH, 1, config.vocab_size)  # 1: by default; genai reads it as "last only"
     tokens = graph.input("input_ids", "int64", _BATCH, _TOKENS)
-    call = _place(graph, decoder, window)
+    call = _place(graph, decoder, window, fused_conv)
     x = embedding(graph, decoder.embed_tokens, tokens, fused_embedding)
     delta = ""  # what the residual stream is owed: added by the next norm's fused kernel
     for i, kind in enumerate(config.layer_types):
@@ -65,11 +71,11 @@ def build(decoder: Decoder, window: int, fused_embedding: bool = False) -> Graph
         delta = _feed_forward(graph, f"{path}.feed_forward", block.feed_forward, normed)
     _, normed = _add_norm(graph, "embedding_norm", decoder.embedding_norm, x, delta)
     kept = graph.op("GatherND", "logits/hidden", normed, _kept_rows(graph, call), batch_dims=1)
-    graph.op("Identity", "logits", head(graph, decoder, kept))
+    graph.cast("logits", head(graph, decoder, kept), "float32")
     return graph
 
 
-def _place(graph: Graph, decoder: Decoder, window: int) -> _Call:
+def _place(graph: Graph, decoder: Decoder, window: int, fused_conv: bool) -> _Call:
     """Read position and padding out of the mask and the position ids."""
     config = decoder.config
     mask = graph.input("attention_mask", "int64", _BATCH, _TOTAL)
@@ -81,26 +87,39 @@ def _place(graph: Graph, decoder: Decoder, window: int) -> _Call:
     length = graph.op("Sub", "call/length", seen, position)
     last = graph.op("Sub", "call/last", graph.op("Add", "call/end", position, tokens), graph.int(1))
     cos, sin = rotary(torch.arange(window).unsqueeze(0), config.head_dim, config.rope_theta)
-    half = config.head_dim // 2
+    half, cache = config.head_dim // 2, _cache_dtype(decoder)
     return _Call(
         tokens=tokens,
         length=length,
-        conv_columns=_conv_columns(graph, length, config.hidden_size, config.conv_L_cache),
+        conv_columns=_conv_columns(graph, length, config.conv_L_cache),
+        tap_ends=[] if fused_conv else _tap_ends(graph, tokens, config.conv_L_cache),
+        fused_conv=fused_conv,
         last_index=graph.op("Cast", "call/last_index", last, to=TensorProto.INT32),
         total=graph.op("Cast", "call/total_int32", total, to=TensorProto.INT32),
-        cos=vector(graph, "rotary.cos", cos[0, 0, :, :half]),
-        sin=vector(graph, "rotary.sin", sin[0, 0, :, :half]),
+        cos=vector(graph, "rotary.cos", cos[0, 0, :, :half], cache),
+        sin=vector(graph, "rotary.sin", sin[0, 0, :, :half], cache),
+        cache=cache,
     )
 
 
-def _conv_columns(graph: Graph, length: str, hidden: int, width: int) -> str:
-    """`[B, hidden, L]`: the L columns that end with each row's last valid token.
+def _cache_dtype(decoder: Decoder) -> str:
+    dtypes = {decoder.block(layer).self_attn.cache_dtype for layer in decoder.config.attention_layers}
+    return "float16" if dtypes == {torch.float16} else "float32"
+
+
+def _conv_columns(graph: Graph, length: str, width: int) -> str:
+    """`[B, L, 1]`: the L rows that end with each row's last valid token.
 
     For a row without a valid token the first index is -1, any column: what it reads is the ignored one.
     """
     ends = graph.op("Unsqueeze", "call/conv_ends", length, graph.ints(1, 2))
-    columns = graph.op("Add", "call/conv_window", ends, graph.ints(*range(-1, width - 1)))
-    return graph.op("Expand", "call/conv_columns", columns, graph.ints(1, hidden, 1))
+    offsets = graph.op("Unsqueeze", "call/conv_offsets", graph.ints(*range(-1, width - 1)), graph.ints(1))
+    return graph.op("Add", "call/conv_columns", ends, offsets)
+
+
+def _tap_ends(graph: Graph, tokens: str, width: int) -> list[str]:
+    count = graph.op("Unsqueeze", "call/tap_end_0", tokens, graph.ints(0))
+    return [count, *(graph.op("Add", f"call/tap_end_{tap}", count, graph.ints(tap)) for tap in range(1, width - 1))]
 
 
 def _kept_rows(graph: Graph, call: _Call) -> str:
@@ -133,23 +152,45 @@ def _norm(graph: Graph, path: str, x: str, gamma: str, epsilon: float) -> str:
 
 
 def _short_conv(graph: Graph, i: int, conv: ShortConv, x: str, call: _Call) -> str:
-    """`out_proj(C ⊙ conv(B ⊙ x))` over the old state's columns and this call's, time last."""
+    """`out_proj(C ⊙ conv(B ⊙ x))` over the old state's rows and this call's, time before channels as in the model."""
     path, hidden, width = f"layers.{i}.conv", conv.kernel.shape[1], conv.width
-    past = graph.input(f"past_conv.{i}", "float32", _BATCH, hidden, width)
-    graph.output(f"present_conv.{i}", "float32", _BATCH, hidden, width)
-    gate_b, gate_c, inner = (
-        linear(graph, f"{path}.{name}", getattr(conv, name), x) for name in ("b_proj", "c_proj", "x_proj")
-    )
+    past = graph.input(f"past_conv.{i}", graph.real, _BATCH, hidden, width)
+    graph.output(f"present_conv.{i}", graph.real, _BATCH, hidden, width)
+    projections = {name: getattr(conv, name) for name in ("b_proj", "c_proj", "x_proj")}
+    gate_b, gate_c, inner = linears(graph, path, "in_proj", projections, x)
     gated = _mul(graph, f"{path}/gated", gate_b, inner)
-    gated = graph.op("Transpose", f"{path}/gated_time_last", gated, perm=[0, 2, 1])
     old = graph.op("Slice", f"{path}/old", past, graph.ints(1), graph.ints(width), graph.ints(2))
-    columns = graph.op("Concat", f"{path}/columns", old, gated, axis=2)
-    graph.op("GatherElements", f"present_conv.{i}", columns, call.conv_columns, axis=2)
-    kernel = vector(graph, f"{path}.kernel", conv.kernel.t().unsqueeze(1))
-    bias = [] if conv.bias is None else [vector(graph, f"{path}.bias", conv.bias)]
-    mixed = graph.op("Conv", f"{path}/Conv", columns, kernel, *bias, group=hidden, kernel_shape=[width])
-    mixed = graph.op("Transpose", f"{path}/mixed", mixed, perm=[0, 2, 1])
+    old_rows = graph.op("Transpose", f"{path}/old_rows", old, perm=[0, 2, 1])
+    rows = graph.op("Concat", f"{path}/rows", old_rows, gated, axis=1)
+    last = graph.op("GatherND", f"{path}/last", rows, call.conv_columns, batch_dims=1)
+    graph.op("Transpose", f"present_conv.{i}", last, perm=[0, 2, 1])
+    mixed = _fused_taps(graph, path, conv, gated, old) if call.fused_conv else _taps(graph, path, conv, rows, call)
     return linear(graph, f"{path}.out_proj", conv.out_proj, _mul(graph, f"{path}/gated_out", gate_c, mixed))
+
+
+def _taps(graph: Graph, path: str, conv: ShortConv, rows: str, call: _Call) -> str:
+    """The convolution as L multiply-adds over shifted views: onnxruntime's Conv takes ten times as long for one token."""
+    mixed = ""
+    for tap in range(conv.width):
+        end = [*call.tap_ends, graph.ints(_FAR)][tap]
+        view = graph.op("Slice", f"{path}/view_{tap}", rows, graph.ints(tap), end, graph.ints(1))
+        product = _mul(graph, f"{path}/tap_{tap}", view, vector(graph, f"{path}.kernel.{tap}", conv.kernel[tap]))
+        mixed = graph.op("Add", f"{path}/taps_{tap}", mixed, product) if mixed else product
+    if conv.bias is None:
+        return mixed
+    return graph.op("Add", f"{path}/biased", mixed, vector(graph, f"{path}.bias", conv.bias))
+
+
+def _fused_taps(graph: Graph, path: str, conv: ShortConv, gated: str, old: str) -> str:
+    """The convolution in onnxruntime's own operator. Its new state is not used: it takes padding for tokens."""
+    gated = graph.op("Transpose", f"{path}/gated_time_last", gated, perm=[0, 2, 1])
+    kernel = vector(graph, f"{path}.kernel", conv.kernel.t().unsqueeze(1))
+    bias = "" if conv.bias is None else vector(graph, f"{path}.bias", conv.bias)
+    kind = "CausalConvWithState"
+    mixed, _ = graph.op_many(
+        kind, f"{path}/{kind}", (gated, kernel, bias, old), (f"{path}/mixed_time_last", f"{path}/padded_state"), CONTRIB
+    )
+    return graph.op("Transpose", f"{path}/mixed", mixed, perm=[0, 2, 1])
 
 
 def _attention(graph: Graph, i: int, attention: Attention, x: str, call: _Call) -> str:
@@ -157,15 +198,19 @@ def _attention(graph: Graph, i: int, attention: Attention, x: str, call: _Call) 
     path, width = f"layers.{i}.self_attn", attention.head_dim
     kv_heads = attention.k_proj.weight.shape[0] // width
     past = [
-        graph.input(f"past_key_values.{i}.{name}", "float32", _BATCH, kv_heads, _PAST, width)
+        graph.input(f"past_key_values.{i}.{name}", call.cache, _BATCH, kv_heads, _PAST, width)
         for name in ("key", "value")
     ]
     present = [f"present.{i}.key", f"present.{i}.value"]
     for name in present:
-        graph.output(name, "float32", _BATCH, kv_heads, "present_sequence_length", width)
-    query = _head_norm(graph, path, "q", attention.q_layernorm, linear(graph, f"{path}.q_proj", attention.q_proj, x))
-    key = _head_norm(graph, path, "k", attention.k_layernorm, linear(graph, f"{path}.k_proj", attention.k_proj, x))
-    value = linear(graph, f"{path}.v_proj", attention.v_proj, x)
+        graph.output(name, call.cache, _BATCH, kv_heads, "present_sequence_length", width)
+    projections = {name: getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")}
+    query, key, value = linears(graph, path, "qkv_proj", projections, x)
+    query = _head_norm(graph, path, "q", attention.q_layernorm, query)
+    key = _head_norm(graph, path, "k", attention.k_layernorm, key)
+    if call.cache != graph.real:
+        named = zip(("query", "key", "value"), (query, key, value), strict=True)
+        query, key, value = (graph.cast(f"{path}/{name}", tensor, call.cache) for name, tensor in named)
     mixed, _, _ = graph.op_many(
         "GroupQueryAttention",
         f"{path}/GroupQueryAttention",
@@ -176,6 +221,8 @@ def _attention(graph: Graph, i: int, attention: Attention, x: str, call: _Call) 
         kv_num_heads=kv_heads,
         do_rotary=1,
     )
+    if call.cache != graph.real:
+        mixed = graph.cast(f"{path}/attended", mixed, graph.real)
     return linear(graph, f"{path}.out_proj", attention.out_proj, mixed)
 
 
@@ -189,9 +236,9 @@ def _head_norm(graph: Graph, path: str, name: str, norm: RMSNorm, x: str) -> str
 
 def _feed_forward(graph: Graph, path: str, mlp: FeedForward, x: str) -> str:
     """`w2(silu(w1 x) ⊙ w3 x)`; onnxruntime fuses the sigmoid and its product when it loads the file."""
-    gate = linear(graph, f"{path}.w1", mlp.w1, x)
+    gate, up = linears(graph, path, "w1w3", {"w1": mlp.w1, "w3": mlp.w3}, x)
     silu = _mul(graph, f"{path}/silu", gate, graph.op("Sigmoid", f"{path}/sigmoid", gate))
-    gated = _mul(graph, f"{path}/gated", silu, linear(graph, f"{path}.w3", mlp.w3, x))
+    gated = _mul(graph, f"{path}/gated", silu, up)
     return linear(graph, f"{path}.w2", mlp.w2, gated)
 
 

@@ -50,8 +50,9 @@ class _Weight:
 class Graph:
     """Nodes, weights, inputs and outputs in the order they were added; a value is known by its name."""
 
-    def __init__(self, name: str, opset: int = OPSET, ir_version: int = IR_VERSION) -> None:
+    def __init__(self, name: str, opset: int = OPSET, ir_version: int = IR_VERSION, real: str = "float32") -> None:
         self.name = name
+        self.real = real  # dtype of activations and of the weights that are no integers
         self._opset, self._ir_version = opset, ir_version
         self.inputs: list[TensorSpec] = []
         self.outputs: list[TensorSpec] = []
@@ -92,6 +93,10 @@ class Graph:
             raise ValueError(f"initializer {name} exists already")
         self._weights[name] = _Weight(name, np.dtype(dtype), tuple(shape), make)
         return name
+
+    def cast(self, name: str, value: str, dtype: str) -> str:
+        """A value in another dtype, by numpy's name of it."""
+        return self.op("Cast", name, value, to=_onnx_type(np.dtype(dtype)))
 
     def ints(self, *values: int) -> str:
         """A constant `int64` vector, shared by all its users."""

@@ -1,22 +1,24 @@
-"""The decoder's matrices as ONNX operators: fp32 ones as MatMul and Gather, quantized ones in onnxruntime's packing.
+"""The decoder's matrices as ONNX operators: float ones as MatMul and Gather, quantized ones in onnxruntime's packing.
 
-Integers and scales are the ones the eager quantized model computes with; nothing is re-quantized here.
+Integers and scales are the ones the eager quantized model computes with; nothing is re-quantized here. Matrices that
+read the same input and are quantized alike become one product: its input is read, and rounded, once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
-from onnx import TensorProto
 from torch import nn
 
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.quantize.apply import BlockActivationLinear, QuantizedWeight, quantized_weight
+from lfm2_export.quantize.apply import BlockActivationLinear, HalfLinear, QuantizedWeight, quantized_weight
 from lfm2_export.targets._onnx.graph import CONTRIB, Graph
 
-Linear = nn.Linear | BlockActivationLinear
+Linear = nn.Linear | BlockActivationLinear | HalfLinear
 
-_FLOAT, _INT8 = 1, 4  # MatMulNBits' accuracy levels: what activations are computed in
+_AS_GIVEN, _FLOAT, _INT8 = 0, 1, 4  # MatMulNBits' accuracy levels: what activations are computed in
 _TABLE = "embed_tokens.weight"
 
 
@@ -33,17 +35,38 @@ def pack(values: np.ndarray, bits: int, group: int) -> np.ndarray:
 
 def linear(graph: Graph, path: str, module: Linear, x: str) -> str:
     """`x [..., columns]` → `[..., rows]` through a linear module of the decoder, bias included."""
+    return _stacked(graph, path, [module], x)
+
+
+def linears(graph: Graph, path: str, name: str, modules: Mapping[str, Linear], x: str) -> list[str]:
+    """`x` through each of several modules: as one product called `name` where they can be stacked row upon row."""
+    if len({_kind(module) for module in modules.values()}) > 1:
+        return [linear(graph, f"{path}.{each}", module, x) for each, module in modules.items()]
+    product = _stacked(graph, f"{path}.{name}", list(modules.values()), x)
+    rows = graph.ints(*(module.weight.shape[0] for module in modules.values()))
+    parts = [f"{path}.{each}" for each in modules]
+    return list(graph.op_many("Split", f"{path}.{name}/Split", (product, rows), parts, axis=-1))
+
+
+def _kind(module: Linear) -> tuple[object, ...]:
+    """What two modules must agree in to be one product."""
     grid = quantized_weight(module)
-    if grid is None:
-        weight = module.weight
-        transposed = weight.shape[::-1]
-        name = graph.weight(f"{path}.weight", np.float32, transposed, lambda: _array(weight).transpose())
-        product = graph.op("MatMul", f"{path}/MatMul", x, name)
+    return type(module), grid and (grid.bits, grid.group), module.bias is None
+
+
+def _stacked(graph: Graph, path: str, modules: Sequence[Linear], x: str) -> str:
+    grids = [grid for module in modules if (grid := quantized_weight(module)) is not None]
+    if grids:
+        product = _matmul_nbits(graph, path, modules[0], grids, x, *_add_grid(graph, path, grids))
     else:
-        product = _matmul_nbits(graph, path, module, grid, x, *_add_grid(graph, path, grid))
-    if module.bias is None:
+        rows, columns = sum(module.weight.shape[0] for module in modules), modules[0].weight.shape[1]
+        stack = [module.weight for module in modules]
+        name = graph.weight(f"{path}.weight", graph.real, (columns, rows), lambda: _stack(graph, stack).transpose())
+        product = graph.op("MatMul", f"{path}/MatMul", x, name)
+    biases = [module.bias for module in modules if module.bias is not None]
+    if not biases:
         return product
-    return graph.op("Add", f"{path}/Add", product, vector(graph, f"{path}.bias", module.bias))
+    return graph.op("Add", f"{path}/Add", product, vector(graph, f"{path}.bias", torch.cat(biases)))
 
 
 def embedding(graph: Graph, module: nn.Embedding, tokens: str, fused: bool = False) -> str:
@@ -55,9 +78,9 @@ def embedding(graph: Graph, module: nn.Embedding, tokens: str, fused: bool = Fal
     grid = quantized_weight(module)
     if grid is None:
         weight = module.weight
-        table = graph.weight(_TABLE, np.float32, weight.shape, lambda: _array(weight))
+        table = graph.weight(_TABLE, graph.real, weight.shape, lambda: _stack(graph, [weight]))
         return graph.op("Gather", "embed_tokens/Gather", table, tokens, axis=0)
-    packed, scales = _add_grid(graph, "embed_tokens", grid)
+    packed, scales = _add_grid(graph, "embed_tokens", [grid])
     if not fused:
         return _dequantized_rows(graph, "embed_tokens", grid, packed, scales, tokens)
     flat = graph.op("Reshape", "embed_tokens/Reshape", packed, graph.ints(grid.values.shape[0], -1))
@@ -87,8 +110,8 @@ def _dequantized_rows(graph: Graph, path: str, grid: QuantizedWeight, packed: st
         )
         pairs = graph.op("Concat", f"{path}/pairs", *halves, axis=4)
         taken = graph.op("Reshape", f"{path}/unpacked", pairs, graph.ints(0, 0, 0, -1))
-    unsigned = graph.op("Cast", f"{path}/float", taken, to=TensorProto.FLOAT)
-    zero = graph.weight(f"{path}/zero", np.float32, (), lambda: np.array(2 ** (grid.bits - 1), dtype=np.float32))
+    unsigned = graph.cast(f"{path}/real", taken, graph.real)
+    zero = graph.weight(f"{path}/zero", graph.real, (), lambda: np.array(2 ** (grid.bits - 1), dtype=graph.real))
     signed = graph.op("Sub", f"{path}/signed", unsigned, zero)
     taken_scales = graph.op("Gather", f"{path}/row_scales", scales, rows, axis=0)
     scaled = graph.op(
@@ -102,24 +125,30 @@ def head(graph: Graph, decoder: Decoder, x: str) -> str:
     module, grid = decoder.lm_head, quantized_weight(decoder.lm_head)
     table = quantized_weight(decoder.embed_tokens)
     if grid is not None and table is not None and _same(grid, table):
-        return _matmul_nbits(graph, "lm_head", module, grid, x, *_grid_names("embed_tokens", grid))
-    if grid is None and table is None and module.weight.data_ptr() == decoder.embed_tokens.weight.data_ptr():
+        return _matmul_nbits(graph, "lm_head", module, [grid], x, *_grid_names("embed_tokens", grid))
+    if grid is None and table is None and torch.equal(module.weight, decoder.embed_tokens.weight):
         return graph.op("MatMul", "lm_head/MatMul", x, graph.op("Transpose", "lm_head/Transpose", _TABLE, perm=[1, 0]))
     return linear(graph, "lm_head", module, x)
 
 
-def vector(graph: Graph, name: str, parameter: torch.Tensor) -> str:
-    """A small fp32 parameter as it is."""
-    return graph.weight(name, np.float32, parameter.shape, lambda: _array(parameter))
+def vector(graph: Graph, name: str, parameter: torch.Tensor, dtype: str = "") -> str:
+    """A small parameter: stored in fp32, cast to `dtype` (the graph's own by default) when the file is loaded."""
+    stored = graph.weight(name, np.float32, parameter.shape, lambda: _array(parameter))
+    dtype = dtype or graph.real
+    return stored if dtype == "float32" else graph.cast(f"{name}/{dtype}", stored, dtype)
 
 
-def _add_grid(graph: Graph, path: str, grid: QuantizedWeight) -> tuple[str, str]:
-    rows, columns = grid.values.shape
-    blocks = columns // grid.group
-    packed, scales = _grid_names(path, grid)
-    shape = (rows, blocks, grid.group * grid.bits // 8)
-    graph.weight(packed, np.uint8, shape, lambda: pack(grid.values.numpy(), grid.bits, grid.group))
-    graph.weight(scales, np.float32, (rows, blocks), lambda: _array(grid.scales))
+def _add_grid(graph: Graph, path: str, grids: Sequence[QuantizedWeight]) -> tuple[str, str]:
+    """Store the matrices row upon row, packed, and their scales beside them."""
+    bits, group = grids[0].bits, grids[0].group
+    rows, blocks = sum(grid.values.shape[0] for grid in grids), grids[0].values.shape[1] // group
+    packed, scales = _grid_names(path, grids[0])
+
+    def all_packed() -> np.ndarray:
+        return np.concatenate([pack(grid.values.numpy(), bits, group) for grid in grids])
+
+    graph.weight(packed, np.uint8, (rows, blocks, group * bits // 8), all_packed)
+    graph.weight(scales, graph.real, (rows, blocks), lambda: _stack(graph, [grid.scales for grid in grids]))
     return packed, scales
 
 
@@ -128,19 +157,19 @@ def _grid_names(path: str, grid: QuantizedWeight) -> tuple[str, str]:
 
 
 def _matmul_nbits(
-    graph: Graph, path: str, module: Linear, grid: QuantizedWeight, x: str, packed: str, scales: str
+    graph: Graph, path: str, module: Linear, grids: Sequence[QuantizedWeight], x: str, packed: str, scales: str
 ) -> str:
-    rows, columns = grid.values.shape
+    levels: dict[type, int] = {BlockActivationLinear: _INT8, HalfLinear: _AS_GIVEN}
     return graph.op(
         "MatMulNBits",
         f"{path}/MatMulNBits",
         *(x, packed, scales),
         domain=CONTRIB,
-        K=columns,
-        N=rows,
-        bits=grid.bits,
-        block_size=grid.group,
-        accuracy_level=_INT8 if isinstance(module, BlockActivationLinear) else _FLOAT,
+        K=grids[0].values.shape[1],
+        N=sum(grid.values.shape[0] for grid in grids),
+        bits=grids[0].bits,
+        block_size=grids[0].group,
+        accuracy_level=levels.get(type(module), _FLOAT),
     )
 
 
@@ -150,6 +179,11 @@ def _same(one: QuantizedWeight, other: QuantizedWeight) -> bool:
         and torch.equal(one.scales, other.scales)
         and torch.equal(one.values, other.values)
     )
+
+
+def _stack(graph: Graph, parts: Sequence[torch.Tensor]) -> np.ndarray:
+    """Matrices row upon row, in the graph's dtype."""
+    return np.concatenate([_array(part).astype(graph.real) for part in parts])
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

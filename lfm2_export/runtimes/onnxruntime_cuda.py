@@ -1,0 +1,130 @@
+"""onnxruntime on an NVIDIA GPU, over the same `onnx` artifact, with nothing computed on the CPU behind one's back.
+
+Only fp16 artifacts: CUDA's GroupQueryAttention has no fp32. Where a node would fall back, loading fails and names it;
+arithmetic on shapes and positions (a few whole numbers) is the one thing onnxruntime rightly keeps on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lfm2_export.artifact.manifest import Manifest
+from lfm2_export.errors import ArtifactError, MissingDependencyError
+from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession, present_name
+from lfm2_export.runtimes.onnxruntime import runs as _is_onnx
+from lfm2_export.runtimes.session import Snapshot
+
+_PROVIDER = "CUDAExecutionProvider"
+_RECORD = "session.record_ep_graph_assignment_info"
+_ON_SHAPES = frozenset(  # what `targets/_onnx/decoder.py` computes positions and counts with, before the layers
+    ("Shape", "Gather", "Sub", "Add", "Unsqueeze", "Equal", "Min", "Max", "Where", "Range", "ReduceSum", "Cast")
+)
+
+
+def version() -> str:
+    """Of the installed onnxruntime-gpu; MissingDependencyError if it, its CUDA libraries or a GPU is absent."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError("onnxruntime-gpu is not installed; pip install onnxruntime-gpu") from error
+    if _PROVIDER not in onnxruntime.get_available_providers():
+        raise MissingDependencyError(
+            f"onnxruntime {onnxruntime.__version__} is built without CUDA; "
+            "in an environment of its own: pip install onnxruntime-gpu"
+        )
+    if not _has_gpu():
+        raise MissingDependencyError("no NVIDIA GPU: libcuda.so.1 finds none")
+    return str(onnxruntime.__version__)
+
+
+def runs(manifest: Manifest) -> bool:
+    """Whether the artifact is an ONNX one in fp16."""
+    options = manifest.recipe.get("options", {})
+    return _is_onnx(manifest) and isinstance(options, dict) and options.get("precision") == "float16"
+
+
+def open_session(folder: Path, manifest: Manifest) -> CudaSession:
+    """Load an artifact for one conversation on the first GPU. ArtifactError names nodes that would fall back."""
+    return CudaSession(folder, manifest)
+
+
+def weights_session(folder: Path, manifest: Manifest) -> None:
+    """None: in fp32 the attention has no kernel on CUDA."""
+    return
+
+
+class CudaSession(OnnxRuntimeSession):
+    """One conversation, batch 1 (see `Session`), its state in the GPU's memory; `_buffers` are copies of it here."""
+
+    runtime = "onnxruntime-cuda"
+    _providers = (_PROVIDER, "CPUExecutionProvider")
+    _device = "cuda"
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.version = version()
+        super().__init__(folder, manifest)
+        refuse_fallback(self._session, self._providers[0])
+
+    def reset(self) -> None:
+        super().reset()
+        self._upload()
+
+    def state(self) -> Snapshot:
+        for name, value in self._on_device.items():
+            self._buffers[name][...] = value.numpy()
+        return super().state()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        super().restore(snapshot)
+        self._upload()
+
+    def _bind_buffers(self) -> None:
+        from onnxruntime import OrtValue
+
+        self._on_device = {
+            name: OrtValue.ortvalue_from_numpy(buffer, self._device, 0) for name, buffer in self._buffers.items()
+        }
+        for name, value in self._on_device.items():
+            self._binding.bind_ortvalue_input(name, value)
+            self._binding.bind_ortvalue_output(present_name(name), value)
+        self._bind_logits()
+
+    def _upload(self) -> None:
+        for name, value in self._on_device.items():
+            value.update_inplace(self._buffers[name])
+
+    def _configure(self, options: Any) -> None:
+        super()._configure(options)
+        options.add_session_config_entry(_RECORD, "1")
+
+
+def refuse_fallback(session: Any, provider: str) -> None:
+    """ArtifactError if a node of an open session, but for those on shapes, was not given to `provider`."""
+    fallen = fallen_back(session.get_provider_graph_assignment_info(), provider)
+    if fallen:
+        raise ArtifactError(f"{len(fallen)} nodes have no kernel on {provider}: {', '.join(fallen[:6])}")
+
+
+def fallen_back(subgraphs: Iterable[Any], provider: str) -> list[str]:
+    """`operator name` of every node that another provider got."""
+    return [
+        f"{node.op_type} {node.name}"
+        for subgraph in subgraphs
+        if subgraph.ep_name != provider
+        for node in subgraph.get_nodes()
+        if not (node.op_type in _ON_SHAPES and node.name.startswith(("call/", "logits/")))
+    ]
+
+
+def _has_gpu() -> bool:
+    """Whether the driver answers with at least one device: NVIDIA's CUDA driver API, cuInit and cuDeviceGetCount."""
+    import ctypes
+
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
