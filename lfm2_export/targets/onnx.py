@@ -21,7 +21,7 @@ from lfm2_export.targets import Lowered, Stage
 from lfm2_export.targets._onnx import companions
 from lfm2_export.targets._onnx.decoder import build
 
-_OLDEST = {False: "1.20.1", True: "1.23.2"}  # run there; with quantized weights and either embedding
+_OLDEST, _OLDEST_QUANTIZED, _OLDEST_FUSED_CONV = "1.20.1", "1.23.2", "1.25.1"  # each run there on nano
 _OPTIONS: dict[str, tuple[object, ...]] = {  # the first is the default
     "fused_embedding": (False, True),  # read a quantized embedding with GatherBlockQuantized
     "precision": ("float32", "float16"),  # of everything that is no integer
@@ -85,7 +85,7 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lower
         transport="inplace",
         cache_layout="heads-time",
         versions={"onnx": onnx.__version__, **_installed("onnxruntime")},
-        runtime_requirement="onnxruntime>=" + _OLDEST[any(rule.weight for rule in recipe.quantization)],
+        runtime_requirement=f"onnxruntime>={_oldest(recipe)}",
     )
 
 
@@ -107,6 +107,14 @@ def _check_rule(recipe: Recipe, path: str, kind: str, rule: QuantizationRule) ->
     group = rule.weight.group or 0
     if group < _SMALLEST_GROUP or group & (group - 1):
         raise RecipeError(f"{where} onnxruntime's weight groups are 16, 32, 64, 128 or 256, not {rule.weight.group}")
+
+
+def _oldest(recipe: Recipe) -> str:
+    """The first onnxruntime that loads the file."""
+    if _option(recipe, "conv") == "fused":
+        return _OLDEST_FUSED_CONV
+    integers = any(rule.weight is not None and rule.weight.bits < 16 for rule in recipe.quantization)
+    return _OLDEST_QUANTIZED if integers else _OLDEST
 
 
 def _is_half(kind: str, rule: QuantizationRule | None) -> bool:
