@@ -28,6 +28,10 @@ ARTIFACTS = [
     ("onnx-fp32", "explicit"),
     ("onnx-int8", "explicit"),
     ("onnx-int4", "explicit"),
+    ("onnx-int4-small", "explicit"),
+    ("onnx-int4-mixed", "explicit"),
+    ("onnx-fp16", "explicit"),
+    ("onnx-q4f16", "explicit"),
 ]
 RUNTIME = {"xnnpack": "executorch", "onnx": "onnxruntime"}
 

@@ -59,7 +59,9 @@ def pack(
 def _check(artifact: Artifact) -> ChatTokenizer:
     manifest, folder = artifact.manifest, artifact.folder
     if manifest.target != "onnx":
-        raise UsageError(f"{folder}: a browser runs ONNX artifacts, this one is {manifest.target}; export an onnx recipe")
+        raise UsageError(
+            f"{folder}: a browser runs ONNX artifacts, this one is {manifest.target}; export an onnx recipe"
+        )
     method = manifest.methods[0]
     if other := {spec.dtype for spec in (*method.inputs, *method.outputs)} - {"float32", "int64"}:
         raise UsageError(f"{folder}: the page keeps state and logits in float32, this artifact has {', '.join(other)}")
@@ -79,7 +81,11 @@ def _describe(manifest: Manifest, tokenizer: ChatTokenizer, versions: dict[str, 
         "source": manifest.source.name,
         "random_weights": manifest.source.random_weights,
         "recipe": manifest.recipe["name"],
-        "model": {"file": method.file, "data": data, "bytes": sum(manifest.files[f].size for f in (method.file, *data))},
+        "model": {
+            "file": method.file,
+            "data": data,
+            "bytes": sum(manifest.files[f].size for f in (method.file, *data)),
+        },
         "states": [
             {"past": spec.name, "present": _present(spec.name), "shape": spec.shape}
             for spec in method.inputs

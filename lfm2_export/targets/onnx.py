@@ -25,7 +25,7 @@ _OLDEST, _OLDEST_QUANTIZED, _OLDEST_FUSED_CONV = "1.20.1", "1.23.2", "1.25.1"  #
 _OPTIONS: dict[str, tuple[object, ...]] = {  # the first is the default
     "fused_embedding": (False, True),  # read a quantized embedding with GatherBlockQuantized
     "precision": ("float32", "float16"),  # of everything that is no integer
-    "conv": ("plain", "fused"),  # multiply-adds, or CausalConvWithState
+    "conv": ("fused", "plain"),  # CausalConvWithState (a decode step takes 7 % less), or standard operators
 }
 _HEAD_DIM_STEP = 16  # GroupQueryAttention's rotary kernel works in steps of it
 _SMALLEST_GROUP = 16  # MatMulNBits and GatherBlockQuantized: a power of two from here on
@@ -56,10 +56,10 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
             _check_rule(recipe, path, kind, rule)
         if half and not _is_half(kind, rule):
             raise RecipeError(
-                f"{recipe.name}: {path}: with options.precision float16 every matrix needs a rule: bits: 16, or integers "
-                "with scale: float16; and, but for the embedding, activation: float16"
+                f"{recipe.name}: {path}: with options.precision float16 every matrix needs a rule: bits: 16, or integers"
+                " with scale: float16; and, but for the embedding, activation: float16"
             )
-        if not half and rule is not None and (rule.activation == "float16" or rule.weight and rule.weight.bits == 16):
+        if not half and rule is not None and (rule.activation == "float16" or (rule.weight and rule.weight.bits == 16)):
             raise RecipeError(f"{recipe.name}: {path}: fp16 weights and activations need options.precision: float16")
 
 
