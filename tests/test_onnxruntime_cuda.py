@@ -92,7 +92,8 @@ def test_parity_on_it_exits_with_2_and_parity_as_such_reports_it_skipped(
     from lfm2_export.parity.run import Effort, prove
 
     folder = tmp_path / "nano"
-    export("nano", "onnx-q4f16", folder, overrides=[f"window={WINDOW}"], verify=False)
+    loose = ["gates.quality.mean_kld=1", "gates.quality.top1=0.5"]  # for the few tokens of this short proof
+    export("nano", "onnx-q4f16", folder, overrides=[f"window={WINDOW}", *loose], verify=False)
     with pytest.raises(SystemExit) as left:
         command_line(["parity", str(folder), "--runtime", "onnxruntime-cuda", "-q"])
     assert left.value.code == 2

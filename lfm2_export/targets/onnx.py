@@ -56,7 +56,7 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
             _check_rule(recipe, path, kind, rule)
         if half and not _is_half(kind, rule):
             raise RecipeError(
-                f"{recipe.name}: {path}: with options.precision float16 every matrix needs a rule: bits: 16, or integers"
+                f"{recipe.name}: {path}: with options.precision float16 every matrix needs a rule: bits 16, or integers"
                 " with scale: float16; and, but for the embedding, activation: float16"
             )
         if not half and rule is not None and (rule.activation == "float16" or (rule.weight and rule.weight.bits == 16)):
