@@ -32,6 +32,10 @@ ARTIFACTS = [
     ("onnx-fp32", "explicit"),
     ("onnx-int8", "explicit"),
     ("onnx-int4", "explicit"),
+    ("onnx-int4-small", "explicit"),
+    ("onnx-int4-mixed", "explicit"),
+    ("onnx-fp16", "explicit"),
+    ("onnx-q4f16", "explicit"),
     ("qnn-16a8w", "explicit", "options.weight_sharing=false", "calibration.windows=8"),
 ]
 RUNTIME = {"xnnpack": "executorch", "onnx": "onnxruntime", "qnn": "qnn"}

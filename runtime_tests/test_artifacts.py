@@ -27,7 +27,11 @@ def test_every_artifact_is_proven_by_its_recipe_gates(artifact, nano):
     failed = [gate for gate in report.gates if gate.status == "fail"]
     assert not failed
     assert report.passed
-    assert [runtime.status for runtime in report.runtimes] == ["pass"] * len(report.runtimes)
+    statuses = {runtime.runtime: runtime.status for runtime in report.runtimes}
+    if statuses.get("onnxruntime-cuda") == "skipped":  # where there is a GPU it must pass like the others
+        assert "CUDA" in str(next(r.reason for r in report.runtimes if r.runtime == "onnxruntime-cuda"))
+        del statuses["onnxruntime-cuda"]
+    assert set(statuses.values()) == {"pass"}
     # a narrower cache rounds differently in every step, and the NPU's 16-bit steps are coarser than fp32's
     exact = artifact.manifest.recipe["cache"] == "float32" and not artifact.manifest.npu
     if exact and artifact.manifest.form == "explicit":  # int8 flips are rare on nano: the median step is free of them

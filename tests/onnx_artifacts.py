@@ -21,6 +21,8 @@ WINDOW = 48
 FP32_ERROR = 1e-5  # measured 1e-6 to 3e-6
 FLIP_ERROR = 0.15  # one int8 activation rounded the other way; measured up to 5e-2 on these narrow random models
 QUANTIZED = ["onnx-int8", "onnx-int4"]
+HALF = ["onnx-fp16", "onnx-q4f16"]
+HALF_ERROR = 0.01  # of fp16 graphs; measured 1e-3 to 3e-3
 
 
 def recipe(name: str = "onnx-fp32", float_activations: bool = False, **changes: Any) -> Recipe:
@@ -47,7 +49,7 @@ def model_file(folder: Path) -> Path:
 def pair(decoder: Decoder, folder: Path, made_by: Recipe | None = None) -> tuple[OnnxRuntimeSession, EagerSession]:
     """The artifact's session and the eager session of the very model it was lowered from."""
     made_by = made_by or recipe()
-    quantized = quantize(copy.deepcopy(decoder), made_by.quantization)
+    quantized = quantize(copy.deepcopy(decoder), made_by.quantization, made_by.cache)
     return open_session(folder, lower(quantized, made_by, folder)), EagerSession(quantized, WINDOW)
 
 

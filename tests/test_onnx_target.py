@@ -15,7 +15,8 @@ import onnxruntime
 import pytest
 import torch
 from decoders import CHUNKS, SHAPES, config, random_decoder, relative, state_error, tokens, worst
-from onnx_artifacts import FP32_ERROR, QUANTIZED, WINDOW, lower, model_file, pair, recipe, weight_only
+from onnx_artifacts import FP32_ERROR, HALF, HALF_ERROR, QUANTIZED, WINDOW, lower, model_file, pair, recipe, weight_only
+from packaging.version import Version
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import ArtifactError, RecipeError, UsageError, WindowExceededError
@@ -34,19 +35,17 @@ class TestFloat:
     def test_equals_eager_for_any_split(self, tmp_path: Path, chunks: list[int]) -> None:
         assert worst(*pair(random_decoder(), tmp_path), chunks) < FP32_ERROR
 
-    @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-    def test_equals_eager_for_any_shape(self, tmp_path: Path, shape: dict[str, Any]) -> None:
-        sessions = pair(random_decoder(**shape), tmp_path)
-        assert worst(*sessions, [1, 2, 9, 1, 4]) < FP32_ERROR
-
-    @pytest.mark.parametrize("width", [2, 3, 5])
-    def test_padding_changes_nothing(self, tmp_path: Path, width: int) -> None:
-        sessions = pair(random_decoder(conv_L_cache=width), tmp_path)
-        assert worst(*sessions, [1, 7, 2, 1, 8], pad=8) < FP32_ERROR
-
     def test_padding_stops_at_the_window(self, tmp_path: Path) -> None:
         sessions = pair(random_decoder(), tmp_path)
         assert worst(*sessions, [WINDOW - 2, 1, 1], pad=16) < FP32_ERROR
+
+    @pytest.mark.parametrize("conv", ["plain", "fused"])
+    @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+    def test_either_convolution_equals_eager(self, tmp_path: Path, shape: dict[str, Any], conv: str) -> None:
+        sessions = pair(random_decoder(**shape), tmp_path, recipe(options={"conv": conv}))
+        assert worst(*sessions, [1, 7, 2, 1, 8], pad=8) < FP32_ERROR
+        fused = conv == "fused" and bool(sessions[1].decoder.config.conv_layers)
+        assert ("CausalConvWithState" in {node.op_type for node in onnx.load(model_file(tmp_path)).graph.node}) == fused
 
     def test_all_logits_on_request(self, tmp_path: Path) -> None:
         decoder = random_decoder()
@@ -58,6 +57,43 @@ class TestFloat:
             feeds = batch_feeds(decoder.config, ids.numpy(), [0], [9]) | {"num_logits_to_keep": np.array(keep)}
             logits = session._session.run(["logits"], feeds)[0]
             assert relative(logits, expected[:, first:].numpy()) < FP32_ERROR
+
+
+class TestHalf:
+    """fp16 graphs. This CPU computes part of them in fp32, so the figures are fp16's rounding, not equality."""
+
+    @pytest.mark.parametrize("name", HALF)
+    @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
+    def test_equals_eager_but_for_fp16_rounding(self, tmp_path: Path, name: str, chunks: list[int]) -> None:
+        assert worst(*pair(random_decoder(conv_bias=True), tmp_path, recipe(name)), chunks) < HALF_ERROR
+
+    @pytest.mark.parametrize("tied", [True, False])
+    @pytest.mark.parametrize("name", HALF)
+    def test_the_stored_weights_are_exact(self, tmp_path: Path, name: str, tied: bool) -> None:
+        shape: dict[str, Any] = {"tie_word_embeddings": tied, "conv_bias": True}
+        made_by = recipe(name)
+        quantized = quantize(random_decoder(**shape), made_by.quantization, made_by.cache)
+        wide = weights_session(tmp_path, lower(quantized, made_by, tmp_path))
+        rules = recipe(name, float_activations=True).quantization
+        assert worst(wide, EagerSession(quantize(random_decoder(**shape), rules), WINDOW), [1, 2, 9, 1, 4]) < FP32_ERROR
+
+    def test_everything_that_is_large_is_stored_in_half(self, tmp_path: Path) -> None:
+        made = lower(
+            quantize(random_decoder(), recipe("onnx-fp16").quantization, "float16"), recipe("onnx-fp16"), tmp_path
+        )
+        weights = onnx.load(model_file(tmp_path)).graph.initializer
+        assert {t.data_type for t in weights if len(t.dims) == 2 and "rotary" not in t.name} == {
+            onnx.TensorProto.FLOAT16
+        }
+        states = {spec.dtype for spec in made.methods[0].inputs if spec.name.startswith("past_")}
+        assert states == {"float16"}
+        assert made.methods[0].outputs[0].dtype == "float32"  # logits
+
+    def test_a_narrow_cache_alone(self, tmp_path: Path) -> None:
+        sessions = pair(random_decoder(), tmp_path, recipe(cache="float16"))
+        assert worst(*sessions, [1, 7, 2, 1, 8]) < HALF_ERROR
+        cache = sessions[0]._buffers["past_key_values.2.key"]
+        assert (cache.dtype, sessions[0]._buffers["past_conv.0"].dtype) == (np.float16, np.float32)
 
 
 class TestLaws:
@@ -202,8 +238,8 @@ class TestBatch:
 
 
 @pytest.fixture
-def rms_norm_schema() -> Iterator[None]:
-    """Tell onnx's checker of the one operator that onnxruntime keeps in the default domain.
+def norm_schemas() -> Iterator[None]:
+    """Tell onnx's checker of the operator that onnxruntime keeps in the default domain, types inferred included.
 
     The others are in a domain of their own, which the checker leaves to its owner.
     """
@@ -217,7 +253,7 @@ def rms_norm_schema() -> Iterator[None]:
             1,
             inputs=[one("x", "T"), one("gamma", "T")],
             outputs=[one("y", "T")],
-            type_constraints=[("T", ["tensor(float)"], "")],
+            type_constraints=[("T", ["tensor(float)", "tensor(float16)"], "")],
             attributes=[schema.Attribute(attribute, kind) for attribute, kind in kinds.items()],
         )
     )
@@ -257,9 +293,13 @@ class TestFile:
         assert max(path.stat().st_size for path in data) <= 200_000
         assert worst(*sessions, [5, 1]) < FP32_ERROR
 
-    @pytest.mark.parametrize("name", ["onnx-fp32", *QUANTIZED])
-    def test_passes_the_checker(self, tmp_path: Path, name: str, rms_norm_schema: None) -> None:
-        pair(random_decoder(conv_bias=True), tmp_path, recipe(name))
+    @pytest.mark.parametrize("conv", ["plain", "fused"])
+    @pytest.mark.parametrize("name", ["onnx-fp32", *QUANTIZED, *HALF])
+    def test_passes_the_checker_with_full_shape_inference(
+        self, tmp_path: Path, name: str, conv: str, norm_schemas: None
+    ) -> None:
+        chosen = recipe(name)
+        pair(random_decoder(conv_bias=True), tmp_path, recipe(name, options=chosen.options | {"conv": conv}))
         onnx.checker.check_model(str(model_file(tmp_path)), full_check=True)
 
     def test_border_is_what_genai_and_transformers_js_look_for(self, tmp_path: Path) -> None:
@@ -277,6 +317,23 @@ class TestFile:
         assert [spec.name for spec in session.get_inputs()] == list(inputs)
         assert [spec.name for spec in session.get_outputs()] == list(outputs)
         assert [spec.name for spec in session.get_overridable_initializers()] == ["num_logits_to_keep"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "oldest"),
+    [
+        ("onnx-fp32", {"conv": "plain"}, "1.20.1"),
+        ("onnx-fp16", {"conv": "plain", "precision": "float16"}, "1.20.1"),
+        ("onnx-int4", {"conv": "plain"}, "1.23.2"),
+        ("onnx-fp32", {}, "1.25.1"),
+    ],
+)
+def test_the_oldest_runtime_is_stated(tmp_path: Path, name: str, options: dict[str, str], oldest: str) -> None:
+    chosen = recipe(name, options=options)
+    made = target.lower(quantize(random_decoder(), chosen.quantization, chosen.cache), chosen, tmp_path, lambda _: None)
+    assert made.runtime_requirement == f"onnxruntime>={oldest}"
+    assert Version(onnxruntime.__version__) >= Version(oldest)
+    assert onnxruntime.InferenceSession(model_file(tmp_path), providers=["CPUExecutionProvider"]).get_outputs()
 
 
 class TestFaults:
@@ -305,10 +362,17 @@ class TestFaults:
         [
             ({"form": "resident"}, {}, "only 'explicit'"),
             ({"options": {"opset": 21}}, {}, "unknown options.*opset"),
-            ({"options": {"fused_embedding": 1}}, {}, "true or false"),
+            ({"options": {"fused_embedding": 1}}, {}, "false, true"),
+            ({"options": {"conv": "slow"}}, {}, "fused, plain"),
+            ({"options": {"precision": "float16"}}, {}, "goes with cache: float16"),
+            (
+                {"options": {"precision": "float16"}, "cache": "float16"},
+                {},
+                "embed_tokens: .* every matrix needs a rule",
+            ),
+            ({"quantization": (("linear", 16, None, None),)}, {}, "need options.precision: float16"),
             ({}, {"head_dim": 8}, "multiple of 16"),
             ({"cache": "bfloat16"}, {}, "no bfloat16 KV cache"),
-            ({"cache": "float16"}, {}, "no float16 KV cache"),
             ({"quantization": (("linear", 4, 32, "int8-token"),)}, {}, "int8-block"),
             ({"quantization": (("embedding", 4, 32, "int8-block"),)}, {}, "embedding has no activations"),
             ({"quantization": (("linear", 8, None, None),)}, {}, "weight groups"),

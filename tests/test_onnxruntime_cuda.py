@@ -1,4 +1,4 @@
-"""The CUDA runtime as far as it can be judged without a GPU: what it refuses, what it copies, what it calls a fallback."""
+"""The CUDA runtime as far as it can be judged without a GPU: what it refuses, what it copies, what is a fallback."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_node_that_fell_back_is_named(tmp_path: Path, no_gpu_needed: None, mon
     manifest = made(tmp_path, "onnx-fp16")
     there = HereInstead(tmp_path, manifest)
     onnxruntime_cuda.refuse_fallback(there._session, "CPUExecutionProvider")
-    with pytest.raises(ArtifactError, match="no kernel on CUDAExecutionProvider: .*embed_tokens/Gather") as caught:
+    with pytest.raises(ArtifactError, match=r"no kernel on CUDAExecutionProvider: .*embed_tokens/Gather") as caught:
         onnxruntime_cuda.refuse_fallback(there._session, "CUDAExecutionProvider")
     assert "Shape" not in str(caught.value)
 
@@ -78,7 +78,7 @@ def test_only_fp16_artifacts_are_for_it(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.skipif(CUDA, reason="this onnxruntime has CUDA")
 def test_without_cuda_the_reason_is_said() -> None:
-    with pytest.raises(MissingDependencyError, match="built without CUDA.*pip install onnxruntime-gpu"):
+    with pytest.raises(MissingDependencyError, match=r"built without CUDA.*pip install onnxruntime-gpu"):
         onnxruntime_cuda.version()
 
 
@@ -92,7 +92,8 @@ def test_parity_on_it_exits_with_2_and_parity_as_such_reports_it_skipped(
     from lfm2_export.parity.run import Effort, prove
 
     folder = tmp_path / "nano"
-    export("nano", "onnx-q4f16", folder, overrides=[f"window={WINDOW}"], verify=False)
+    loose = ["gates.quality.mean_kld=1", "gates.quality.top1=0.5"]  # for the few tokens of this short proof
+    export("nano", "onnx-q4f16", folder, overrides=[f"window={WINDOW}", *loose], verify=False)
     with pytest.raises(SystemExit) as left:
         command_line(["parity", str(folder), "--runtime", "onnxruntime-cuda", "-q"])
     assert left.value.code == 2

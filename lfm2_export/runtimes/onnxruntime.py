@@ -15,6 +15,7 @@ import numpy as np
 
 from lfm2_export.artifact.manifest import Manifest, TensorSpec
 from lfm2_export.errors import ArtifactError, MissingDependencyError
+from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes.session import Snapshot, check_room, check_snapshot
 
 _CONV = "past_conv."
@@ -74,10 +75,12 @@ class OnnxRuntimeSession:
         self._configure(options)
         path = folder / method.file
         try:
+            pages = HugePages()
             with _widened(path) if float_activations else nullcontext(path) as model:
                 self._session = onnxruntime.InferenceSession(model, options, providers=list(self._providers))
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
             raise ArtifactError(f"{path}: onnxruntime {self.version} cannot load it: {_first_line(error)}") from error
+        pages.adopt()
         self.window = manifest.window
         self._position = 0
         self._logits = np.zeros((1, 1, _width(method.outputs, "logits")), dtype=np.float32)
