@@ -54,12 +54,18 @@ def weights_session(folder: Path, manifest: Manifest) -> None:
     return
 
 
+def reference_session(folder: Path, manifest: Manifest) -> None:
+    """None: eager PyTorch has the same arithmetic to compare with."""
+    return
+
+
 class GenaiSession:
     """One conversation, batch 1 (see `Session`)."""
 
     runtime = "genai"
     pads = False
     has_state = False
+    emulated = False
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.version = version()

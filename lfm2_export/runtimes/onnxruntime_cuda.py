@@ -55,6 +55,11 @@ def weights_session(folder: Path, manifest: Manifest) -> None:
     return
 
 
+def reference_session(folder: Path, manifest: Manifest) -> None:
+    """None: eager PyTorch has the same arithmetic to compare with."""
+    return
+
+
 class CudaSession(OnnxRuntimeSession):
     """One conversation, batch 1 (see `Session`), its state in the GPU's memory; `_buffers` are copies of it here."""
 
