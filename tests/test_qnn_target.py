@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from decoders import config, random_decoder, relative, state_error, tokens, wors
 from lfm2_export import qnn_sdk, recipes
 from lfm2_export.artifact.manifest import Manifest, Source
 from lfm2_export.checkpoint.config import LFM2Config, to_dict
+from lfm2_export.checkpoint.random_init import SIZES
 from lfm2_export.errors import LoweringError, MissingDependencyError, RecipeError, UsageError, WindowExceededError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import state_shapes
@@ -26,6 +28,7 @@ from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes._slices import SliceSession
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.targets import qnn
+from lfm2_export.targets._qnn.capacity import first_layers, shards_needed
 
 WINDOW, CHUNK = 48, 8
 WINDOWS: Windows = tuple(tuple(tokens(24, seed)) for seed in range(4))
@@ -116,6 +119,8 @@ class TestNetwork:
         (["options.prefill_chunk=1"], "prefill_chunk"),
         (["options.prefill_chunk=4096"], "prefill_chunk"),
         (["options.weight_sharing=3"], "expected true or false"),
+        (["options.shards=0"], "options.shards is 0; expected 1 to 6"),
+        (["options.shards=7"], "options.shards is 7"),
         (["options.speed=3"], "unknown options"),
         (["calibration.observer=mse"], "only min-max"),
         (["cache=bfloat16"], "cache bfloat16"),
@@ -156,9 +161,10 @@ def test_the_backend_starts_and_nothing_is_downloaded() -> None:
 class Made:
     """A compiled tiny model, the eager model it must equal, and both as sessions."""
 
-    def __init__(self, name: str, folder: Path, **shape: Any) -> None:
-        self.recipe = recipe(name)
-        self.decoder = quantize(random_decoder(**shape), self.recipe.quantization, self.recipe.cache)
+    def __init__(self, name: str, folder: Path, **options: Any) -> None:
+        self.recipe = recipe(name, **options)
+        decoder = random_decoder(layer_types=("conv", "full_attention", "conv"))
+        self.decoder = quantize(decoder, self.recipe.quantization, self.recipe.cache)
         qnn.check(self.recipe, self.decoder.config)
         self.lowered = qnn.lower(self.decoder, self.recipe, folder, lambda _: None, WINDOWS)
         self.manifest = manifest(self.recipe, self.decoder.config, **self.lowered._asdict())
@@ -180,7 +186,7 @@ class Made:
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     if MISSING is not None and "CI" not in os.environ:
         pytest.skip(MISSING)
-    return Made(request.param, tmp_path_factory.mktemp("qnn"), layer_types=("conv", "full_attention", "conv"))
+    return Made(request.param, tmp_path_factory.mktemp("qnn"))
 
 
 @pytest.mark.slow
@@ -197,6 +203,16 @@ class TestArtifact:
         sessions = made.session(), made.reference()
         assert worst(*sessions, [11, 1, 1, 3, 1]) < 0.02
         assert worst(*sessions, [1, 5, 1], pad=CHUNK) < 0.02
+
+    def test_shards_compute_what_the_whole_does(self, made: Made, tmp_path: Path) -> None:
+        sharded = Made(made.recipe.name, tmp_path, shards=2)
+        for method in sharded.lowered.methods:
+            assert method.delegation is not None
+            assert (method.delegation.calls, method.delegation.cuts) == (2, 1)
+            assert method.delegation.fallback == {}
+        assert sharded.manifest.npu is not None
+        assert sharded.manifest.npu.shards == 2
+        assert worst(sharded.session(), made.session(), [11, 1, 1]) < 1e-3
 
     def test_prefill_and_decode_agree(self, made: Made) -> None:
         session, ids = made.session(), tokens(9)
@@ -234,14 +250,45 @@ class TestArtifact:
 
 @needs_qnn
 @pytest.mark.slow
-def test_weights_are_stored_once_where_the_chip_can(tmp_path: Path) -> None:
+def test_weights_are_stored_once_where_the_chip_can_in_shards_too(tmp_path: Path) -> None:
     decoder = random_decoder(layer_types=("conv", "full_attention"), hidden_size=128, intermediate_size=512)
-    wanted = recipe("qnn-fp16", weight_sharing=True)
-    lowered = qnn.lower(quantize(decoder, wanted.quantization, wanted.cache), wanted, tmp_path, lambda _: None)
+    wanted = recipe("qnn-fp16", weight_sharing=True, shards=2)
+    decoder = quantize(decoder, wanted.quantization, wanted.cache)
+    lowered = qnn.lower(decoder, wanted, tmp_path, lambda _: None)
     assert lowered.npu is not None
     assert (lowered.npu.weights_shared, lowered.npu.emulator_file) == (True, "emulator.pte")
     shared, twin = ((tmp_path / name).stat().st_size for name in ("model.pte", "emulator.pte"))
     assert shared < 0.7 * twin
+    from lfm2_export.runtimes.qnn import open_session
+
+    session = open_session(tmp_path, manifest(wanted, decoder.config, **lowered._asdict()))
+    assert worst(session, EagerSession(decoder, WINDOW), [9, 1, 1]) < 0.02
+
+
+class TestCapacity:
+    """Cutting a model that one NPU context cannot hold."""
+
+    @pytest.mark.parametrize(("layers", "shards"), [(16, 1), (16, 3), (30, 4), (5, 5)])
+    def test_layers_are_split_evenly(self, layers: int, shards: int) -> None:
+        edges = [0, *first_layers(layers, shards), layers]
+        sizes = [end - start for start, end in pairwise(edges)]
+        assert len(sizes) == shards
+        assert 0 < max(sizes) <= min(sizes) + 1
+
+    def test_released_shapes_are_cut_only_where_they_must_be(self) -> None:
+        assert shards_needed(SIZES["350m"], recipes.load("qnn-16a8w"), copies=2) == 1
+        assert shards_needed(SIZES["1.2b"], recipes.load("qnn-fp16"), copies=1) == 1
+        assert shards_needed(SIZES["1.2b"], recipes.load("qnn-fp16"), copies=2) == 2
+        assert shards_needed(SIZES["2.6b"], recipes.load("qnn-fp16"), copies=2) == 4
+
+    def test_a_long_context_takes_room_too(self) -> None:
+        windows = [recipes.load("qnn-16a8w", [f"window={window}"]) for window in (2048, 128_000)]
+        short, long = (shards_needed(SIZES["1.2b"], each, copies=2) for each in windows)
+        assert short < long
+
+    def test_a_layer_that_fits_nowhere_is_refused(self) -> None:
+        with pytest.raises(RecipeError, match="a single layer"):
+            shards_needed(SIZES["2.6b"], recipes.load("qnn-fp16"), copies=2, limit=10**8)
 
 
 @needs_qnn
