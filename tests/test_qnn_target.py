@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,25 @@ def test_impossible_recipes_are_refused(changes: list[str], message: str) -> Non
         qnn.check(wanted, config())
 
 
+@needs_qnn
+@pytest.mark.parametrize(
+    ("name", "soc", "message"),
+    [
+        ("qnn-fp16", "SM8350", r"SM8350 \(HTP v68\) has no fp16"),
+        ("qnn-16a8w", "SM8350", "no products of two 16-bit activations"),
+        ("qnn-16a8w", "SM8450", "no products of two 16-bit activations"),
+        ("qnn-fp16", "SM8450", None),
+        ("qnn-16a8w", "SM8550", None),
+    ],
+)
+def test_a_chip_that_lacks_the_mode_is_refused(name: str, soc: str, message: str | None) -> None:
+    if message is None:
+        qnn.check(recipe(name, soc=soc), config())
+        return
+    with pytest.raises(RecipeError, match=message):
+        qnn.check(recipe(name, soc=soc), config())
+
+
 def test_a_missing_library_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qnn_sdk, "_package_folder", lambda: None)
     monkeypatch.delenv("QNN_SDK_ROOT", raising=False)
@@ -263,6 +283,39 @@ def test_weights_are_stored_once_where_the_chip_can_in_shards_too(tmp_path: Path
 
     session = open_session(tmp_path, manifest(wanted, decoder.config, **lowered._asdict()))
     assert worst(session, EagerSession(decoder, WINDOW), [9, 1, 1]) < 0.02
+
+
+AGAIN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_qnn_target import qnn, quantize, random_decoder, recipe
+wanted = recipe("qnn-fp16")
+decoder = quantize(random_decoder(layer_types=("conv",)), wanted.quantization, wanted.cache)
+qnn.lower(decoder, wanted, Path(sys.argv[2]), lambda _: None)
+"""
+
+
+@needs_qnn
+@pytest.mark.slow
+def test_two_exports_differ_in_qualcomms_time_stamp_only(tmp_path: Path) -> None:
+    running, folders = [], [tmp_path / name for name in ("one", "two")]
+    before = time.time_ns()
+    for folder in folders:  # a process each, as the command has: QNN also counts what it compiled in a process
+        folder.mkdir()
+        command = [sys.executable, "-c", AGAIN, str(Path(__file__).parent), str(folder)]
+        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    assert [process.wait(timeout=600) for process in running] == [0, 0]
+    one, two = ((folder / qnn.FILE).read_bytes() for folder in folders)
+    assert len(one) == len(two)
+    differing = [at for at, (a, b) in enumerate(zip(one, two, strict=True)) if a != b]
+    assert 0 < len(differing) <= 8
+    stamps = [
+        [int.from_bytes(file[start : start + 8], "little") for start in range(differing[-1] - 7, differing[0] + 1)]
+        for file in (one, two)
+    ]
+    for found in stamps:
+        assert any(before < stamp < time.time_ns() for stamp in found)
 
 
 class TestCapacity:

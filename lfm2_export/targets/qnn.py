@@ -54,7 +54,10 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
     if recipe.calibration is not None and recipe.calibration.observer != "min-max":
         raise RecipeError(f"{recipe.name}: calibration.observer: the qnn target has only min-max so far")
     qnn_sdk.version()
-    chips.named(_option(recipe, "soc"))
+    soc = chips.named(_option(recipe, "soc"))
+    lacking = soc.lacks(not needs_calibration(recipe.quantization), bool(config.attention_layers))
+    if lacking is not None:
+        raise RecipeError(f"{recipe.name}: {soc.name} (HTP v{soc.generation}) has no {lacking}")
 
 
 def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
