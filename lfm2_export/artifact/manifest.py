@@ -57,7 +57,7 @@ class Npu(_Strict):
     htp: int  # generation of its NPU
     shards: int = 1  # contexts that each method runs through, one after the other
     weights_shared: bool  # whether decode and prefill read one copy of the weights
-    reproducible: Literal[False] = False  # Qualcomm's compiler writes the time, in nanoseconds, into each context
+    reproducible: Literal[False] = False  # Qualcomm's compiler writes the time, and unset bytes
     emulator_file: str  # what was proven: the phone's own file, or its twin where the emulator cannot load that
 
 
