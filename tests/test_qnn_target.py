@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 from decoders import config, random_decoder, relative, state_error, tokens, worst
 
 from lfm2_export import qnn_sdk, recipes
-from lfm2_export.artifact.manifest import Manifest, Source
+from lfm2_export.artifact.manifest import Manifest, Npu, Source
 from lfm2_export.checkpoint.config import LFM2Config, to_dict
+from lfm2_export.checkpoint.random_init import SIZES
 from lfm2_export.errors import LoweringError, MissingDependencyError, RecipeError, UsageError, WindowExceededError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import state_shapes
@@ -26,6 +28,7 @@ from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes._slices import SliceSession
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.targets import qnn
+from lfm2_export.targets._qnn.capacity import first_layers, shards_needed
 
 WINDOW, CHUNK = 48, 8
 WINDOWS: Windows = tuple(tuple(tokens(24, seed)) for seed in range(4))
@@ -116,6 +119,8 @@ class TestNetwork:
         (["options.prefill_chunk=1"], "prefill_chunk"),
         (["options.prefill_chunk=4096"], "prefill_chunk"),
         (["options.weight_sharing=3"], "expected true or false"),
+        (["options.shards=0"], "options.shards is 0; expected 1 to 6"),
+        (["options.shards=7"], "options.shards is 7"),
         (["options.speed=3"], "unknown options"),
         (["calibration.observer=mse"], "only min-max"),
         (["cache=bfloat16"], "cache bfloat16"),
@@ -128,6 +133,25 @@ def test_impossible_recipes_are_refused(changes: list[str], message: str) -> Non
     wanted = recipes.load("qnn-16a8w", [f"window={WINDOW}", "calibration.tokens=32", *changes])
     with pytest.raises(RecipeError, match=message):
         qnn.check(wanted, config())
+
+
+@needs_qnn
+@pytest.mark.parametrize(
+    ("name", "soc", "message"),
+    [
+        ("qnn-fp16", "SM8350", r"SM8350 \(HTP v68\) has no fp16"),
+        ("qnn-16a8w", "SM8350", "no products of two 16-bit activations"),
+        ("qnn-16a8w", "SM8450", "no products of two 16-bit activations"),
+        ("qnn-fp16", "SM8450", None),
+        ("qnn-16a8w", "SM8550", None),
+    ],
+)
+def test_a_chip_that_lacks_the_mode_is_refused(name: str, soc: str, message: str | None) -> None:
+    if message is None:
+        qnn.check(recipe(name, soc=soc), config())
+        return
+    with pytest.raises(RecipeError, match=message):
+        qnn.check(recipe(name, soc=soc), config())
 
 
 def test_a_missing_library_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,9 +180,10 @@ def test_the_backend_starts_and_nothing_is_downloaded() -> None:
 class Made:
     """A compiled tiny model, the eager model it must equal, and both as sessions."""
 
-    def __init__(self, name: str, folder: Path, **shape: Any) -> None:
-        self.recipe = recipe(name)
-        self.decoder = quantize(random_decoder(**shape), self.recipe.quantization, self.recipe.cache)
+    def __init__(self, name: str, folder: Path, **options: Any) -> None:
+        self.recipe = recipe(name, **options)
+        decoder = random_decoder(layer_types=("conv", "full_attention", "conv"))
+        self.decoder = quantize(decoder, self.recipe.quantization, self.recipe.cache)
         qnn.check(self.recipe, self.decoder.config)
         self.lowered = qnn.lower(self.decoder, self.recipe, folder, lambda _: None, WINDOWS)
         self.manifest = manifest(self.recipe, self.decoder.config, **self.lowered._asdict())
@@ -180,7 +205,7 @@ class Made:
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     if MISSING is not None and "CI" not in os.environ:
         pytest.skip(MISSING)
-    return Made(request.param, tmp_path_factory.mktemp("qnn"), layer_types=("conv", "full_attention", "conv"))
+    return Made(request.param, tmp_path_factory.mktemp("qnn"))
 
 
 @pytest.mark.slow
@@ -197,6 +222,17 @@ class TestArtifact:
         sessions = made.session(), made.reference()
         assert worst(*sessions, [11, 1, 1, 3, 1]) < 0.02
         assert worst(*sessions, [1, 5, 1], pad=CHUNK) < 0.02
+
+    @pytest.mark.parametrize("made", ["qnn-16a8w"], indirect=True)  # fp16 is cut where weights are stored once, below
+    def test_shards_compute_what_the_whole_does(self, made: Made, tmp_path: Path) -> None:
+        sharded = Made(made.recipe.name, tmp_path, shards=2)
+        for method in sharded.lowered.methods:
+            assert method.delegation is not None
+            assert (method.delegation.calls, method.delegation.cuts) == (2, 1)
+            assert method.delegation.fallback == {}
+        assert sharded.manifest.npu is not None
+        assert sharded.manifest.npu.shards == 2
+        assert worst(sharded.session(), made.session(), [11, 1, 1]) < 1e-3
 
     def test_prefill_and_decode_agree(self, made: Made) -> None:
         session, ids = made.session(), tokens(9)
@@ -234,14 +270,78 @@ class TestArtifact:
 
 @needs_qnn
 @pytest.mark.slow
-def test_weights_are_stored_once_where_the_chip_can(tmp_path: Path) -> None:
+def test_weights_are_stored_once_where_the_chip_can_in_shards_too(tmp_path: Path) -> None:
     decoder = random_decoder(layer_types=("conv", "full_attention"), hidden_size=128, intermediate_size=512)
-    wanted = recipe("qnn-fp16", weight_sharing=True)
-    lowered = qnn.lower(quantize(decoder, wanted.quantization, wanted.cache), wanted, tmp_path, lambda _: None)
+    wanted = recipe("qnn-fp16", weight_sharing=True, shards=2)
+    decoder = quantize(decoder, wanted.quantization, wanted.cache)
+    lowered = qnn.lower(decoder, wanted, tmp_path, lambda _: None)
     assert lowered.npu is not None
     assert (lowered.npu.weights_shared, lowered.npu.emulator_file) == (True, "emulator.pte")
     shared, twin = ((tmp_path / name).stat().st_size for name in ("model.pte", "emulator.pte"))
     assert shared < 0.7 * twin
+    from lfm2_export.runtimes.qnn import open_session
+
+    session = open_session(tmp_path, manifest(wanted, decoder.config, **lowered._asdict()))
+    assert worst(session, EagerSession(decoder, WINDOW), [9, 1, 1]) < 0.02
+
+
+AGAIN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_qnn_target import qnn, quantize, random_decoder, recipe
+wanted = recipe("qnn-fp16")
+decoder = quantize(random_decoder(layer_types=("conv",)), wanted.quantization, wanted.cache)
+qnn.lower(decoder, wanted, Path(sys.argv[2]), lambda _: None)
+"""
+
+
+@needs_qnn
+@pytest.mark.slow
+def test_two_exports_differ_in_a_few_bytes_and_compute_the_same_bits(tmp_path: Path) -> None:
+    running, folders = [], [tmp_path / name for name in ("one", "two")]
+    for folder in folders:  # a process each, as the command has: QNN also counts what it compiled in a process
+        folder.mkdir()
+        command = [sys.executable, "-c", AGAIN, str(Path(__file__).parent), str(folder)]
+        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    assert [process.wait(timeout=600) for process in running] == [0, 0]
+    one, two = (np.frombuffer((folder / qnn.FILE).read_bytes(), np.uint8) for folder in folders)
+    assert len(one) == len(two)
+    assert 0 < np.count_nonzero(one != two) < len(one) / 100  # the time at least, or the manifest is too modest
+    from lfm2_export.runtimes.qnn import open_session
+
+    wanted, shape = recipe("qnn-fp16"), config(layer_types=("conv",))
+    npu = Npu(soc="SM8650", htp=75, weights_shared=False, emulator_file=qnn.FILE)
+    facts = {"methods": [qnn._method(n, r, shape, WINDOW, None) for n, r in ((DECODE, 1), (PREFILL, CHUNK))]}
+    facts |= {"transport": "slice", "cache_layout": "heads-time", "versions": {}, "runtime_requirement": "", "npu": npu}
+    first, second = (open_session(folder, manifest(wanted, shape, **facts)) for folder in folders)
+    assert worst(first, second, [9, 1]) == 0
+
+
+class TestCapacity:
+    """Cutting a model that one NPU context cannot hold."""
+
+    @pytest.mark.parametrize(("layers", "shards"), [(16, 1), (16, 3), (30, 4), (5, 5)])
+    def test_layers_are_split_evenly(self, layers: int, shards: int) -> None:
+        edges = [0, *first_layers(layers, shards), layers]
+        sizes = [end - start for start, end in pairwise(edges)]
+        assert len(sizes) == shards
+        assert 0 < max(sizes) <= min(sizes) + 1
+
+    def test_released_shapes_are_cut_only_where_they_must_be(self) -> None:
+        assert shards_needed(SIZES["350m"], recipes.load("qnn-16a8w"), copies=2) == 1
+        assert shards_needed(SIZES["1.2b"], recipes.load("qnn-fp16"), copies=1) == 1
+        assert shards_needed(SIZES["1.2b"], recipes.load("qnn-fp16"), copies=2) == 2
+        assert shards_needed(SIZES["2.6b"], recipes.load("qnn-fp16"), copies=2) == 4
+
+    def test_a_long_context_takes_room_too(self) -> None:
+        windows = [recipes.load("qnn-16a8w", [f"window={window}"]) for window in (2048, 128_000)]
+        short, long = (shards_needed(SIZES["1.2b"], each, copies=2) for each in windows)
+        assert short < long
+
+    def test_a_layer_that_fits_nowhere_is_refused(self) -> None:
+        with pytest.raises(RecipeError, match="a single layer"):
+            shards_needed(SIZES["2.6b"], recipes.load("qnn-fp16"), copies=2, limit=10**8)
 
 
 @needs_qnn

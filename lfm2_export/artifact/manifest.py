@@ -36,6 +36,7 @@ class Delegation(_Strict):
     calls: int
     delegated: int
     fallback: dict[str, int]  # operator → count, sorted by name
+    cuts: int = 0  # copies of an activation from one shard of the model to the next: no operator fell back
 
 
 class MethodSpec(_Strict):
@@ -54,7 +55,9 @@ class Npu(_Strict):
 
     soc: str  # e.g. "SM8650"
     htp: int  # generation of its NPU
+    shards: int = 1  # contexts that each method runs through, one after the other
     weights_shared: bool  # whether decode and prefill read one copy of the weights
+    reproducible: Literal[False] = False  # Qualcomm's compiler writes the time, and unset bytes
     emulator_file: str  # what was proven: the phone's own file, or its twin where the emulator cannot load that
 
 

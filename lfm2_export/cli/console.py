@@ -89,9 +89,10 @@ def print_report(report: ParityReport) -> None:
 
 def delegation_line(delegation: Delegation) -> str:
     outside = ", ".join(f"{name} × {count}" for name, count in delegation.fallback.items()) or "nothing"
+    cuts = f", cut into {delegation.cuts + 1} shards" if delegation.cuts else ""
     return (
         f"{delegation.backend}: {delegation.delegated} operators in {delegation.calls} delegate calls; "
-        f"outside the delegate: {outside}"
+        f"outside the delegate: {outside}{cuts}"
     )
 
 

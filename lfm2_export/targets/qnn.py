@@ -27,10 +27,11 @@ from lfm2_export.recipes import Recipe
 from lfm2_export.targets import Lowered, Methods, Stage
 from lfm2_export.targets._compiling import no_collection, quiet
 from lfm2_export.targets._qnn import soc as chips
+from lfm2_export.targets._qnn.capacity import first_layers, shards_needed
 from lfm2_export.targets._qnn.network import NpuDecoder
 
 FILE, EMULATOR_FILE = "model.pte", "emulator.pte"
-_OPTIONS = {"soc": chips.DEFAULT, "prefill_chunk": 32, "weight_sharing": True, "allow_fallback": False}
+_OPTIONS = {"soc": chips.DEFAULT, "prefill_chunk": 32, "weight_sharing": True, "allow_fallback": False, "shards": None}
 
 
 def check(recipe: Recipe, config: LFM2Config) -> None:
@@ -46,10 +47,16 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
     for name in ("weight_sharing", "allow_fallback"):
         if type(_option(recipe, name)) is not bool:
             raise RecipeError(f"{recipe.name}: options.{name} is {_option(recipe, name)!r}; expected true or false")
+    shards, layers = _option(recipe, "shards"), len(config.layer_types)
+    if shards is not None and (type(shards) is not int or not 1 <= shards <= layers):
+        raise RecipeError(f"{recipe.name}: options.shards is {shards!r}; expected 1 to {layers}, or null: as needed")
     _check_rules(recipe, config)
     if recipe.calibration is not None and recipe.calibration.observer != "min-max":
         raise RecipeError(f"{recipe.name}: calibration.observer: the qnn target has only min-max so far")
-    chips.named(_option(recipe, "soc"))
+    soc = chips.named(_option(recipe, "soc"))
+    lacking = soc.lacks(not needs_calibration(recipe.quantization), bool(config.attention_layers))
+    if lacking is not None:
+        raise RecipeError(f"{recipe.name}: {soc.name} (HTP v{soc.generation}) has no {lacking}")
     qnn_sdk.version()
 
 
@@ -63,11 +70,14 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows:
     from lfm2_export.targets._qnn.compile import compiled
     from lfm2_export.targets._qnn.quantized import example
 
+    # counted for the file that stores weights twice: what is proven on the emulator has the phone's cuts
+    shards = _option(recipe, "shards") or shards_needed(config, recipe, copies=2)
+    starts = first_layers(len(config.layer_types), shards)
     examples = {name: example(config, recipe.window, rows) for name, rows in _rows(chunk).items()}
     with quiet(), no_collection(), torch.no_grad():
         for name, share in files.items():
             stage(f"compiling {name} for {soc.name}" + (" (weights stored once)" if share else ""))
-            reports = compiled(methods, examples, soc, folder / name, half=half, share=share)
+            reports = compiled(methods, examples, soc, folder / name, half=half, share=share, starts=starts)
             _refuse_fallback(reports, recipe)
     return Lowered(
         methods=[_method(name, rows, config, recipe.window, reports[name]) for name, rows in _rows(chunk).items()],
@@ -75,7 +85,13 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows:
         cache_layout="heads-time",
         versions={name: version(name) for name in ("executorch", "torch", "torchao")} | {"qnn": qnn_sdk.version()},
         runtime_requirement=f"executorch=={version('executorch')} with the QNN backend",
-        npu=Npu(soc=soc.name, htp=soc.generation, weights_shared=shared, emulator_file=list(files)[-1]),
+        npu=Npu(
+            soc=soc.name,
+            htp=soc.generation,
+            shards=shards,
+            weights_shared=shared,
+            emulator_file=list(files)[-1],
+        ),
     )
 
 

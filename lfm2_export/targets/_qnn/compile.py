@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +14,43 @@ from lfm2_export.artifact.manifest import Delegation
 from lfm2_export.errors import LoweringError
 from lfm2_export.native_log import silenced
 from lfm2_export.targets._delegation import outside
+from lfm2_export.targets._qnn.shards import CUT, cutting
 from lfm2_export.targets._qnn.soc import Soc
 
 Examples = Mapping[str, tuple[Tensor, ...]]
 
 
 def compiled(
-    methods: Mapping[str, nn.Module], examples: Examples, soc: Soc, path: Path, *, half: bool, share: bool
+    methods: Mapping[str, nn.Module],
+    examples: Examples,
+    soc: Soc,
+    path: Path,
+    *,
+    half: bool,
+    share: bool,
+    starts: Sequence[int] = (),
 ) -> dict[str, Delegation]:
     """Write the methods as one file and say, per method, what the NPU took. LoweringError when QNN gives up.
 
     `half`: compute in fp16, for networks without scales. `share`: store weights that the methods have in common once.
+    `starts`: the layers that begin a shard of their own (see `shards.py`).
     """
     from executorch.backends.qualcomm.utils.utils import (
         generate_htp_compiler_spec,
         generate_qnn_executorch_compiler_spec,
         to_edge_transform_and_lower_to_qnn,
+        update_spill_fill_size,
     )
 
-    options = generate_htp_compiler_spec(use_fp16=half, use_weight_sharing=share)
+    options = generate_htp_compiler_spec(use_fp16=half, use_weight_sharing=share, use_multi_contexts=bool(starts))
     spec = generate_qnn_executorch_compiler_spec(soc_model=soc.chipset, backend_options=options)
     with _compiler_output():
-        edge = to_edge_transform_and_lower_to_qnn(dict(methods), dict(examples), {name: list(spec) for name in methods})
+        edge = to_edge_transform_and_lower_to_qnn(
+            dict(methods), dict(examples), {name: list(spec) for name in methods}, **cutting(starts)
+        )
         reports = {name: _report(edge.exported_program(name).graph_module) for name in methods}
+        if starts:  # the contexts of a method run one after the other, so one spill buffer serves all
+            update_spill_fill_size([edge.exported_program(name) for name in methods])
         program = edge.to_executorch()
     with path.open("wb") as file:
         program.write_to_file(file)
@@ -45,13 +59,14 @@ def compiled(
 
 def _report(module: Any) -> Delegation:
     calls, left = outside(module)
+    cuts = left.pop(CUT, 0)
     inside = sum(
         node.op == "call_function"
         for name, part in module.named_children()
         if hasattr(part, "original_module")
         for node in part.original_module.graph.nodes
     )
-    return Delegation(backend="QNN", calls=calls, delegated=inside, fallback=left)
+    return Delegation(backend="QNN", calls=calls, delegated=inside, fallback=left, cuts=cuts)
 
 
 @contextlib.contextmanager

@@ -58,7 +58,11 @@ def _prepared(network: NpuDecoder, config: LFM2Config, recipe: Recipe, soc: Soc)
 def _quantizer(config: LFM2Config, recipe: Recipe, soc: Soc) -> QnnQuantizer:
     rules = {path: rule_for(path, kind, recipe.quantization) for path, kind, _ in quantizable(config)}
     configs = {rule: _module_config(rule) for rule in rules.values() if rule is not None}
+    mkldnn = torch.backends.mkldnn.enabled
     quantizer = QnnQuantizer(soc_model=soc.chipset)
+    # On AMD it turns that off for the whole process, because of a crash in convolutions. There is none in this
+    # network, and without it a matrix product of the 350M shape takes many times as long.
+    torch.backends.mkldnn.enabled = mkldnn
     quantizer.set_default_quant_config(QuantDtype.use_16a8w, act_observer=MinMaxObserver)
     quantizer.set_submodule_qconfig_list(
         [(_inside(path), configs[rule]) for path, rule in rules.items() if rule is not None]

@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 from lfm2_export.errors import RecipeError
 
 DEFAULT = "SM8650"
-_SHARING_SINCE = 73  # HTP generation from which two graphs may share one copy of the weights
+# HTP generations from which a mode exists, by ExecuTorch's guide (examples/qualcomm/oss_scripts/llama) and by trial
+_SHARING_SINCE = 73  # two graphs may read one copy of the weights
+_WIDE_PRODUCTS_SINCE = 73  # products of two 16-bit activations, as in attention over a 16-bit cache
+_HALF_SINCE = 69  # fp16
 
 
 class Soc(NamedTuple):
@@ -20,6 +23,17 @@ class Soc(NamedTuple):
     @property
     def shares_weights(self) -> bool:
         return self.generation >= _SHARING_SINCE
+
+    def lacks(self, half: bool, attends: bool) -> str | None:
+        """What an fp16 program (`half`), or else one of 16-bit integers, needs and this chip has not; None: nothing.
+
+        `attends`: the model has attention layers.
+        """
+        if half and self.generation < _HALF_SINCE:
+            return f"fp16 arithmetic (HTP v{_HALF_SINCE} or newer)"
+        if not half and attends and self.generation < _WIDE_PRODUCTS_SINCE:
+            return f"products of two 16-bit activations, which attention is (HTP v{_WIDE_PRODUCTS_SINCE} or newer)"
+        return None
 
 
 def named(name: object) -> Soc:
