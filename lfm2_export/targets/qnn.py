@@ -23,6 +23,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.npu_call import DECODE, PREFILL, native_state
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import needs_calibration, quantizable, rule_for
+from lfm2_export.quantize.static_weights import static_weights
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets import Lowered, Methods, Stage
 from lfm2_export.targets._compiling import no_collection, quiet
@@ -47,10 +48,8 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
         if type(_option(recipe, name)) is not bool:
             raise RecipeError(f"{recipe.name}: options.{name} is {_option(recipe, name)!r}; expected true or false")
     _check_rules(recipe, config)
-    if recipe.calibration is not None and recipe.calibration.observer != "min-max":
-        raise RecipeError(f"{recipe.name}: calibration.observer: the qnn target has only min-max so far")
     qnn_sdk.version()
-    chips.named(_option(recipe, "soc"))
+    _check_chip(recipe, chips.named(_option(recipe, "soc")))
 
 
 def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
@@ -93,17 +92,21 @@ def reference(decoder: Decoder, recipe: Recipe, windows: Windows) -> Methods | N
 
 def _methods(decoder: Decoder, recipe: Recipe, windows: Windows, stage: Stage) -> dict[str, nn.Module]:
     qnn_sdk.prepare()
-    networks = {
-        name: NpuDecoder(decoder, recipe.window, rows).eval()
-        for name, rows in _rows(_option(recipe, "prefill_chunk")).items()
-    }
-    if not needs_calibration(recipe.quantization):
-        return dict(networks)
+    if recipe.calibration is None:
+        return dict(_networks(decoder, recipe))
+    stage(f"choosing the weights' scales ({recipe.calibration.weights})")
+    rounded = static_weights(decoder, recipe.quantization, windows, recipe.calibration.weights)
     stage(f"calibrating on {sum(map(len, windows))} tokens")
+    networks, soc = _networks(rounded.decoder, recipe), chips.named(_option(recipe, "soc"))
     with quiet():
         from lfm2_export.targets._qnn.quantized import quantized
 
-        return dict(quantized(networks, decoder.config, recipe, chips.named(_option(recipe, "soc")), windows))
+        return dict(quantized(networks, rounded.scales, decoder.config, recipe, soc, windows))
+
+
+def _networks(decoder: Decoder, recipe: Recipe) -> dict[str, NpuDecoder]:
+    rows = _rows(_option(recipe, "prefill_chunk"))
+    return {name: NpuDecoder(decoder, recipe.window, count).eval() for name, count in rows.items()}
 
 
 def _rows(chunk: int) -> dict[str, int]:
@@ -127,10 +130,21 @@ def _check_rules(recipe: Recipe, config: LFM2Config) -> None:
             raise RecipeError(f"{where} HTP looks an embedding up in its activations' format; use bits 16")
         if not static and (rule.weight.bits != 16 or rule.activation not in (None, "float16")):
             raise RecipeError(f"{where} integer weights need int16 activations on the NPU")
-        if static and rule.weight.group is not None:
-            raise RecipeError(f"{where} weights per channel only; leave out the group")
+        if static and rule.weight.group is not None and (rule.weight.bits != 4 or rule.weight.group % 16):
+            raise RecipeError(f"{where} HTP has groups of 4-bit weights only, of a multiple of 16")
     if recipe.cache != ("float32" if static else "float16"):
         raise RecipeError(f"{recipe.name}: cache {recipe.cache}: it is float16 in an fp16 program, else float32 here")
+
+
+def _check_chip(recipe: Recipe, soc: chips.Soc) -> None:
+    """Refuse weights that ExecuTorch knows this chip's generation to lack."""
+    weights = [rule.weight for rule in recipe.quantization if rule.weight and rule.match != "embedding"]
+    for what, since, wanted in (
+        ("groups of weights (LPBQ)", 69, any(weight.group for weight in weights)),
+        ("16-bit weights", 73, any(weight.bits == 16 for weight in weights)),
+    ):
+        if wanted and needs_calibration(recipe.quantization) and soc.generation < since:
+            raise RecipeError(f"{recipe.name}: {soc.name} is HTP v{soc.generation}; {what} need v{since}")
 
 
 def _refuse_fallback(reports: Mapping[str, Delegation], recipe: Recipe) -> None:
