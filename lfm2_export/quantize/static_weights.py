@@ -46,14 +46,18 @@ def static_weights(decoder: Decoder, rules: Rules, windows: Windows, method: Met
     quantized layers before it give.
     """
     own = copy.deepcopy(decoder, {id(tensor): tensor for tensor in decoder.parameters()})  # the tensors are shared
-    schemes = {path: rule.weight for path, kind, _ in quantizable(own.config) if kind != "embedding"
-               and (rule := rule_for(path, kind, rules)) is not None and rule.weight is not None}  # fmt: skip
+    schemes = {path: scheme for path, kind, _ in quantizable(own.config) if (scheme := _scheme(path, kind, rules))}
     if method == "gptq":
         return StaticWeights(own, _by_gptq(own, schemes, windows))
     steps = _STEPS if method == "mse" else 0
     return StaticWeights(
         own, {path: chosen_scales(_matrix(own, path).weight, scheme, steps) for path, scheme in schemes.items()}
     )
+
+
+def _scheme(path: str, kind: str, rules: Rules) -> WeightScheme | None:
+    rule = rule_for(path, kind, rules)
+    return None if rule is None or kind == "embedding" else rule.weight
 
 
 def chosen_scales(weight: Tensor, scheme: WeightScheme, steps: int, importance: Tensor | None = None) -> Tensor:

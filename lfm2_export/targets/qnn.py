@@ -49,13 +49,14 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
             raise RecipeError(f"{recipe.name}: options.{name} is {_option(recipe, name)!r}; expected true or false")
     _check_rules(recipe, config)
     qnn_sdk.version()
-    _check_chip(recipe, chips.named(_option(recipe, "soc")))
+    _check_chip(recipe, config, chips.named(_option(recipe, "soc")))
 
 
 def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
     """Write `model.pte`, and `emulator.pte` where the first cannot run on the emulator."""
     config, soc, chunk = decoder.config, chips.named(_option(recipe, "soc")), _option(recipe, "prefill_chunk")
     half = not needs_calibration(recipe.quantization)
+    grouped = any(rule.weight is not None and rule.weight.group is not None for rule in recipe.quantization)
     methods = _methods(decoder, recipe, windows, stage)
     shared = bool(_option(recipe, "weight_sharing")) and soc.shares_weights
     files = {FILE: shared} | ({EMULATOR_FILE: False} if shared else {})
@@ -66,7 +67,7 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows:
     with quiet(), no_collection(), torch.no_grad():
         for name, share in files.items():
             stage(f"compiling {name} for {soc.name}" + (" (weights stored once)" if share else ""))
-            reports = compiled(methods, examples, soc, folder / name, half=half, share=share)
+            reports = compiled(methods, examples, soc, folder / name, half=half, share=share, grouped=grouped)
             _refuse_fallback(reports, recipe)
     return Lowered(
         methods=[_method(name, rows, config, recipe.window, reports[name]) for name, rows in _rows(chunk).items()],
@@ -136,15 +137,17 @@ def _check_rules(recipe: Recipe, config: LFM2Config) -> None:
         raise RecipeError(f"{recipe.name}: cache {recipe.cache}: it is float16 in an fp16 program, else float32 here")
 
 
-def _check_chip(recipe: Recipe, soc: chips.Soc) -> None:
-    """Refuse weights that ExecuTorch knows this chip's generation to lack."""
-    weights = [rule.weight for rule in recipe.quantization if rule.weight and rule.match != "embedding"]
-    for what, since, wanted in (
-        ("groups of weights (LPBQ)", 69, any(weight.group for weight in weights)),
-        ("16-bit weights", 73, any(weight.bits == 16 for weight in weights)),
-    ):
-        if wanted and needs_calibration(recipe.quantization) and soc.generation < since:
-            raise RecipeError(f"{recipe.name}: {soc.name} is HTP v{soc.generation}; {what} need v{since}")
+def _check_chip(recipe: Recipe, config: LFM2Config, soc: chips.Soc) -> None:
+    """Refuse integer weights that ExecuTorch knows this chip's generation to lack."""
+    if not needs_calibration(recipe.quantization):
+        return
+    for path, kind, _ in quantizable(config):
+        rule = rule_for(path, kind, recipe.quantization)
+        if kind == "embedding" or rule is None or rule.weight is None:
+            continue
+        what, since = ("groups of weights (LPBQ)", 69) if rule.weight.group else ("16-bit weights", 73)
+        if soc.generation < since and (rule.weight.group or rule.weight.bits == 16):
+            raise RecipeError(f"{recipe.name}: {path}: {what} need HTP v{since}, {soc.name} has v{soc.generation}")
 
 
 def _refuse_fallback(reports: Mapping[str, Delegation], recipe: Recipe) -> None:

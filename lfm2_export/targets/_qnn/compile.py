@@ -20,11 +20,21 @@ Examples = Mapping[str, tuple[Tensor, ...]]
 
 
 def compiled(
-    methods: Mapping[str, nn.Module], examples: Examples, soc: Soc, path: Path, *, half: bool, share: bool
+    methods: Mapping[str, nn.Module],
+    examples: Examples,
+    soc: Soc,
+    path: Path,
+    *,
+    half: bool,
+    share: bool,
+    grouped: bool,
 ) -> dict[str, Delegation]:
     """Write the methods as one file and say, per method, what the NPU took. LoweringError when QNN gives up.
 
     `half`: compute in fp16, for networks without scales. `share`: store weights that the methods have in common once.
+    `grouped`: some weights have a scale per group; HTP computes those in a 1×1 convolution. As a matrix product with more
+    than 128 outputs they gave wrong values (256, 512), or did not compile (384: "no properties registered for
+    q::GenPad").
     """
     from executorch.backends.qualcomm.utils.utils import (
         generate_htp_compiler_spec,
@@ -35,7 +45,12 @@ def compiled(
     options = generate_htp_compiler_spec(use_fp16=half, use_weight_sharing=share)
     spec = generate_qnn_executorch_compiler_spec(soc_model=soc.chipset, backend_options=options)
     with _compiler_output():
-        edge = to_edge_transform_and_lower_to_qnn(dict(methods), dict(examples), {name: list(spec) for name in methods})
+        edge = to_edge_transform_and_lower_to_qnn(
+            dict(methods),
+            dict(examples),
+            {name: list(spec) for name in methods},
+            convert_linear_to_conv2d=grouped,
+        )
         reports = {name: _report(edge.exported_program(name).graph_module) for name in methods}
         program = edge.to_executorch()
     with path.open("wb") as file:

@@ -48,9 +48,9 @@ def quantized(
         _converse(prepared, config, recipe.window, len(networks[PREFILL].rows), window)
     for module in prepared.values():
         _set_weight_scales(module, scales)
-        for observer in module.modules():
-            if isinstance(observer, RangeObserver):
-                observer.settle()
+    for observer in set(prepared[PREFILL].modules()) | set(prepared[DECODE].modules()):
+        if isinstance(observer, RangeObserver):
+            observer.settle(_percentile(recipe))
     for module in prepared.values():
         _join_concatenated(module)
     return {name: convert_pt2e(module) for name, module in prepared.items()}
@@ -70,7 +70,7 @@ def _prepared(network: NpuDecoder, config: LFM2Config, recipe: Recipe, soc: Soc)
 def _quantizer(program: GraphModule, config: LFM2Config, recipe: Recipe, soc: Soc) -> QnnQuantizer:
     assert recipe.calibration is not None  # the recipe's check
     rules = {path: rule_for(path, kind, recipe.quantization) for path, kind, _ in quantizable(config)}
-    observer = _activation_observer(recipe.calibration)
+    observer = MinMaxObserver if recipe.calibration.observer == "min-max" else RangeObserver
     configs = {rule: _module_config(rule, observer) for rule in rules.values() if rule is not None}
     groups = {path: rule.weight.group for path, rule in rules.items() if rule is not None and rule.weight is not None}
     quantizer = QnnQuantizer(soc_model=soc.chipset)
@@ -85,10 +85,9 @@ def _quantizer(program: GraphModule, config: LFM2Config, recipe: Recipe, soc: So
     return quantizer
 
 
-def _activation_observer(calibration: Calibration) -> Any:
-    if calibration.observer == "min-max":
-        return MinMaxObserver
-    return RangeObserver.with_args(percentile=calibration.percentile if calibration.observer == "percentile" else None)
+def _percentile(recipe: Recipe) -> float | None:
+    assert recipe.calibration is not None
+    return recipe.calibration.percentile if recipe.calibration.observer == "percentile" else None
 
 
 def _module_config(rule: QuantizationRule, observer: Any) -> ModuleQConfig:
@@ -110,8 +109,7 @@ def _set_weight_scales(module: GraphModule, scales: Mapping[str, Tensor]) -> Non
     """Let the weights' observers have seen what gives these scales, whatever they saw."""
     for path, node in _linears(module):
         observer = module.get_submodule(str(node.args[1].target))  # type: ignore[union-attr]
-        per_row = scales[path] if scales[path].shape[1] > 1 else scales[path].squeeze(1)
-        observer.max_val = per_row * observer.quant_max
+        observer.max_val = scales[path].reshape(observer.min_val.shape) * observer.quant_max
         observer.min_val = -observer.max_val
 
 

@@ -18,14 +18,13 @@ _INTEGERS = 65535
 
 
 class RangeObserver(UniformQuantizationObserverBase):  # type: ignore[misc]
-    """The middle `percentile` per cent of the values, or with None the range of least squared error.
+    """Counts values, and chooses when all were seen.
 
     Zeros do not count: they are the empty part of a cache, and every range has them anyway.
     """
 
-    def __init__(self, percentile: float | None = None, **spec: Any) -> None:
+    def __init__(self, **spec: Any) -> None:
         super().__init__(**spec)
-        self.percentile = percentile
         self.exponent: int | None = None
         self.register_buffer("min_val", torch.tensor(torch.inf))
         self.register_buffer("max_val", torch.tensor(-torch.inf))
@@ -54,19 +53,20 @@ class RangeObserver(UniformQuantizationObserverBase):  # type: ignore[misc]
             self.counts = torch.cat((quarter, self.counts.view(-1, 2).sum(1), quarter))
             self.exponent += 1
 
-    def settle(self) -> None:
-        """Replace the extremes in `min_val` and `max_val` by the range chosen; never wider than they are."""
+    def settle(self, percentile: float | None) -> None:
+        """Narrow `min_val` and `max_val`, until now the extremes, to the range chosen.
+
+        `percentile`: that share of the values stays inside on either side; None takes the least squared error.
+        """
         if self.exponent is None:
             return
         edges = torch.linspace(-1, 1, _BINS + 1, dtype=torch.float64) * 2.0**self.exponent
-        low, high = self._middle(edges) if self.percentile is not None else self._least_error(edges)
+        low, high = self._least_error(edges) if percentile is None else self._without_tails(edges, 1 - percentile / 100)
         self.min_val = self.min_val.clamp(min=low).clamp(max=0)
         self.max_val = self.max_val.clamp(max=high).clamp(min=0)
 
-    def _middle(self, edges: Tensor) -> tuple[float, float]:
-        assert self.percentile is not None
+    def _without_tails(self, edges: Tensor, tail: float) -> tuple[float, float]:
         below = self.counts.cumsum(0) / self.counts.sum()
-        tail = 1 - self.percentile / 100
         low = int((below > tail).nonzero()[0])
         high = int((below >= 1 - tail).nonzero()[0])
         return float(edges[low]), float(edges[high + 1])
