@@ -60,28 +60,33 @@ class Decoder(nn.Module):
         new state under the same names: whole conv states, and of keys and values only this call's
         `[B, kv_heads, T, head_dim]`, which the caller writes at `position`.
         """
-        at = self._positions(tokens, position, state)
+        at = self.positions(tokens, position, state)
         x = self.embed_tokens(tokens)
         new: State = {}
-        for i, kind in enumerate(self.config.layer_types):
-            block = self.block(i)
-            normed = block.operator_norm(x)
-            if kind == "conv":
-                mixed, new[f"conv_state.{i}"] = block.conv(normed, state[f"conv_state.{i}"], length)
-            else:
-                past = state[f"key.{i}"], state[f"value.{i}"]
-                mixed, new[f"key.{i}"], new[f"value.{i}"] = block.self_attn(normed, *past, at)
-            x = x + mixed
-            x = x + block.feed_forward(block.ffn_norm(x))
+        for layer in range(len(self.layers)):
+            x = self.advance(layer, x, length, state, at, new)
         if not all_logits:
             x = _last_valid(x, length)
         return self.lm_head(self.embedding_norm(x)), new
+
+    def advance(self, layer: int, x: Tensor, length: Tensor | None, state: State, at: Positions, new: State) -> Tensor:
+        """One layer over `x [B, T, H]`, which gives the next layer's; its new state goes into `new`."""
+        block = self.block(layer)
+        normed = block.operator_norm(x)
+        if self.config.layer_types[layer] == "conv":
+            mixed, new[f"conv_state.{layer}"] = block.conv(normed, state[f"conv_state.{layer}"], length)
+        else:
+            past = state[f"key.{layer}"], state[f"value.{layer}"]
+            mixed, new[f"key.{layer}"], new[f"value.{layer}"] = block.self_attn(normed, *past, at)
+        x = x + mixed
+        return x + block.feed_forward(block.ffn_norm(x))
 
     def block(self, layer: int) -> Block:
         """The residual block of that layer."""
         return cast(Block, self.layers[layer])
 
-    def _positions(self, tokens: Tensor, position: Tensor, state: State) -> Positions:
+    def positions(self, tokens: Tensor, position: Tensor, state: State) -> Positions:
+        """Where the call's tokens stand in the window, for every layer's attention."""
         offsets = torch.arange(tokens.shape[1])
         cos, sin = rotary(position.unsqueeze(1) + offsets, self.config.head_dim, self.config.rope_theta)
         caches = self.config.attention_layers

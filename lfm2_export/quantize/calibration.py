@@ -37,6 +37,7 @@ class Calibration(BaseModel):
     `source`: "self" is the checkpoint's own greedy replies to short chats, through its chat template; "text" a UTF-8
     file; "tokens" a JSON file, one list of ids or a list of such lists. The observer sees every activation:
     "min-max" keeps the extremes, "percentile" cuts outliers, "mse" takes the range with the least squared error.
+    `weights`: how they come to their integers, see `static_weights.py`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +47,7 @@ class Calibration(BaseModel):
     windows: int = Field(default=24, ge=1)
     tokens: int = Field(default=128, ge=2)  # most in one window
     observer: Literal["min-max", "percentile", "mse"] = "min-max"
+    weights: Literal["nearest", "mse", "gptq"] = "nearest"
     percentile: float = Field(default=99.99, gt=50, le=100)  # of the values kept, for the observer of that name
 
     @model_validator(mode="after")

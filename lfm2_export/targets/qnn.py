@@ -23,6 +23,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.npu_call import DECODE, PREFILL, native_state
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import needs_calibration, quantizable, rule_for
+from lfm2_export.quantize.static_weights import static_weights
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets import Lowered, Methods, Stage
 from lfm2_export.targets._compiling import no_collection, quiet
@@ -51,12 +52,7 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
     if shards is not None and (type(shards) is not int or not 1 <= shards <= layers):
         raise RecipeError(f"{recipe.name}: options.shards is {shards!r}; expected 1 to {layers}, or null: as needed")
     _check_rules(recipe, config)
-    if recipe.calibration is not None and recipe.calibration.observer != "min-max":
-        raise RecipeError(f"{recipe.name}: calibration.observer: the qnn target has only min-max so far")
-    soc = chips.named(_option(recipe, "soc"))
-    lacking = soc.lacks(not needs_calibration(recipe.quantization), bool(config.attention_layers))
-    if lacking is not None:
-        raise RecipeError(f"{recipe.name}: {soc.name} (HTP v{soc.generation}) has no {lacking}")
+    _check_chip(recipe, config, chips.named(_option(recipe, "soc")))
     qnn_sdk.version()
 
 
@@ -64,6 +60,7 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows:
     """Write `model.pte`, and `emulator.pte` where the first cannot run on the emulator."""
     config, soc, chunk = decoder.config, chips.named(_option(recipe, "soc")), _option(recipe, "prefill_chunk")
     half = not needs_calibration(recipe.quantization)
+    grouped = any(rule.weight is not None and rule.weight.group is not None for rule in recipe.quantization)
     methods = _methods(decoder, recipe, windows, stage)
     shared = bool(_option(recipe, "weight_sharing")) and soc.shares_weights
     files = {FILE: shared} | ({EMULATOR_FILE: False} if shared else {})
@@ -77,7 +74,9 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows:
     with quiet(), no_collection(), torch.no_grad():
         for name, share in files.items():
             stage(f"compiling {name} for {soc.name}" + (" (weights stored once)" if share else ""))
-            reports = compiled(methods, examples, soc, folder / name, half=half, share=share, starts=starts)
+            reports = compiled(
+                methods, examples, soc, folder / name, half=half, share=share, grouped=grouped, starts=starts
+            )
             _refuse_fallback(reports, recipe)
     return Lowered(
         methods=[_method(name, rows, config, recipe.window, reports[name]) for name, rows in _rows(chunk).items()],
@@ -109,17 +108,21 @@ def reference(decoder: Decoder, recipe: Recipe, windows: Windows) -> Methods | N
 
 def _methods(decoder: Decoder, recipe: Recipe, windows: Windows, stage: Stage) -> dict[str, nn.Module]:
     qnn_sdk.prepare()
-    networks = {
-        name: NpuDecoder(decoder, recipe.window, rows).eval()
-        for name, rows in _rows(_option(recipe, "prefill_chunk")).items()
-    }
-    if not needs_calibration(recipe.quantization):
-        return dict(networks)
+    if recipe.calibration is None:
+        return dict(_networks(decoder, recipe))
+    stage(f"choosing the weights' scales ({recipe.calibration.weights})")
+    rounded = static_weights(decoder, recipe.quantization, windows, recipe.calibration.weights)
     stage(f"calibrating on {sum(map(len, windows))} tokens")
+    networks, soc = _networks(rounded.decoder, recipe), chips.named(_option(recipe, "soc"))
     with quiet():
         from lfm2_export.targets._qnn.quantized import quantized
 
-        return dict(quantized(networks, decoder.config, recipe, chips.named(_option(recipe, "soc")), windows))
+        return dict(quantized(networks, rounded.scales, decoder.config, recipe, soc, windows))
+
+
+def _networks(decoder: Decoder, recipe: Recipe) -> dict[str, NpuDecoder]:
+    rows = _rows(_option(recipe, "prefill_chunk"))
+    return {name: NpuDecoder(decoder, recipe.window, count).eval() for name, count in rows.items()}
 
 
 def _rows(chunk: int) -> dict[str, int]:
@@ -143,10 +146,27 @@ def _check_rules(recipe: Recipe, config: LFM2Config) -> None:
             raise RecipeError(f"{where} HTP looks an embedding up in its activations' format; use bits 16")
         if not static and (rule.weight.bits != 16 or rule.activation not in (None, "float16")):
             raise RecipeError(f"{where} integer weights need int16 activations on the NPU")
-        if static and rule.weight.group is not None:
-            raise RecipeError(f"{where} weights per channel only; leave out the group")
+        if static and rule.weight.group is not None and (rule.weight.bits != 4 or rule.weight.group % 16):
+            raise RecipeError(f"{where} HTP has groups of 4-bit weights only, of a multiple of 16")
     if recipe.cache != ("float32" if static else "float16"):
         raise RecipeError(f"{recipe.name}: cache {recipe.cache}: it is float16 in an fp16 program, else float32 here")
+
+
+def _check_chip(recipe: Recipe, config: LFM2Config, soc: chips.Soc) -> None:
+    """Refuse arithmetic and integer weights that this chip's generation lacks."""
+    half = not needs_calibration(recipe.quantization)
+    lacking = soc.lacks(half, bool(config.attention_layers))
+    if lacking is not None:
+        raise RecipeError(f"{recipe.name}: {soc.name} (HTP v{soc.generation}) has no {lacking}")
+    if half:
+        return
+    for path, kind, _ in quantizable(config):
+        rule = rule_for(path, kind, recipe.quantization)
+        if kind == "embedding" or rule is None or rule.weight is None:
+            continue
+        what, since = ("groups of weights (LPBQ)", 69) if rule.weight.group else ("16-bit weights", 73)
+        if soc.generation < since and (rule.weight.group or rule.weight.bits == 16):
+            raise RecipeError(f"{recipe.name}: {path}: {what} need HTP v{since}, {soc.name} has v{soc.generation}")
 
 
 def _refuse_fallback(reports: Mapping[str, Delegation], recipe: Recipe) -> None:

@@ -28,12 +28,15 @@ def compiled(
     *,
     half: bool,
     share: bool,
+    grouped: bool,
     starts: Sequence[int] = (),
 ) -> dict[str, Delegation]:
     """Write the methods as one file and say, per method, what the NPU took. LoweringError when QNN gives up.
 
     `half`: compute in fp16, for networks without scales. `share`: store weights that the methods have in common once.
-    `starts`: the layers that begin a shard of their own (see `shards.py`).
+    `grouped`: some weights have a scale per group; HTP computes those in a 1×1 convolution. As a matrix product with more
+    than 128 outputs they gave wrong values (256, 512), or did not compile (384: "no properties registered for
+    q::GenPad"). `starts`: the layers that begin a shard of their own (see `shards.py`).
     """
     from executorch.backends.qualcomm.utils.utils import (
         generate_htp_compiler_spec,
@@ -46,7 +49,11 @@ def compiled(
     spec = generate_qnn_executorch_compiler_spec(soc_model=soc.chipset, backend_options=options)
     with _compiler_output():
         edge = to_edge_transform_and_lower_to_qnn(
-            dict(methods), dict(examples), {name: list(spec) for name in methods}, **cutting(starts)
+            dict(methods),
+            dict(examples),
+            {name: list(spec) for name in methods},
+            convert_linear_to_conv2d=grouped,
+            **cutting(starts),
         )
         reports = {name: _report(edge.exported_program(name).graph_module) for name in methods}
         if starts:  # the contexts of a method run one after the other, so one spill buffer serves all

@@ -8,11 +8,12 @@ PyTorch what the NPU shall compute, and from which the NPU's program is compiled
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from executorch.backends.qualcomm.quantizer.quantizer import ModuleQConfig, QnnQuantizer, QuantDtype
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import MinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -21,10 +22,11 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import LoweringError
 from lfm2_export.model.state import State
 from lfm2_export.npu_call import DECODE, PREFILL, call_inputs, native_state, write_back
-from lfm2_export.quantize.calibration import Windows
+from lfm2_export.quantize.calibration import Calibration, Windows
 from lfm2_export.quantize.scheme import QuantizationRule, quantizable, rule_for
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets._qnn.network import NpuDecoder
+from lfm2_export.targets._qnn.ranges import RangeObserver
 from lfm2_export.targets._qnn.soc import Soc
 
 _ANNOTATION = "quantization_annotation"
@@ -32,13 +34,23 @@ _WIDTHS = {4: QuantDtype.use_16a4w, 8: QuantDtype.use_16a8w, 16: QuantDtype.use_
 
 
 def quantized(
-    networks: Mapping[str, NpuDecoder], config: LFM2Config, recipe: Recipe, soc: Soc, windows: Windows
+    networks: Mapping[str, NpuDecoder],
+    scales: Mapping[str, Tensor],
+    config: LFM2Config,
+    recipe: Recipe,
+    soc: Soc,
+    windows: Windows,
 ) -> dict[str, GraphModule]:
-    """The methods' networks with every scale chosen, still in PyTorch. Deterministic."""
+    """The methods' networks with every scale chosen, still in PyTorch; `scales` are the weights', by path."""
     prepared = {name: _prepared(network, config, recipe, soc) for name, network in networks.items()}
     _share_observers(prepared[DECODE], prepared[PREFILL])
     for window in windows:
         _converse(prepared, config, recipe.window, len(networks[PREFILL].rows), window)
+    for module in prepared.values():
+        _set_weight_scales(module, scales)
+    for observer in set(prepared[PREFILL].modules()) | set(prepared[DECODE].modules()):
+        if isinstance(observer, RangeObserver):
+            observer.settle(_percentile(recipe))
     for module in prepared.values():
         _join_concatenated(module)
     return {name: convert_pt2e(module) for name, module in prepared.items()}
@@ -52,18 +64,24 @@ def example(config: LFM2Config, window: int, rows: int) -> tuple[torch.Tensor, .
 def _prepared(network: NpuDecoder, config: LFM2Config, recipe: Recipe, soc: Soc) -> GraphModule:
     inputs = example(config, recipe.window, len(network.rows))
     program = torch.export.export(network, inputs, strict=True).module()
-    return prepare_pt2e(program, _quantizer(config, recipe, soc))
+    return prepare_pt2e(program, _quantizer(program, config, recipe, soc))
 
 
-def _quantizer(config: LFM2Config, recipe: Recipe, soc: Soc) -> QnnQuantizer:
+def _quantizer(program: GraphModule, config: LFM2Config, recipe: Recipe, soc: Soc) -> QnnQuantizer:
+    assert recipe.calibration is not None  # the recipe's check
     rules = {path: rule_for(path, kind, recipe.quantization) for path, kind, _ in quantizable(config)}
-    configs = {rule: _module_config(rule) for rule in rules.values() if rule is not None}
+    observer = MinMaxObserver if recipe.calibration.observer == "min-max" else RangeObserver
+    configs = {rule: _module_config(rule, observer) for rule in rules.values() if rule is not None}
+    groups = {path: rule.weight.group for path, rule in rules.items() if rule is not None and rule.weight is not None}
     mkldnn = torch.backends.mkldnn.enabled
     quantizer = QnnQuantizer(soc_model=soc.chipset)
     # On AMD it turns that off for the whole process, because of a crash in convolutions. There is none in this
     # network, and without it a matrix product of the 350M shape takes many times as long.
     torch.backends.mkldnn.enabled = mkldnn
-    quantizer.set_default_quant_config(QuantDtype.use_16a8w, act_observer=MinMaxObserver)
+    quantizer.set_default_quant_config(QuantDtype.use_16a8w, act_observer=observer)
+    quantizer.set_block_size_map(
+        {node.name: (1, groups[path]) for path, node in _linears(program) if groups[path] is not None}
+    )
     quantizer.set_submodule_qconfig_list(
         [(_inside(path), configs[rule]) for path, rule in rules.items() if rule is not None]
     )
@@ -71,9 +89,32 @@ def _quantizer(config: LFM2Config, recipe: Recipe, soc: Soc) -> QnnQuantizer:
     return quantizer
 
 
-def _module_config(rule: QuantizationRule) -> ModuleQConfig:
+def _percentile(recipe: Recipe) -> float | None:
+    assert recipe.calibration is not None
+    return recipe.calibration.percentile if recipe.calibration.observer == "percentile" else None
+
+
+def _module_config(rule: QuantizationRule, observer: Any) -> ModuleQConfig:
     assert rule.weight is not None  # the target's check
-    return ModuleQConfig(_WIDTHS[rule.weight.bits], is_linear_per_channel=True, act_observer=MinMaxObserver)
+    width = QuantDtype.use_16a4w_block if rule.weight.group else _WIDTHS[rule.weight.bits]
+    return ModuleQConfig(width, is_linear_per_channel=True, act_observer=observer)
+
+
+def _linears(module: GraphModule) -> Iterator[tuple[str, Node]]:
+    """(path, node) of every matrix product with a weight, with or without an observer between the two."""
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.linear.default:
+            weight = node.args[1]
+            source = weight if weight.op == "get_attr" else weight.args[0]
+            yield str(source.target).removesuffix(".weight"), node
+
+
+def _set_weight_scales(module: GraphModule, scales: Mapping[str, Tensor]) -> None:
+    """Let the weights' observers have seen what gives these scales, whatever they saw."""
+    for path, node in _linears(module):
+        observer = module.get_submodule(str(node.args[1].target))  # type: ignore[union-attr]
+        observer.max_val = scales[path].reshape(observer.min_val.shape) * observer.quant_max
+        observer.min_val = -observer.max_val
 
 
 def _inside(path: str) -> Any:
@@ -135,8 +176,9 @@ def _join_concatenated(module: GraphModule) -> None:
     while changed:
         changed = False
         for group in groups:
-            low = torch.stack([observer.min_val for observer in group]).min()
-            high = torch.stack([observer.max_val for observer in group]).max()
+            chosen = [observer for observer in group if isinstance(observer, RangeObserver)] or group
+            low = torch.stack([observer.min_val for observer in chosen]).min()
+            high = torch.stack([observer.max_val for observer in chosen]).max()
             for observer in group:
                 if observer.min_val != low or observer.max_val != high:
                     observer.min_val, observer.max_val, changed = low.clone(), high.clone(), True
