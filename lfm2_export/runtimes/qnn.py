@@ -46,6 +46,11 @@ def weights_session(folder: Path, manifest: Manifest) -> Session | None:
     return None
 
 
+def reference_session(folder: Path, manifest: Manifest) -> Session | None:
+    """None: eager PyTorch is the reference, rebuilt from checkpoint, recipe and calibration tokens."""
+    return None
+
+
 class _Program:
     """The loaded `.pte`, callable by method name."""
 

@@ -44,7 +44,7 @@ def cutting(starts: Sequence[int]) -> Mapping[str, Any]:
     return {"dep_table": order, "passes_job": passes}
 
 
-class _Cut(ExportPass):  # type: ignore[misc]  # ExecuTorch is untyped
+class _Cut(ExportPass):
     """Puts a copy where the activation enters each of the layers `starts`."""
 
     def __init__(self, starts: Sequence[int]) -> None:
