@@ -32,8 +32,8 @@ def compiled(
     """Write the methods as one file and say, per method, what the NPU took. LoweringError when QNN gives up.
 
     `half`: compute in fp16, for networks without scales. `share`: store weights that the methods have in common once.
-    `grouped`: some weights have a scale per group; HTP computes those in a 1×1 convolution. As a matrix product with more
-    than 128 outputs they gave wrong values (256, 512), or did not compile (384: "no properties registered for
+    `grouped`: some weights have a scale per group, and are multiplied in 1×1 convolutions. In HTP's matrix product they
+    were right up to 128 outputs, wrong with 256 or 512, and with 384 did not compile ("no properties registered for
     q::GenPad").
     """
     from executorch.backends.qualcomm.utils.utils import (

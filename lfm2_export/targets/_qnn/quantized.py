@@ -22,7 +22,7 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import LoweringError
 from lfm2_export.model.state import State
 from lfm2_export.npu_call import DECODE, PREFILL, call_inputs, native_state, write_back
-from lfm2_export.quantize.calibration import Calibration, Windows
+from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import QuantizationRule, quantizable, rule_for
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets._qnn.network import NpuDecoder
