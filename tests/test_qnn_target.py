@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from lfm2_export.model.state import state_shapes
 from lfm2_export.npu_call import DECODE, MASKED, PREFILL, call_inputs, native_state
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.quantize.calibration import Windows
+from lfm2_export.quantize.static_weights import static_weights
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes._slices import SliceSession
 from lfm2_export.runtimes.eager import EagerSession
@@ -46,13 +48,12 @@ MISSING = installed()
 needs_qnn = pytest.mark.skipif(MISSING is not None and "CI" not in os.environ, reason=str(MISSING))
 
 
-def recipe(name: str = "qnn-16a8w", **options: Any) -> Recipe:
+def recipe(name: str = "qnn-16a8w", changes: dict[str, Any] | None = None, **options: Any) -> Recipe:
     settings = {"prefill_chunk": CHUNK, "weight_sharing": False} | options
-    changes = [
-        f"options.{key}={str(value).lower() if type(value) is bool else value}" for key, value in settings.items()
-    ]
-    wanted = ["calibration.tokens=32"] if name != "qnn-fp16" else []
-    return recipes.load(name, [f"window={WINDOW}", *wanted, *changes])
+    wanted: dict[str, Any] = {f"options.{key}": value for key, value in settings.items()} | {"window": WINDOW}
+    wanted |= {"calibration.tokens": 32} if name != "qnn-fp16" else {}
+    wanted |= {"quantization.2.weight.group": 32} if name == "qnn-16a4w" else {}  # 160 inputs have no groups of 64
+    return recipes.load(name, [f"{key}={json.dumps(value)}" for key, value in (wanted | (changes or {})).items()])
 
 
 def manifest(made_by: Recipe, shape: LFM2Config, **changes: Any) -> Manifest:
@@ -122,11 +123,13 @@ class TestNetwork:
         (["options.shards=0"], "options.shards is 0; expected 1 to 6"),
         (["options.shards=7"], "options.shards is 7"),
         (["options.speed=3"], "unknown options"),
-        (["calibration.observer=mse"], "only min-max"),
         (["cache=bfloat16"], "cache bfloat16"),
         (["quantization.1.activation=int8-token"], "fp16 throughout, or has int16"),
         (["quantization.0.weight.bits=8"], "embedding"),
-        (["quantization.1.weight.group=32"], "leave out the group"),
+        (["quantization.1.weight.group=32"], "groups of 4-bit weights only"),
+        (["quantization.1.weight={bits: 4, group: 8}"], "of a multiple of 16"),
+        (["quantization.1.weight={bits: 4, group: 32}", "options.soc=SM8350"], r"LPBQ\) need HTP v69, SM8350 has v68"),
+        (["quantization.1.weight.bits=16", "options.soc=SM8450"], "16-bit weights need HTP v73, SM8450 has v69"),
     ],
 )
 def test_impossible_recipes_are_refused(changes: list[str], message: str) -> None:
@@ -201,7 +204,7 @@ class Made:
         return SliceSession(lambda name, inputs: methods[name](*inputs), self.manifest, "eager", "")
 
 
-@pytest.fixture(scope="module", params=["qnn-fp16", "qnn-16a8w"])
+@pytest.fixture(scope="module", params=["qnn-fp16", "qnn-16a8w", "qnn-16a4w"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     if MISSING is not None and "CI" not in os.environ:
         pytest.skip(MISSING)
@@ -266,6 +269,77 @@ class TestArtifact:
         with pytest.raises(UsageError):
             session.prefill([])
         assert session.position == WINDOW
+
+
+def graphs(made_by: Recipe, decoder: Decoder) -> Any:
+    methods = qnn.reference(decoder, made_by, WINDOWS)
+    assert methods is not None
+    return methods
+
+
+def stored_matrices(graph: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """By path, the integers that the program stores, and the matrix that they stand for."""
+    found = {}
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.linear.default:
+            back = node.args[1]
+            arguments = [getattr(graph, arg.target) if isinstance(arg, torch.fx.Node) else arg for arg in back.args]
+            path = list(node.meta["nn_module_stack"].values())[-1][0]
+            found[path] = arguments[0], back.target(*arguments, **back.kwargs)
+    return found
+
+
+def activation_steps(graph: Any) -> list[tuple[str, float]]:
+    """(what is quantized, step) of every 16-bit tensor in order."""
+    quantizers = torch.ops.quantized_decomposed.quantize_per_tensor.default
+    return [(str(n.args[0].target), float(n.args[1])) for n in graph.graph.nodes if n.target is quantizers]
+
+
+@needs_qnn
+@pytest.mark.slow
+class TestQuantized:
+    """What is compiled, still in PyTorch."""
+
+    @pytest.mark.parametrize("group", [None, 32])
+    def test_the_weights_are_those_that_gptq_made_in_both_methods(self, group: int | None) -> None:
+        decoder = random_decoder(layer_types=("conv", "full_attention"))
+        made_by = recipe("qnn-16a4w", {"quantization.2.weight.group": group})
+        expected = static_weights(decoder, made_by.quantization, WINDOWS, "gptq")
+        for graph in graphs(made_by, decoder).values():
+            stored = stored_matrices(graph)
+            assert set(stored) == set(expected.scales)
+            for path, (integers, matrix) in stored.items():
+                assert integers.dtype == torch.int8
+                assert integers.abs().max() <= (127 if path == "lm_head" else 7)
+                wanted = expected.decoder.get_submodule(path).weight
+                torch.testing.assert_close(matrix.float(), wanted, rtol=1e-5, atol=1e-7)
+
+    @pytest.mark.parametrize("observer", ["percentile", "mse"])
+    def test_observers_narrow_ranges_and_never_widen_them(self, observer: str) -> None:
+        decoder = random_decoder(layer_types=("conv", "full_attention"))
+        steps = [
+            activation_steps(graphs(recipe("qnn-16a8w", {"calibration.observer": name}), decoder)[PREFILL])
+            for name in ("min-max", observer)
+        ]
+        assert [name for name, _ in steps[0]] == [name for name, _ in steps[1]]
+        pairs = [(full, narrow) for (_, full), (_, narrow) in zip(*steps, strict=True)]
+        assert all(narrow <= full * 1.0001 for full, narrow in pairs)
+        assert observer == "mse" or sum(narrow < full * 0.99 for full, narrow in pairs) > 5
+
+    def test_the_sigmoid_has_all_16_bits_for_its_0_to_1(self) -> None:
+        steps = activation_steps(graphs(recipe(), random_decoder(layer_types=("conv",)))[DECODE])
+        assert [step for name, step in steps if "sigmoid" in name] == [pytest.approx(1 / 65536, rel=1e-3)]
+
+    def test_the_first_rule_that_fits_sets_a_matrix_width(self) -> None:
+        decoder = random_decoder(layer_types=("conv", "full_attention"))
+        base = recipe("qnn-16a8w", {"calibration.weights": "mse"})
+        rules = [rule.model_dump() for rule in base.quantization]
+        rules.insert(0, {"match": "layers.*.feed_forward.w2", "weight": {"bits": 16}, "activation": "int16"})
+        made_by = Recipe.model_validate(base.model_dump() | {"quantization": rules})
+        qnn.check(made_by, decoder.config)
+        stored = stored_matrices(graphs(made_by, decoder)[PREFILL])
+        wide = {path for path, (integers, _) in stored.items() if integers.abs().max() > 127}
+        assert wide == {"layers.0.feed_forward.w2", "layers.1.feed_forward.w2"}
 
 
 @needs_qnn

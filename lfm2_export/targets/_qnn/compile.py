@@ -34,8 +34,8 @@ def compiled(
     """Write the methods as one file and say, per method, what the NPU took. LoweringError when QNN gives up.
 
     `half`: compute in fp16, for networks without scales. `share`: store weights that the methods have in common once.
-    `grouped`: some weights have a scale per group; HTP computes those in a 1×1 convolution. As a matrix product with more
-    than 128 outputs they gave wrong values (256, 512), or did not compile (384: "no properties registered for
+    `grouped`: some weights have a scale per group; HTP computes those in a 1×1 convolution. As a matrix product with
+    more than 128 outputs they gave wrong values (256, 512), or did not compile (384: "no properties registered for
     q::GenPad"). `starts`: the layers that begin a shard of their own (see `shards.py`).
     """
     from executorch.backends.qualcomm.utils.utils import (

@@ -9,7 +9,7 @@ PyTorch what the NPU shall compute, and from which the NPU's program is compiled
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from executorch.backends.qualcomm.quantizer.quantizer import ModuleQConfig, QnnQuantizer, QuantDtype
@@ -22,7 +22,7 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import LoweringError
 from lfm2_export.model.state import State
 from lfm2_export.npu_call import DECODE, PREFILL, call_inputs, native_state, write_back
-from lfm2_export.quantize.calibration import Calibration, Windows
+from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import QuantizationRule, quantizable, rule_for
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets._qnn.network import NpuDecoder
@@ -75,8 +75,7 @@ def _quantizer(program: GraphModule, config: LFM2Config, recipe: Recipe, soc: So
     groups = {path: rule.weight.group for path, rule in rules.items() if rule is not None and rule.weight is not None}
     mkldnn = torch.backends.mkldnn.enabled
     quantizer = QnnQuantizer(soc_model=soc.chipset)
-    # On AMD it turns that off for the whole process, because of a crash in convolutions. There is none in this
-    # network, and without it a matrix product of the 350M shape takes many times as long.
+    # on AMD its constructor turns that off for the whole process, against a crash in convolutions: there is none here
     torch.backends.mkldnn.enabled = mkldnn
     quantizer.set_default_quant_config(QuantDtype.use_16a8w, act_observer=observer)
     quantizer.set_block_size_map(
@@ -112,7 +111,8 @@ def _linears(module: GraphModule) -> Iterator[tuple[str, Node]]:
 def _set_weight_scales(module: GraphModule, scales: Mapping[str, Tensor]) -> None:
     """Let the weights' observers have seen what gives these scales, whatever they saw."""
     for path, node in _linears(module):
-        observer = module.get_submodule(str(node.args[1].target))  # type: ignore[union-attr]
+        weight = cast(Node, node.args[1])
+        observer: Any = module.get_submodule(str(weight.target))
         observer.max_val = scales[path].reshape(observer.min_val.shape) * observer.quant_max
         observer.min_val = -observer.max_val
 

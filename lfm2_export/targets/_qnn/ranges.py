@@ -14,10 +14,9 @@ from torchao.quantization.pt2e import UniformQuantizationObserverBase
 
 _BINS = 8192  # of the histogram, over the smallest power of two that holds every value, both signs
 _STEPS, _TIGHTEST = 100, 0.01  # ranges tried for "mse"
-_INTEGERS = 65535
 
 
-class RangeObserver(UniformQuantizationObserverBase):  # type: ignore[misc]
+class RangeObserver(UniformQuantizationObserverBase):
     """Counts values, and chooses when all were seen.
 
     Zeros do not count: they are the empty part of a cache, and every range has them anyway.
@@ -25,6 +24,8 @@ class RangeObserver(UniformQuantizationObserverBase):  # type: ignore[misc]
 
     def __init__(self, **spec: Any) -> None:
         super().__init__(**spec)
+        self.min_val: Tensor
+        self.max_val: Tensor
         self.exponent: int | None = None
         self.register_buffer("min_val", torch.tensor(torch.inf))
         self.register_buffer("max_val", torch.tensor(-torch.inf))
@@ -72,7 +73,11 @@ class RangeObserver(UniformQuantizationObserverBase):  # type: ignore[misc]
         return float(edges[low]), float(edges[high + 1])
 
     def _least_error(self, edges: Tensor) -> tuple[float, float]:
-        """Of ranges that shrink towards zero, the one whose clipping and rounding cost least."""
+        """Of ranges that shrink towards zero, the one whose clipping and rounding cost least.
+
+        With 16 bits that nearly always is the full one: a step is so small that no outlier costs much.
+        """
+        levels = self.quant_max - self.quant_min
         centres = (edges[1:] + edges[:-1]) / 2
         lowest, highest = min(float(self.min_val), 0.0), max(float(self.max_val), 0.0)
         best, least = (lowest, highest), torch.inf
@@ -80,7 +85,7 @@ class RangeObserver(UniformQuantizationObserverBase):  # type: ignore[misc]
             share = 1 - (1 - _TIGHTEST) * step / _STEPS
             low, high = lowest * share, highest * share
             clipped = (centres - centres.clamp(low, high)).square() @ self.counts
-            error = float(clipped + self.counts.sum() * ((high - low) / _INTEGERS) ** 2 / 12)
+            error = float(clipped + self.counts.sum() * ((high - low) / levels) ** 2 / 12)
             if error < least:
                 best, least = (low, high), error
         return best
