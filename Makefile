@@ -11,8 +11,9 @@ demo: .venv/installed  ## export nano to a .pte and to ONNX, prove both, chat wi
 	$(BIN)/lfm2-export export nano --recipe onnx-int8 --output out/demo-onnx --force
 	$(BIN)/lfm2-export chat out/demo-onnx --prompt "What color is the sky?"
 
+# one thread for each of the two workers: torch's would wait for each other's cores
 test: .venv/installed-test .venv/installed-web lint  ## what CI runs
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=10
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
