@@ -153,20 +153,18 @@ def _check_rules(recipe: Recipe, config: LFM2Config) -> None:
 
 
 def _check_chip(recipe: Recipe, config: LFM2Config, soc: chips.Soc) -> None:
-    """Refuse arithmetic and integer weights that this chip's generation lacks."""
+    """Refuse weights and arithmetic that this chip's generation lacks."""
     half = not needs_calibration(recipe.quantization)
-    lacking = soc.lacks(half, bool(config.attention_layers))
-    if lacking is not None:
-        raise RecipeError(f"{recipe.name}: {soc.name} (HTP v{soc.generation}) has no {lacking}")
-    if half:
-        return
-    for path, kind, _ in quantizable(config):
+    for path, kind, _ in () if half else quantizable(config):
         rule = rule_for(path, kind, recipe.quantization)
         if kind == "embedding" or rule is None or rule.weight is None:
             continue
         what, since = ("groups of weights (LPBQ)", 69) if rule.weight.group else ("16-bit weights", 73)
         if soc.generation < since and (rule.weight.group or rule.weight.bits == 16):
             raise RecipeError(f"{recipe.name}: {path}: {what} need HTP v{since}, {soc.name} has v{soc.generation}")
+    lacking = soc.lacks(half, bool(config.attention_layers))
+    if lacking is not None:
+        raise RecipeError(f"{recipe.name}: {soc.name} (HTP v{soc.generation}) has no {lacking}")
 
 
 def _refuse_fallback(reports: Mapping[str, Delegation], recipe: Recipe) -> None:
