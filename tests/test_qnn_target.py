@@ -16,7 +16,7 @@ import torch
 from decoders import config, random_decoder, relative, state_error, tokens, worst
 
 from lfm2_export import qnn_sdk, recipes
-from lfm2_export.artifact.manifest import Manifest, Source
+from lfm2_export.artifact.manifest import Manifest, Npu, Source
 from lfm2_export.checkpoint.config import LFM2Config, to_dict
 from lfm2_export.checkpoint.random_init import SIZES
 from lfm2_export.errors import LoweringError, MissingDependencyError, RecipeError, UsageError, WindowExceededError
@@ -357,6 +357,39 @@ def test_weights_are_stored_once_where_the_chip_can_in_shards_too(tmp_path: Path
 
     session = open_session(tmp_path, manifest(wanted, decoder.config, **lowered._asdict()))
     assert worst(session, EagerSession(decoder, WINDOW), [9, 1, 1]) < 0.02
+
+
+AGAIN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_qnn_target import qnn, quantize, random_decoder, recipe
+wanted = recipe("qnn-fp16")
+decoder = quantize(random_decoder(layer_types=("conv",)), wanted.quantization, wanted.cache)
+qnn.lower(decoder, wanted, Path(sys.argv[2]), lambda _: None)
+"""
+
+
+@needs_qnn
+@pytest.mark.slow
+def test_two_exports_differ_in_a_few_bytes_and_compute_the_same_bits(tmp_path: Path) -> None:
+    running, folders = [], [tmp_path / name for name in ("one", "two")]
+    for folder in folders:  # a process each, as the command has: QNN also counts what it compiled in a process
+        folder.mkdir()
+        command = [sys.executable, "-c", AGAIN, str(Path(__file__).parent), str(folder)]
+        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    assert [process.wait(timeout=600) for process in running] == [0, 0]
+    one, two = (np.frombuffer((folder / qnn.FILE).read_bytes(), np.uint8) for folder in folders)
+    assert len(one) == len(two)
+    assert 0 < np.count_nonzero(one != two) < len(one) / 100  # the time at least, or the manifest is too modest
+    from lfm2_export.runtimes.qnn import open_session
+
+    wanted, shape = recipe("qnn-fp16"), config(layer_types=("conv",))
+    npu = Npu(soc="SM8650", htp=75, weights_shared=False, emulator_file=qnn.FILE)
+    facts = {"methods": [qnn._method(n, r, shape, WINDOW, None) for n, r in ((DECODE, 1), (PREFILL, CHUNK))]}
+    facts |= {"transport": "slice", "cache_layout": "heads-time", "versions": {}, "runtime_requirement": "", "npu": npu}
+    first, second = (open_session(folder, manifest(wanted, shape, **facts)) for folder in folders)
+    assert worst(first, second, [9, 1]) == 0
 
 
 class TestCapacity:

@@ -172,15 +172,19 @@ def _join_concatenated(module: GraphModule) -> None:
     reference and not on the NPU.)
     """
     groups = [_observers(module, node) for node in module.graph.nodes if node.target is torch.ops.aten.cat.default]
+    for group in groups:
+        if any(isinstance(observer, RangeObserver) for observer in group):
+            for observer in group:
+                if not isinstance(observer, RangeObserver):  # it knows the extremes only: it takes what is chosen
+                    observer.min_val, observer.max_val = torch.tensor(torch.inf), torch.tensor(-torch.inf)
     changed = True
-    while changed:
+    while changed:  # ranges only ever widen, so this ends
         changed = False
         for group in groups:
-            chosen = [observer for observer in group if isinstance(observer, RangeObserver)] or group
-            low = torch.stack([observer.min_val for observer in chosen]).min()
-            high = torch.stack([observer.max_val for observer in chosen]).max()
+            low = torch.stack([observer.min_val for observer in group]).min()
+            high = torch.stack([observer.max_val for observer in group]).max()
             for observer in group:
-                if observer.min_val != low or observer.max_val != high:
+                if observer.min_val > low or observer.max_val < high:
                     observer.min_val, observer.max_val, changed = low.clone(), high.clone(), True
 
 
