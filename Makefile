@@ -23,8 +23,9 @@ lint: .venv/installed-test
 nano: .venv/installed-test  ## train the embedded nano model anew
 	$(BIN)/python training/nano.py
 
-bench: .venv/installed-bench  ## 350M beside llama.cpp, ExecuTorch's own export and eager: an hour; see benchmarks/
-	$(BIN)/python -m benchmarks.xnnpack --size 350m
+bench: .venv/installed-bench  ## 350M beside llama.cpp, ExecuTorch's own export, genai's and eager: hours; see benchmarks/
+	$(BIN)/python -m benchmarks.cpu --target xnnpack --size 350m
+	$(BIN)/python -m benchmarks.cpu --target onnx --size 350m
 
 # --without-pip: Debian's python3 has venv but not ensurepip, which is a package of its own
 .venv/bin/python:

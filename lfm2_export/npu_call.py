@@ -1,16 +1,19 @@
-"""The NPU's calling convention: what a host feeds to a method of static shape, and what it writes back.
+"""The NPU's calling conventions: what a host feeds to a method of static shape, and what it writes back.
 
-An artifact has two methods over the same state, `decode` for one token and `prefill` for a chunk of N. Both take, in
-this order and batch 1:
+An artifact has two methods over the same state, `decode` for one token and `prefill` for a chunk of N. Batch 1. The
+state is the same everywhere: conv states `[1, L-1, hidden]`, keys and values `[1, kv_heads, window, head_dim]`,
+float32. A call returns logits of the last valid token, whole new conv states, and of keys and values only its own
+`[1, kv_heads, N, head_dim]`, whose first `length` columns the host writes at `position`.
+
+A `.pte` takes, in this order:
 
 - `tokens [1, N] int32`, right-padded with any id;
 - `position [1] int32`, tokens already seen; `length [1] int32`, valid tokens of this call;
 - `mask [1, 1, N, window + N] float32`, added to attention's scores: 0 where a row may look, `MASKED` elsewhere.
   The first `window` columns are the cache, the rest this call's tokens;
-- the state: conv states `[1, L-1, hidden]`, keys and values `[1, kv_heads, window, head_dim]`, float32.
+- the state.
 
-They return logits `[1, 1, vocab]` of the last valid token, whole new conv states, and of keys and values only this
-call's `[1, kv_heads, N, head_dim]`, whose first `length` columns the host writes at `position`.
+An ONNX graph takes the state and the tensors of `graph_inputs`, by name, and calls its outputs `logits` and `new_…`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.model.layers import rotary
 from lfm2_export.model.state import State, is_cache, state_shapes
 
 DECODE, PREFILL = "decode", "prefill"
@@ -36,7 +40,7 @@ def native_state(config: LFM2Config, window: int) -> State:
 
 
 def call_inputs(tokens: Sequence[int], rows: int, position: int, window: int, state: State) -> tuple[Tensor, ...]:
-    """A call's inputs, for at most `rows` tokens at `position`. The state tensors are passed on, not copied."""
+    """A `.pte`'s inputs, for at most `rows` tokens at `position`. The state tensors are passed on, not copied."""
     ids = torch.zeros(1, rows, dtype=torch.int32)
     ids[0, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
     mask = torch.full((1, 1, rows, window + rows), MASKED)
@@ -44,6 +48,25 @@ def call_inputs(tokens: Sequence[int], rows: int, position: int, window: int, st
     mask[0, 0, :, window:].triu_(1)  # a row sees this call's tokens up to its own
     counts = (torch.tensor([count], dtype=torch.int32) for count in (position, len(tokens)))
     return (ids, *counts, mask, *state.values())
+
+
+def graph_inputs(config: LFM2Config, tokens: Sequence[int], position: int, rows: int, window: int) -> dict[str, Tensor]:
+    """An ONNX graph's inputs but the state, for at most `rows` tokens at `position`.
+
+    Right padding repeats the last token: whatever it computes is hidden from the valid rows and never written, and a
+    real token's activations lie in calibrated ranges.
+    """
+    count = len(tokens)
+    padded = [*tokens, *[tokens[-1]] * (rows - count)]
+    cos, sin = rotary(torch.arange(position, position + rows).unsqueeze(0), config.head_dim, config.rope_theta)
+    hidden = torch.ones(1, 1, rows, window + rows)
+    hidden[..., :position] = 0
+    hidden[0, 0, :, window:].triu_(1)
+    inputs = {"tokens": torch.tensor([padded], dtype=torch.int32), "cos": cos, "sin": sin, "hidden": hidden}
+    if rows > 1:
+        inputs["last_row"] = torch.tensor([count - 1], dtype=torch.int32)
+        inputs["conv_rows"] = torch.arange(count, count + config.conv_L_cache - 1, dtype=torch.int32)
+    return inputs
 
 
 def write_back(state: State, new: Iterable[Tensor], position: int, length: int) -> None:

@@ -16,7 +16,7 @@ from lfm2_export import qnn_provider
 from lfm2_export.artifact.folder import Artifact, seal
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.errors import LoweringError
-from lfm2_export.model.static_call import empty_static_state, static_inputs
+from lfm2_export.npu_call import graph_inputs, native_state
 from lfm2_export.parity.run import Effort, prove
 from lfm2_export.runtimes import onnxruntime_qnn
 
@@ -56,7 +56,8 @@ def test_a_compiled_model_of_each_chip_computes_what_the_graph_does(soc, make_ar
     compiled = qnn_provider.open_model(context, soc)
     assert compiled.operators == 1  # nothing is left of the graph but the compiled whole
     config, window = from_dict(artifact.manifest.source.config, "manifest.json"), artifact.manifest.window
-    inputs = empty_static_state(config, window) | static_inputs(config, [5], 0, 1, window)
+    given = native_state(config, window) | graph_inputs(config, [5], 0, 1, window)
+    inputs = {name: tensor.numpy() for name, tensor in given.items()}
     for ours, theirs in zip(compiled.session.run(None, inputs), graph.run(None, inputs), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

@@ -18,8 +18,9 @@ from lfm2_export.errors import RecipeError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.quantize.calibration import Calibration
+from lfm2_export.runtimes._slices import SliceSession
 from lfm2_export.runtimes.eager import EagerSession
-from lfm2_export.runtimes.onnxruntime_qnn import StaticSession
+from lfm2_export.runtimes.onnxruntime_qnn import Graphs
 from lfm2_export.targets import onnx_qnn
 from lfm2_export.targets._onnx_qnn.decoder import build
 from lfm2_export.targets._onnx_qnn.quantized import hiding, quantized
@@ -31,7 +32,7 @@ WINDOW, CHUNK = 40, 8
 CHUNKS = [8, 3, 1, 1, 11, 2, 1]
 
 
-def on_cpu(decoder: Decoder, folder: Path) -> StaticSession:
+def on_cpu(decoder: Decoder, folder: Path) -> SliceSession:
     """The float graphs, run by onnxruntime's CPU provider."""
     rows = {"decode": 1, "prefill": CHUNK}
     for name, count in rows.items():
@@ -40,7 +41,7 @@ def on_cpu(decoder: Decoder, folder: Path) -> StaticSession:
     manifest = artifact_of(decoder.config, WINDOW, target="onnx_qnn", methods=methods).manifest
     cpu = ["CPUExecutionProvider"]
     sessions = {name: onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=cpu) for name in rows}
-    return StaticSession(manifest, sessions, "cpu", emulated=False)
+    return SliceSession(Graphs(manifest, sessions), manifest, "cpu", "", emulated=False)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())

@@ -27,7 +27,7 @@ from lfm2_export.quantize.apply import quantize
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.static_weights import static_weights
 from lfm2_export.recipes import Recipe
-from lfm2_export.runtimes._slices import SliceSession
+from lfm2_export.runtimes._slices import SliceSession, pte_call
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.targets import qnn
 from lfm2_export.targets._qnn.capacity import first_layers, shards_needed
@@ -71,7 +71,8 @@ def eager_pair(decoder: Decoder) -> tuple[SliceSession, EagerSession]:
     specs = [qnn._method(n, r, decoder.config, WINDOW, None) for n, r in ((DECODE, 1), (PREFILL, CHUNK))]
     facts = {"methods": specs, "transport": "slice", "cache_layout": "heads-time", "versions": {}}
     made = manifest(recipe(), decoder.config, **facts, runtime_requirement="")
-    session = SliceSession(lambda name, inputs: methods[name](*inputs), made, "eager", "")
+    call = pte_call(lambda name, inputs: methods[name](*inputs), made)
+    session = SliceSession(call, made, "eager", "", emulated=False)
     return session, EagerSession(decoder, WINDOW)
 
 
@@ -201,7 +202,8 @@ class Made:
         methods = qnn.reference(self.decoder, self.recipe, WINDOWS)
         if methods is None:
             return EagerSession(self.decoder, WINDOW)
-        return SliceSession(lambda name, inputs: methods[name](*inputs), self.manifest, "eager", "")
+        call = pte_call(lambda name, inputs: methods[name](*inputs), self.manifest)
+        return SliceSession(call, self.manifest, "eager", "", emulated=False)
 
 
 @pytest.fixture(scope="module", params=["qnn-fp16", "qnn-16a8w", "qnn-16a4w"])

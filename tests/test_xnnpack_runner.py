@@ -114,6 +114,15 @@ class TestStockRunner:
         assert all(expected)
         assert _text_llm_runner.generate(made.path, tokenizer, prompts, 1) == expected
 
+    def test_a_prompt_of_exactly_one_calls_2048_tokens(self, make: Make, tokenizer: Path) -> None:
+        """Upstream's own export bounds its token dimension at 2047, and its runner sends 2048."""
+        longest = 2048
+        made = make("xnnpack-fp32", RESIDENT | {"window": longest + 8, "options": {"max_tokens": longest}}, **TEXT)
+        prompts = [text_of(longest - 1), text_of(longest)]
+        expected = replies_of_eager(made, tokenizer, prompts, 2)
+        assert all(expected)
+        assert _text_llm_runner.generate(made.path, tokenizer, prompts, 2) == expected
+
     def test_broken_tokenizer_is_an_error(self, make: Make, tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_text("{")
         with pytest.raises(ArtifactError, match="TextLLMRunner"):

@@ -1,4 +1,4 @@
-"""llama.cpp's Q4_0 and Q8_0 of the same weights, by its own converter and its own quantizer.
+"""llama.cpp's F16, Q8_0 and Q4_0 of the same weights, by its own converter and its own quantizer.
 
 The converter comes with llama.cpp's sources, and those with the source distribution of llama-cpp-python: of the
 installed version, so that converter and runtime agree.
@@ -17,24 +17,38 @@ from benchmarks.peers.process import finish
 from lfm2_export.bench.spec import Spec, parse, require
 
 _PACKAGE = "llama-cpp-python"
+_HALVES = "F16"
 _QUANTIZED = {"Q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0", "Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0"}
 
 
-def build(checkpoint: Path, cache: Path, longest: int, stage: Callable[[str], None]) -> list[Spec]:
-    """Both GGUFs. The F16 one they are made from is removed: it is as large as the checkpoint."""
+def integers(checkpoint: Path, cache: Path, longest: int, stage: Callable[[str], None]) -> list[Spec]:
+    """Q4_0 and Q8_0."""
+    return _build(checkpoint, cache, list(_QUANTIZED), stage)
+
+
+def all_kinds(checkpoint: Path, cache: Path, longest: int, stage: Callable[[str], None]) -> list[Spec]:
+    """F16 as well."""
+    return _build(checkpoint, cache, [*_QUANTIZED, _HALVES], stage)
+
+
+def _build(checkpoint: Path, cache: Path, kinds: list[str], stage: Callable[[str], None]) -> list[Spec]:
+    """GGUFs of those kinds. The F16 one that the others are made from stays only where it is one of them."""
     require("llama_cpp", _PACKAGE, "llama.cpp is a peer of this benchmark")
     version = metadata.version(_PACKAGE)
-    files = {name: cache / f"llama.cpp-{name}.gguf" for name in _QUANTIZED}
-    if not all(path.exists() for path in files.values()):
-        halves = cache / "llama.cpp-F16.gguf"
+    files = {kind: cache / f"llama.cpp-{kind}.gguf" for kind in kinds}
+    halves = cache / f"llama.cpp-{_HALVES}.gguf"
+    missing = [kind for kind, path in files.items() if not path.exists()]
+    if missing and not halves.exists():
         stage(f"llama.cpp {version}: converting")
         sources = _sources(cache.parent, version)
         finish([sys.executable, "-m", "benchmarks.peers.llama_cpp", str(sources), str(checkpoint), str(halves)])
-        for name, path in files.items():
-            stage(f"llama.cpp {version}: quantizing to {name}")
-            _quantize(halves, path, _QUANTIZED[name])
-        halves.unlink()
-    return [parse(str(path)).model_copy(update={"name": f"llama.cpp {name}"}) for name, path in files.items()]
+    for kind in missing:
+        if kind != _HALVES:
+            stage(f"llama.cpp {version}: quantizing to {kind}")
+            _quantize(halves, files[kind], _QUANTIZED[kind])
+    if _HALVES not in kinds:
+        halves.unlink(missing_ok=True)
+    return [parse(str(path)).model_copy(update={"name": f"llama.cpp {kind}"}) for kind, path in files.items()]
 
 
 def _sources(folder: Path, version: str) -> Path:

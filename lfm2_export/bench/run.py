@@ -13,7 +13,15 @@ from lfm2_export.bench.worker import Job, Result, measure
 from lfm2_export.diagnosis import machine
 from lfm2_export.errors import UsageError
 
-_LIBRARIES = ("lfm2-export", "torch", "executorch", "onnxruntime", "transformers", "llama-cpp-python")
+_LIBRARIES = (
+    "lfm2-export",
+    "torch",
+    "executorch",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "transformers",
+    "llama-cpp-python",
+)
 
 
 def bench(

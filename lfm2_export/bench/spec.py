@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lfm2_export.errors import MissingDependencyError, UsageError
 
+GENAI, MANIFEST = "genai_config.json", "manifest.json"  # what a folder is known by
 _EAGER = "eager:"
 _EXTRA = "pip install 'lfm2-export[bench]'"
 
@@ -20,14 +21,15 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["artifact", "gguf", "eager", "pte"]
+    kind: Literal["artifact", "gguf", "eager", "pte", "genai"]
     path: Path
     name: str
     random_weights: bool | None = None  # None where the file does not say
 
 
 def parse(text: str) -> Spec:
-    """`FOLDER` of an artifact, `FILE.gguf`, `FILE.pte` of (tokens, position) → logits, or `eager:CHECKPOINT`.
+    """`FOLDER` of an artifact or of onnxruntime-genai's builder, `FILE.gguf`, `FILE.pte` of (tokens, position) →
+    logits, or `eager:CHECKPOINT`.
 
     Raises UsageError for a place that is none of them, ArtifactError or CheckpointError for one that does not hold
     together, MissingDependencyError when the library that runs it is absent.
@@ -36,7 +38,7 @@ def parse(text: str) -> Spec:
         return _eager(text.removeprefix(_EAGER))
     path = Path(text).expanduser()
     if path.is_dir():
-        return _artifact(path)
+        return _genai(path) if (path / GENAI).is_file() and not (path / MANIFEST).is_file() else _artifact(path)
     if not path.is_file():
         raise UsageError(f"{text}: no such artifact folder, .gguf or .pte file")
     if path.suffix == ".gguf":
@@ -67,6 +69,11 @@ def _artifact(folder: Path) -> Spec:
 
     manifest = open_artifact(folder).manifest
     return Spec(kind="artifact", path=folder, name=folder.resolve().name, random_weights=manifest.source.random_weights)
+
+
+def _genai(folder: Path) -> Spec:
+    require("onnxruntime_genai", "onnxruntime-genai", f"{folder}: holds a {GENAI} and no {MANIFEST}")
+    return Spec(kind="genai", path=folder, name=folder.resolve().name)
 
 
 def _eager(source: str) -> Spec:

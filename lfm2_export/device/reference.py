@@ -21,7 +21,7 @@ from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.quantize.calibration import read_windows
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes._in_place_state import InPlaceState
-from lfm2_export.runtimes._slices import SliceSession
+from lfm2_export.runtimes._slices import SliceSession, pte_call
 from lfm2_export.runtimes.eager import EagerSession
 
 _CHUNK = 16  # tokens of a prefill call where the method leaves them open
@@ -71,7 +71,7 @@ def _slices(artifact: Artifact, decoder: Decoder, recipe: Recipe, tokens: Sequen
         recorded.append((method, given, {n: out.numpy().copy() for n, out in zip(names, outputs, strict=True)}))
         return outputs
 
-    session = SliceSession(record, manifest, "eager", "")
+    session = SliceSession(pte_call(record, manifest), manifest, "eager", "", emulated=False)
     calls: dict[str, list[Call]] = {}
     for name, chunk in cut(tokens, methods[PREFILL].max_tokens, steps, manifest.window):
         session.prefill(chunk)  # fits one call of the method

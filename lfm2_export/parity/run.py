@@ -29,7 +29,7 @@ from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.quantize.calibration import read_windows
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.recipes import Recipe
-from lfm2_export.runtimes._slices import SliceSession
+from lfm2_export.runtimes._slices import SliceSession, pte_call
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
@@ -214,7 +214,8 @@ def reference(artifact: Artifact, decoder: Decoder) -> Session:
     methods = targets.find(manifest.target).reference(decoder, recipe, windows)
     if methods is None:
         return EagerSession(decoder, manifest.window)
-    return SliceSession(lambda name, inputs: methods[name](*inputs), manifest, "eager", torch.__version__)
+    call = pte_call(lambda name, inputs: methods[name](*inputs), manifest)
+    return SliceSession(call, manifest, "eager", torch.__version__, emulated=False)
 
 
 def _run_weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:

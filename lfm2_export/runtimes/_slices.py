@@ -10,26 +10,36 @@ from torch import Tensor
 
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.checkpoint.config import from_dict
-from lfm2_export.model.state import is_cache
+from lfm2_export.model.state import State, is_cache
 from lfm2_export.npu_call import DECODE, PREFILL, call_inputs, native_state, write_back
 from lfm2_export.runtimes.session import Snapshot, check_room, check_snapshot
 
-Call = Callable[[str, tuple[Tensor, ...]], Sequence[Tensor]]  # (method, inputs) → outputs, valid until the next call
+# (method, tokens, position, state) → logits and the new pieces of the state, in its order; valid until the next call
+Call = Callable[[str, Sequence[int], int, State], Sequence[Tensor]]
+
+
+def pte_call(run: Callable[[str, tuple[Tensor, ...]], Sequence[Tensor]], manifest: Manifest) -> Call:
+    """A call that feeds `run(method, inputs)` what a `.pte` takes."""
+    rows = {method.name: method.max_tokens for method in manifest.methods}
+
+    def call(method: str, tokens: Sequence[int], position: int, state: State) -> Sequence[Tensor]:
+        return run(method, call_inputs(tokens, rows[method], position, manifest.window, state))
+
+    return call
 
 
 class SliceSession:
     """One conversation with a pair of methods, wherever they run (see `Session` and `npu_call.py`).
 
-    A lone token is decoded; more go through prefill in chunks, the last one padded. With `pad_to` even a lone token
-    takes the padded way.
+    Chunks go through prefill, the last one padded; a lone token is decoded. With `pad_to` even a lone token takes the
+    padded way.
     """
 
     pads = True
-    emulated = True
     has_state = True
 
-    def __init__(self, call: Call, manifest: Manifest, runtime: str, version: str) -> None:
-        self.runtime, self.version, self.window = runtime, version, manifest.window
+    def __init__(self, call: Call, manifest: Manifest, runtime: str, version: str, emulated: bool) -> None:
+        self.runtime, self.version, self.window, self.emulated = runtime, version, manifest.window, emulated
         self._call = call
         self._config = from_dict(manifest.source.config, "manifest.json")
         self._chunk = next(method.max_tokens for method in manifest.methods if method.name == PREFILL)
@@ -48,10 +58,9 @@ class SliceSession:
 
     def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
         check_room(self._position, len(tokens), self.window, self._config.vocab_size, tokens)
-        if len(tokens) == 1 and pad_to is None:
-            return self._run(DECODE, tokens, 1)
         for start in range(0, len(tokens), self._chunk):
-            logits = self._run(PREFILL, tokens[start : start + self._chunk], self._chunk)
+            chunk = tokens[start : start + self._chunk]
+            logits = self._run(DECODE if len(chunk) == 1 and pad_to is None else PREFILL, chunk)
         return logits
 
     def state(self) -> Snapshot:
@@ -71,9 +80,8 @@ class SliceSession:
         return tensor[:, :, : self._position] if is_cache(name) else tensor.transpose(1, 2)
 
     @torch.no_grad()
-    def _run(self, method: str, tokens: Sequence[int], rows: int) -> np.ndarray:
-        inputs = call_inputs(tokens, rows, self._position, self.window, self._state)
-        logits, *new = self._call(method, inputs)
+    def _run(self, method: str, tokens: Sequence[int]) -> np.ndarray:
+        logits, *new = self._call(method, tokens, self._position, self._state)
         write_back(self._state, new, self._position, len(tokens))
         self._position += len(tokens)
         return logits.reshape(-1).numpy().copy()

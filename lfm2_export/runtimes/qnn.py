@@ -18,7 +18,7 @@ from lfm2_export import qnn_sdk
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import ArtifactError, MissingDependencyError
 from lfm2_export.native_log import silenced
-from lfm2_export.runtimes._slices import SliceSession
+from lfm2_export.runtimes._slices import SliceSession, pte_call
 from lfm2_export.runtimes.session import Session
 
 
@@ -38,7 +38,8 @@ def runs(manifest: Manifest) -> bool:
 
 def open_session(folder: Path, manifest: Manifest) -> Session:
     """Load an artifact for one conversation. ArtifactError when ExecuTorch refuses the file."""
-    return SliceSession(_Program(folder, manifest), manifest, "qnn-emulator", version())
+    call = pte_call(_Program(folder, manifest), manifest)
+    return SliceSession(call, manifest, "qnn-emulator", version(), emulated=True)
 
 
 def weights_session(folder: Path, manifest: Manifest) -> Session | None:

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import torch
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.model.static_call import Arrays, empty_static_state, static_inputs, write_static_slices
+from lfm2_export.npu_call import graph_inputs, native_state, write_back
 from lfm2_export.quantize.calibration import Calibration, Windows
 
 OBSERVERS = {"min-max": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}
 _QUIET = 3  # onnxruntime's log level: errors only
 Range = tuple[float, float]
+Arrays = dict[str, np.ndarray]
 
 
 def activation_ranges(
@@ -51,7 +53,6 @@ class _Conversations(CalibrationDataReader):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _QUIET
         self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        self._names = [output.name for output in self._session.get_outputs()]
         self._calls = self._all()
 
     def get_next(self) -> Arrays | None:
@@ -59,13 +60,14 @@ class _Conversations(CalibrationDataReader):
 
     def _all(self) -> Iterator[Arrays]:
         for tokens in self._windows:
-            state = empty_static_state(self._config, self._window)
+            state = native_state(self._config, self._window)
             for start in range(0, len(tokens), self._rows):
                 chunk = tokens[start : start + self._rows]
-                inputs = static_inputs(self._config, chunk, start, self._rows, self._window) | state
-                yield {name: array.copy() for name, array in inputs.items()}
-                outputs = dict(zip(self._names, self._session.run(None, inputs), strict=True))
-                write_static_slices(state, outputs, start, len(chunk))
+                inputs = graph_inputs(self._config, chunk, start, self._rows, self._window) | state
+                arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+                yield {name: array.copy() for name, array in arrays.items()}
+                new = self._session.run([f"new_{name}" for name in state], arrays)
+                write_back(state, map(torch.from_numpy, new), start, len(chunk))
 
 
 def _unite(ranges: dict[str, Range], *names: str) -> None:
