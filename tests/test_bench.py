@@ -18,6 +18,7 @@ from lfm2_export.bench.bytes_read import cache_bytes, weight_bytes
 from lfm2_export.bench.plot import figure
 from lfm2_export.bench.quiet import collect
 from lfm2_export.bench.report import BenchReport
+from lfm2_export.bench.stages import STAGES, shares
 from lfm2_export.cli.main import run
 from lfm2_export.pipeline import export
 
@@ -98,13 +99,49 @@ def test_the_picture_has_two_panels_and_a_line_per_contender(report, tmp_path):
     from lfm2_export.bench.plot import write
 
     drawing = figure(report)
-    assert [axes.get_title() for axes in drawing.axes] == ["decode", "prefill"]
-    assert all(len(axes.containers) == 3 for axes in drawing.axes)
+    assert [axes.get_title() for axes in drawing.axes[:2]] == ["decode", "prefill"]
+    assert all(len(axes.containers) == 3 for axes in drawing.axes[:2])
+    unknown = [contender.model_copy(update={"stages": None}) for contender in report.contenders]
+    assert len(figure(report.model_copy(update={"contenders": unknown})).axes) == 2
     write(report, tmp_path / "speed.png")
     content = (tmp_path / "speed.png").read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", content[16:24])
     assert width > height > 300
+
+
+def test_a_profiled_decode_step_is_cut_into_stages(report):
+    first, other, eager = (each.stages for each in report.contenders)
+    assert eager is None  # no profiler was asked
+    for stages in (first, other):
+        assert list(stages) == list(STAGES)
+        assert sum(stages.values()) == pytest.approx(1)
+        assert min(stages.values()) > 0
+    (panel,) = figure(report).axes[2:]
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == list(STAGES)
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["nano-onnx-int4", "another"]
+
+
+def test_stages_are_told_by_operator_and_place_and_leave_the_first_calls_out():
+    def event(name: str, kind: str, duration: int) -> dict[str, object]:
+        return {"cat": "Node", "name": f"{name}_kernel_time", "args": {"op_name": kind}, "dur": duration}
+
+    call = [
+        event("layers.0.conv.in_proj/MatMulNBits", "MatMulNBits", 40),
+        event("layers.0.conv/CausalConvWithState", "CausalConvWithState", 10),
+        event("layers.1.self_attn/GroupQueryAttention", "GroupQueryAttention", 20),
+        event("lm_head/MatMulNBits", "MatMulNBits", 25),
+        event("embedding_norm/norm", "SkipSimplifiedLayerNormalization", 5),
+        {"cat": "Session", "name": "model_run", "dur": 900},
+    ]
+    first = [{**each, "dur": 7000} for each in call]
+    assert shares([*first, *call, *call], skip=1) == {
+        "matmul": 0.4,
+        "head": 0.25,
+        "attention": 0.2,
+        "conv": 0.1,
+        "other": 0.05,
+    }
 
 
 def test_random_weights_are_said_on_the_picture(report):

@@ -1,4 +1,4 @@
-"""A benchmark as a picture: decode speed by context, prefill speed by length, one line per contender."""
+"""A benchmark as a picture: decode speed by context, prefill speed by length, and what a decode step is spent on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lfm2_export.bench.report import BenchReport, ContenderReport, Speed
 from lfm2_export.bench.spec import require
+from lfm2_export.bench.stages import STAGES
 from lfm2_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,18 +41,38 @@ def write(report: BenchReport, path: Path) -> None:
 
 
 def figure(report: BenchReport) -> Figure:
-    """Two panels, and a legend below them."""
+    """Two panels and a legend; below them the stages of a decode step, if any contender's are known."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    profiled = [contender for contender in report.contenders if contender.stages]
     with mpl.rc_context({"svg.fonttype": "none"}):  # text stays text
-        drawing = Figure(figsize=(10, 4.8), layout="constrained")
-        left, right = drawing.subplots(1, 2)
+        drawing = Figure(figsize=(10, 4.8 + (1.2 + 0.3 * len(profiled) if profiled else 0)), layout="constrained")
+        heights = (12, 3 + len(profiled)) if profiled else (1,)
+        speeds, *below = drawing.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        left, right = speeds.subplots(1, 2)
         _panel(left, report, lambda contender: contender.decode, "decode", "context (tokens)")
         _panel(right, report, lambda contender: contender.prefill, "prefill", "prompt (tokens)")
         drawing.suptitle(_title(report), fontsize="medium")
-        drawing.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
+        speeds.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
+        for area in below:
+            _stages(area.subplots(), profiled)
         return drawing
+
+
+def _stages(axes: Axes, profiled: list[ContenderReport]) -> None:
+    """A bar per contender, cut into its stages."""
+    names = [contender.name for contender in profiled]
+    reached = [0.0] * len(profiled)
+    for stage in STAGES:
+        widths = [100 * (contender.stages or {})[stage] for contender in profiled]
+        axes.barh(names, widths, left=reached, label=stage)
+        reached = [sum(pair) for pair in zip(reached, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("% of the operators' time")
+    axes.set_title("a decode step at the longest context")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
 
 
 def _panel(

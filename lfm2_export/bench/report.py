@@ -54,6 +54,7 @@ class ContenderReport(BaseModel):
     peak_rss_bytes: Spread  # loading, the longest prompt, a few steps; mapped files count
     decode: list[Speed]
     prefill: list[Speed]
+    stages: dict[str, float] | None = None  # of a decode step at its longest context, where a profiler can tell
 
 
 class BenchReport(BaseModel):
@@ -103,6 +104,7 @@ def _contender(spec: Spec, rounds: Sequence[Result], bandwidth: float) -> Conten
         peak_rss_bytes=Spread.of([each.peak_rss for each in rounds]),
         decode=decode,
         prefill=[_speed([each.prefill[i] for each in rounds]) for i in range(len(first.prefill))],
+        stages=rounds[-1].stages,
     )
 
 

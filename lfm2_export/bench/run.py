@@ -51,7 +51,12 @@ def bench(
         for spec, mine in zip(specs, results, strict=True):
             stage(f"round {number} of {rounds}: {spec.name}")
             job = Job(
-                spec=spec, contexts=sorted(set(contexts)), prefill=sorted(set(prefill)), threads=threads, steps=steps
+                spec=spec,
+                contexts=sorted(set(contexts)),
+                prefill=sorted(set(prefill)),
+                threads=threads,
+                steps=steps,
+                profile=number == rounds,
             )
             mine.append(measure(job))
     memory = Spread.of(bandwidths)

@@ -29,6 +29,7 @@ class Job(BaseModel):
     prefill: list[int]
     threads: int
     steps: int
+    profile: bool = False  # whether to look into a decode step as well
     seed: int = 0
 
     @property
@@ -59,6 +60,7 @@ class Result(BaseModel):
     peak_rss: int  # after loading, the longest prompt and a few steps
     decode: list[Point]
     prefill: list[Point]
+    stages: dict[str, float] | None = None  # share of a decode step at the longest context that each stage takes
 
 
 def measure(job: Job) -> Result:
@@ -89,6 +91,7 @@ def _work(job: Job) -> Result:
         peak_rss=peak,
         prefill=[_prefill(contender, length, tokens) for length in job.prefill],
         decode=[_decode(contender, context, job.steps, tokens) for context in sorted(job.contexts)],
+        stages=_stages(contender, job) if job.profile else None,
     )
 
 
@@ -132,6 +135,11 @@ def _decode(contender: Contender, context: int, steps: int, tokens: list[int]) -
         return statistics.median(durations)
 
     return _point(context, collect(sample, wanted=1))
+
+
+def _stages(contender: Contender, job: Job) -> dict[str, float] | None:
+    fitting = [context for context in job.contexts if context <= contender.window]
+    return contender.stages(max(fitting), min(job.steps, max(fitting))) if fitting else None
 
 
 def _point(tokens: int, samples: Samples) -> Point:

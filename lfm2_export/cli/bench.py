@@ -67,6 +67,8 @@ def _print(report: BenchReport) -> None:
 
     out.print(_speeds(report, "decode"))
     out.print(_speeds(report, "prefill"))
+    if any(contender.stages for contender in report.contenders):
+        out.print(_stages(report))
     out.print(_costs(report))
     memory = report.bandwidth_bytes_per_second
     out.print(
@@ -115,6 +117,19 @@ def _cells(speed: Speed, decode: bool) -> list[str]:
 
 def _figure(tokens_per_second: float) -> str:
     return f"{tokens_per_second:.0f}" if tokens_per_second >= 100 else f"{tokens_per_second:.1f}"
+
+
+def _stages(report: BenchReport) -> Table:
+    from rich.table import Table
+
+    known = [(contender.name, contender.stages) for contender in report.contenders if contender.stages]
+    table = Table(title="a decode step at the longest context, share of the operators' time", title_justify="left")
+    table.add_column("contender")
+    for stage in known[0][1]:
+        table.add_column(stage, justify="right")
+    for name, stages in known:
+        table.add_row(name, *(f"{share:.0%}" for share in stages.values()))
+    return table
 
 
 def _costs(report: BenchReport) -> Table:

@@ -35,6 +35,10 @@ class Contender(Protocol):
         """Go on with these tokens; logits of the last one only."""
         ...
 
+    def stages(self, context: int, steps: int) -> dict[str, float] | None:
+        """What share of a decode step each kind of operator takes; None where nothing here can tell."""
+        ...
+
 
 class Kind(Protocol):
     def prepare(self, path: Path, threads: int) -> None: ...

@@ -11,6 +11,7 @@ from lfm2_export import runtimes
 from lfm2_export.artifact.folder import Artifact, open_artifact
 from lfm2_export.bench.bytes_read import cache_bytes, weight_bytes
 from lfm2_export.bench.contenders import pte
+from lfm2_export.bench.stages import decode_stages
 from lfm2_export.errors import ArtifactError
 from lfm2_export.model.state import is_cache
 from lfm2_export.runtimes import onnxruntime
@@ -37,6 +38,7 @@ class ArtifactContender:
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         manifest = artifact.manifest
+        self._artifact, self._threads = artifact, threads
         self._session = _open(artifact, threads)
         self.runtime = f"{self._session.runtime} {self._session.version}"
         self.window = self._session.window
@@ -59,6 +61,14 @@ class ArtifactContender:
 
     def feed(self, tokens: Sequence[int]) -> None:
         self._session.prefill(tokens)
+
+    def stages(self, context: int, steps: int) -> dict[str, float] | None:
+        """Share of a decode step that each kind of operator takes; None where the runtime has no profiler."""
+        artifact = self._artifact
+        if not onnxruntime.runs(artifact.manifest) or context > self.window:
+            return None
+        snapshot = self._snapshot(max(1, context - steps))
+        return decode_stages(artifact.folder, artifact.manifest, self._threads, snapshot, _FILLER, steps)
 
     def _snapshot(self, position: int) -> Snapshot:
         """The state after one real token, its keys and values repeated: ordinary numbers, no zeros or denormals."""

@@ -61,3 +61,6 @@ class EagerContender:
             done = self._model(chunk, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
             self._cache = done.past_key_values
             self._position += chunk.shape[1]
+
+    def stages(self, context: int, steps: int) -> None:
+        return None

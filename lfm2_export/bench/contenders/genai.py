@@ -66,6 +66,9 @@ class GenaiContender:
             self._generator.append_tokens(np.array(tokens[start : start + CALL], dtype=np.int32))
         self._generator.get_logits()
 
+    def stages(self, context: int, steps: int) -> None:
+        return None
+
     def _new(self) -> Any:
         self._generator = None  # its cache spans the window: never two at once
         parameters = self._library.GeneratorParams(self._model)

@@ -84,6 +84,9 @@ class GgufContender:
             self._position += len(chunk)
         self._lib.llama_get_logits_ith(self._context, -1)  # waits until they are there
 
+    def stages(self, context: int, steps: int) -> None:
+        return None
+
     def _save(self) -> None:
         size = self._lib.llama_state_seq_get_size(self._context, 0)
         self._saved = (ctypes.c_uint8 * size)()

@@ -76,5 +76,8 @@ class PteContender:
                 self._pages.adopt()
                 self._pages = None
 
+    def stages(self, context: int, steps: int) -> None:
+        return None
+
     def _constant(self, name: str) -> int:
         return int(self._module.run_method(name, [])[0])
