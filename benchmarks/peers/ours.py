@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.peers.process import finish
 from lfm2_export.bench.spec import Spec, parse
 
-_XNNPACK = ("xnnpack-int4", "xnnpack-int4-small", "xnnpack-int8")
-_ONNX = ("onnx-int4", "onnx-int4-small", "onnx-int8")
+_XNNPACK: dict[str, list[str]] = {"xnnpack-int4": [], "xnnpack-int4-small": [], "xnnpack-int8": []}
+_GROUPS_OF_64 = [f"quantization.{rule}.weight.group=64" for rule in range(4)]
+_ONNX = {"onnx-int4": [], "onnx-int4 g64": _GROUPS_OF_64, "onnx-int4-small": [], "onnx-int8": []}
 WINDOW = 8192  # tokens: the longest context of the benchmark
 
 
@@ -24,13 +25,18 @@ def onnx(checkpoint: Path, cache: Path, longest: int, stage: Callable[[str], Non
     return _export(_ONNX, checkpoint, cache, stage)
 
 
-def _export(recipes: Sequence[str], checkpoint: Path, cache: Path, stage: Callable[[str], None]) -> list[Spec]:
+def _export(
+    recipes: Mapping[str, Sequence[str]], checkpoint: Path, cache: Path, stage: Callable[[str], None]
+) -> list[Spec]:
+    """`recipes` are names, of which the first word is the recipe's, with what is set otherwise in it."""
     specs = []
-    for recipe in recipes:
-        folder = cache / recipe
+    for name, changes in recipes.items():
+        folder = cache / name.replace(" ", "-")
         if not folder.exists():
-            stage(f"{recipe}: exporting")
-            options = ["--recipe", recipe, "--window", str(WINDOW), "--output", str(folder), "--no-verify", "--quiet"]
-            finish([sys.executable, "-m", "lfm2_export", "export", str(checkpoint), *options])
-        specs.append(parse(str(folder)))
+            stage(f"{name}: exporting")
+            options = ["--window", str(WINDOW), "--output", str(folder), "--no-verify", "--quiet"]
+            options += [part for change in changes for part in ("--set", change)]
+            command = [sys.executable, "-m", "lfm2_export", "export", str(checkpoint), "--recipe", name.split()[0]]
+            finish([*command, *options])
+        specs.append(parse(str(folder)).model_copy(update={"name": name}))
     return specs

