@@ -1,0 +1,130 @@
+"""What an export takes at the true shapes: seconds, CPU seconds, peak memory, and how large the file is.
+
+    python -m benchmarks.export_cost --recipe xnnpack-int4 --recipe onnx-int4 --sizes 350m,700m,1.2b,2.6b
+
+Each export runs in a process of its own, whose peak is the kernel's own figure for it, as `/usr/bin/time -v` shows it.
+Nothing is proven here (`--no-verify`), and the weights are random.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import BaseModel
+
+from benchmarks.cpu import RESULTS
+from lfm2_export.artifact.folder import open_artifact
+from lfm2_export.checkpoint.random_init import init_checkpoint
+from lfm2_export.cli import console
+from lfm2_export.diagnosis import machine
+from lfm2_export.files import write_text
+
+
+class Cost(BaseModel):
+    """One export. Bytes and seconds."""
+
+    size: str
+    recipe: str
+    window: int
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    checkpoint_bytes: int
+    artifact_bytes: int
+
+
+def main(
+    recipe: Annotated[list[str], typer.Option(help="Recipe to export with (repeatable).")],
+    sizes: Annotated[str, typer.Option(help="LFM2 shapes, as `init` names them.")] = "350m,1.2b",
+    windows: Annotated[str, typer.Option(help="Tokens of KV cache.")] = "2048",
+    cache: Annotated[Path, typer.Option(help="Where checkpoints are kept.")] = Path("out/benchmarks"),
+) -> None:
+    """Export every size with every recipe, one after the other, and write a table."""
+    costs = []
+    with console.progress(quiet=False) as stage:
+        for size in sizes.split(","):
+            checkpoint = cache / size / "checkpoint"
+            if not checkpoint.exists():
+                init_checkpoint(size, checkpoint, stage=stage)
+            for name in recipe:
+                for window in windows.split(","):
+                    stage(f"{size}: {name}, window {window}")
+                    costs.append(_measure(checkpoint, size, name, int(window), cache))
+    report = {"machine": machine(), "random_weights": True, "exports": [cost.model_dump() for cost in costs]}
+    RESULTS.mkdir(exist_ok=True)
+    name = f"export-cost-{date.today().isoformat()}"
+    write_text(RESULTS / f"{name}.json", json.dumps(report, indent=2) + "\n")
+    write_text(RESULTS / f"{name}.md", _page(costs, machine()))
+    print(_page(costs, machine()))
+
+
+def _measure(checkpoint: Path, size: str, recipe: str, window: int, cache: Path) -> Cost:
+    """Export once, look at the result, throw it away."""
+    output = cache / "export-cost"
+    options = [
+        "--recipe",
+        recipe,
+        "--window",
+        str(window),
+        "--output",
+        str(output),
+        "--no-verify",
+        "--quiet",
+        "--force",
+    ]
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lfm2_export", "export", str(checkpoint), *options], stdout=subprocess.DEVNULL
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)  # it was waited for here, with its figures
+    if process.returncode != 0:
+        raise typer.Exit(process.returncode)
+    artifact = sum(entry.size for entry in open_artifact(output).manifest.files.values())
+    shutil.rmtree(output)
+    return Cost(
+        size=size,
+        recipe=recipe,
+        window=window,
+        seconds=seconds,
+        cpu_seconds=used.ru_utime + used.ru_stime,
+        peak_bytes=_bytes(used),
+        checkpoint_bytes=sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")),
+        artifact_bytes=artifact,
+    )
+
+
+def _bytes(used: resource.struct_rusage) -> int:
+    return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _page(costs: list[Cost], where: dict[str, str]) -> str:
+    lines = [
+        "# Cost of an export",
+        "",
+        "| shape | recipe | window | s | CPU s | peak GB | checkpoint GB | artifact MB |",
+    ]
+    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    lines += [
+        f"| {cost.size} | {cost.recipe} | {cost.window} | {cost.seconds:.0f} | {cost.cpu_seconds:.0f} "
+        f"| {cost.peak_bytes / 1e9:.2f} | {cost.checkpoint_bytes / 1e9:.2f} | {cost.artifact_bytes / 1e6:.0f} |"
+        for cost in costs
+    ]
+    facts = ["Random weights, nothing proven (`--no-verify`).", f"Machine: {'; '.join(where.values())}."]
+    facts.append("Peak: the kernel's figure for the process; pages of the mapped checkpoint count.")
+    return "\n".join(lines) + "\n\n" + "\n".join(f"- {fact}" for fact in facts) + "\n"
+
+
+if __name__ == "__main__":
+    typer.run(main)
