@@ -2,8 +2,8 @@
 
 Entries are stored, not compressed, in the order given, dated 1980-01-01, mode 0644, without comments or extra fields
 but ZIP64's, which are there only where a number does not fit. So the list of (name, size, CRC-32) decides every byte
-that is not file content. A reader rebuilds those bytes from the central directory and compares: prepended, trailing, hidden,
-overlapping or doubly described data has no place to be. Field layouts: PKWARE's APPNOTE.TXT, 4.3 and 4.5.3.
+that is not file content. A reader rebuilds those bytes from the central directory and compares: prepended, trailing,
+hidden, overlapping or doubly described data has no place to be. Field layouts: PKWARE's APPNOTE.TXT, 4.3 and 4.5.3.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def read_entries(read: ReadAt, size: int, where: str) -> tuple[list[Entry], Layo
     count, length, start = _find_directory(read, size, where)
     if count > _MAX_ENTRIES or length > _MAX_DIRECTORY or start + length > size:
         raise BundleError(f"{where}: a directory of {count} entries and {length} bytes; no bundle has that")
+    if start + length not in (size - _END.size, size - _END.size - _LOCATOR.size - _END64.size):
+        raise BundleError(f"{where}: its directory does not lie at its end; data was put before, behind or into it")
     entries = _parse_directory(read(start, length), count, where)
     if sum(entry.size for entry in entries) > size:
         raise BundleError(f"{where}: its entries claim more bytes than the {size} it has; truncated, or overlapping")
