@@ -212,11 +212,11 @@ HOSTILE |= {
 # ---- what bundle.json says
 
 
-def description_with(change: Callable[[dict[str, Any]], object], form: str = "archive") -> Spoil:
+def description_with(change: Callable[[dict[str, Any]], object]) -> Spoil:
     def spoil(files: Files, place: Path) -> Path:
         document = json.loads(files["bundle.json"])
         change(document)
-        data = (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+        data = (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode().replace(b"SURROGATE", b"\\ud800")
         return archived({**files, "bundle.json": data}, place / "b.zip")
 
     return spoil
@@ -245,6 +245,7 @@ HOSTILE |= {
     "schema version true": (description_with(lambda d: d.update(schema_version=True)), "schema version True"),
     "an unknown key": (description_with(lambda d: d.update(run="rm -rf /")), "run: extra inputs"),
     "a key missing": (description_with(lambda d: d.pop("window")), "window: field required"),
+    "half a character": (description_with(lambda d: d.update(source="SURROGATE")), "surrogates not allowed"),
     "an unknown kind": (description_with(lambda d: d.update(kind="toaster")), "kind: input should be"),
     "said to be for the web": (description_with(lambda d: d.update(kind="web")), "model/manifest.json"),
     "another window": (description_with(lambda d: d.update(window=32)), "something else"),

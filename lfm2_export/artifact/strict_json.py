@@ -15,7 +15,10 @@ from lfm2_export.errors import ArtifactError
 def parse_json(data: bytes, where: str) -> Any:
     """The document; ArtifactError, one line that begins with `where`, for anything else."""
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_refuse)
+        document = json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_refuse)
+        if b"\\ud" in data.lower():  # half a character, which no file can hold
+            json.dumps(document, ensure_ascii=False).encode("utf-8")
+        return document
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where}: not valid JSON: {str(error)[:200]}") from error
 
