@@ -135,7 +135,7 @@ def parse(data: bytes, where: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def _read_yaml(text: str, kind: str) -> Any:
     """One document. Aliases are refused: a few lines of them unfold into gigabytes once they are written out."""
-    if any(isinstance(event, AliasEvent) for event in YAML(typ=kind, pure=True).parse(text)):
+    if "&" in text and any(isinstance(event, AliasEvent) for event in YAML(typ=kind, pure=True).parse(text)):
         raise YAMLError("aliases (*name) are not supported; write the value out")
     return YAML(typ=kind).load(text)
 
