@@ -78,7 +78,8 @@ def bundle(
     """
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(Path(artifact))
     tokenizer = _check(opened, kind)
-    place = _place(opened.folder.resolve(), kind, output, split, archive, sign is not None, force)
+    folder = opened.folder if opened.folder.name not in ("", "..") else opened.folder.resolve()
+    place = _place(folder, kind, output, split, archive, sign is not None, force)
     name, most = max(opened.manifest.files.items(), key=lambda item: item[1].size)
     largest = f"{name} with {most.size / 1e6:.1f} MB"
     known = sum(entry.size for entry in opened.manifest.files.values())
