@@ -69,7 +69,7 @@ HOSTILE = {
     "half a character": (GOOD + 'options: {x: "\\ud800"}\n', "plain values"),
     "a value that holds itself": (GOOD + "options: &x {a: *x}\n", "aliases"),
     "a billion laughs": (GOOD + "options:\n  a: &a [x, x]\n  b: &b [*a, *a]\n  c: [*b, *b]\n", "aliases"),
-    "a key that is a list": (GOOD + "? [a, b]\n: c\n", "keys should be strings"),
+    "a key that is a list": (GOOD + "? [a, b]\n: c\n", "keys must be str"),
     "a line break in a key": (GOOD + '"a\\nb": c\n', "a\\nb"),
     "two documents": (GOOD + "---\n" + GOOD, "not valid YAML"),
     "YAML of the future": ("%YAML 9.9\n---\n" + GOOD, "not valid YAML"),
