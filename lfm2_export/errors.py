@@ -10,6 +10,10 @@ class Lfm2ExportError(Exception):
 
     exit_code = 2
 
+    def __init__(self, message: str) -> None:
+        """Messages quote names out of files that nobody trusts: no line breaks, no codes for the terminal."""
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
 
 class UsageError(Lfm2ExportError):
     """A wrong option, an output that exists already, a missing path."""
@@ -33,6 +37,12 @@ class StateFileError(Lfm2ExportError):
 
 class MissingDependencyError(Lfm2ExportError):
     """An optional library that is not installed; the message names the command that installs it."""
+
+
+class BundleError(Lfm2ExportError):
+    """A bundle or artifact that did not pass `verify`: an app must not load it."""
+
+    exit_code = 1
 
 
 class DeviceError(Lfm2ExportError):

@@ -13,7 +13,7 @@ from pathlib import Path
 from lfm2_export.errors import UsageError
 
 BUNDLE = "bundle.json"
-_OURS = ("manifest.json", "config.json", BUNDLE)  # what every artifact, checkpoint or bundle folder of ours holds
+_OURS = ("manifest.json", "config.json", BUNDLE, "parts.json")  # what every artifact, checkpoint or bundle folder holds
 
 
 @contextmanager
@@ -31,15 +31,20 @@ def staged_folder(output: Path, force: bool) -> Iterator[Path]:
     try:
         yield staging
         staging.chmod(0o755)  # mkdtemp's 0700 is right only while it is temporary
-        if output.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-            output.replace(retired / output.name)
-            staging.replace(output)
-            shutil.rmtree(retired)
-        else:
-            staging.replace(output)
+        swap_in(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def swap_in(staging: Path, output: Path) -> None:
+    """Rename a finished folder to `output`; what was there before is removed after that."""
+    if output.exists():
+        retired = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        output.replace(retired / output.name)
+        staging.replace(output)
+        shutil.rmtree(retired)
+    else:
+        staging.replace(output)
 
 
 def write_text(path: Path, text: str) -> None:

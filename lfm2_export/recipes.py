@@ -5,6 +5,7 @@ Every error names the line of the file that is wrong.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
@@ -21,6 +23,8 @@ from lfm2_export.quantize.scheme import QuantizationRule, check_rules, needs_cal
 _PACKAGE = Path(__file__).parent
 FOLDER = next(p for p in (_PACKAGE / "_recipes", _PACKAGE.parent / "recipes") if p.is_dir())
 _MAX_BYTES = 1 << 20
+# what ruamel.yaml lets through for a scalar that is not what its tag or its looks say, beside its own errors
+_UNREADABLE = (YAMLError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)
 
 
 class LoweringGates(BaseModel):
@@ -103,21 +107,37 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"no recipe {name_or_path!r}; built-in ones: {', '.join(names())}; or give a path to a .yaml")
     if path.stat().st_size > _MAX_BYTES:
         raise RecipeError(f"{path}: larger than {_MAX_BYTES} bytes, that is no recipe")
+    return parse(path.read_bytes(), str(path), overrides)
+
+
+def parse(data: bytes, where: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in these bytes; RecipeError, one line that begins with `where`, if they are none."""
     try:
-        document = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise RecipeError(f"{path}: not valid YAML: {_first_line(error)}") from error
+        document = _read_yaml(data.decode("utf-8"), "rt")
+    except _UNREADABLE as error:
+        raise RecipeError(f"{where}: not valid YAML: {_first_line(error)}") from error
     if not isinstance(document, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys to values")
+        raise RecipeError(f"{where}: a recipe is a mapping of keys to values")
     for override in overrides:
         _override(document, override)
+    try:
+        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()  # as the manifest will have to hold it
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{where}: holds more than plain values: {_first_line(error)}") from error
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        key = ".".join(str(part) for part in first["loc"])
         line = _line(document, first["loc"])
-        raise RecipeError(f"{path}{line}: {where}: {first['msg'].lower()}") from error
+        raise RecipeError(f"{where}{line}: {key:.200}: {first['msg'].lower():.200}") from error
+
+
+def _read_yaml(text: str, kind: str) -> Any:
+    """One document. Aliases are refused: a few lines of them unfold into gigabytes once they are written out."""
+    if "&" in text and any(isinstance(event, AliasEvent) for event in YAML(typ=kind, pure=True).parse(text)):
+        raise YAMLError("aliases (*name) are not supported; write the value out")
+    return YAML(typ=kind).load(text)
 
 
 def _override(document: Any, override: str) -> None:
@@ -129,8 +149,8 @@ def _override(document: Any, override: str) -> None:
     for part in parents:
         node = _child(node, part, override)
     try:
-        value = YAML(typ="safe").load(text)
-    except YAMLError as error:
+        value = _read_yaml(text, "safe")
+    except _UNREADABLE as error:
         raise RecipeError(f"--set {override!r}: {_first_line(error)}") from error
     if isinstance(node, list):
         _child(node, last, override)
@@ -142,7 +162,7 @@ def _override(document: Any, override: str) -> None:
 
 
 def _child(node: Any, part: str, override: str) -> Any:
-    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+    if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
         return node[int(part)]
     if isinstance(node, dict):
         return node.setdefault(part, {})

@@ -11,7 +11,7 @@ import pytest
 from artifacts import WINDOW
 
 from lfm2_export import runtimes
-from lfm2_export.bundle import web
+from lfm2_export.bundle.pack import bundle as pack
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.conversation import Conversation
 from lfm2_export.model.load import load_decoder
@@ -92,7 +92,7 @@ def test_external_data_in_chunks_is_found_everywhere(nano, tokenizer, eager_repl
     job = {"folder": str(artifact.folder), "chats": CHATS[2:3], "newTokens": NEW_TOKENS}
     for script in ("transformers_node.mjs", "transformers_browser.mjs"):
         assert javascript.run(script, job)["chats"] == eager_replies[2:3]
-    bundle = web.pack(artifact, tmp_path / "web", node_modules=javascript.NODE_MODULES)
+    bundle = pack(artifact, "web", tmp_path / "web", node_modules=javascript.NODE_MODULES).path
     seen = javascript.run("demo.mjs", {"folder": str(bundle), "turns": TURNS[:1], "scheme": "light"})
     assert (seen["replies"], seen["parity"]["verdict"]) == (["The sky is blue."], "Parity: pass")
 
@@ -104,7 +104,7 @@ def demo(make_artifact, tmp_path_factory):
 
     def make(recipe):
         output = tmp_path_factory.mktemp("web") / recipe
-        return web.pack(make_artifact(recipe, "explicit"), output, node_modules=javascript.NODE_MODULES)
+        return pack(make_artifact(recipe, "explicit"), "web", output, node_modules=javascript.NODE_MODULES).path
 
     return make
 

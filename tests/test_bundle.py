@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from lfm2_export.artifact.folder import Artifact, open_artifact
-from lfm2_export.bundle import npm, web
+from lfm2_export.bundle import npm
+from lfm2_export.bundle.pack import bundle
 from lfm2_export.cli.main import run
 from lfm2_export.errors import ArtifactError, MissingDependencyError, UsageError
 from lfm2_export.pipeline import export
@@ -40,7 +41,7 @@ def node_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_holds_page_runtime_artifact_and_golden_cases(artifact: Artifact, node_modules: Path, tmp_path: Path) -> None:
-    output = web.pack(artifact, tmp_path / "web", node_modules=node_modules)
+    output = bundle(artifact, "web", tmp_path / "web", node_modules=node_modules).path
     about = json.loads((output / "bundle.json").read_bytes())
     found = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
     assert found == {*about["files"], "bundle.json"}
@@ -59,19 +60,19 @@ def test_holds_page_runtime_artifact_and_golden_cases(artifact: Artifact, node_m
 def test_the_same_artifact_gives_the_same_bytes(
     artifact: Artifact, node_modules: Path, tmp_path: Path, contents: Contents
 ) -> None:
-    first = contents(web.pack(artifact, tmp_path / "1", node_modules=node_modules))
-    assert contents(web.pack(artifact, tmp_path / "2", node_modules=node_modules)) == first
+    first = contents(bundle(artifact, "web", tmp_path / "1", node_modules=node_modules).path)
+    assert contents(bundle(artifact, "web", tmp_path / "2", node_modules=node_modules).path) == first
 
 
 def test_replaces_only_a_bundle_and_only_when_forced(artifact: Artifact, node_modules: Path, tmp_path: Path) -> None:
-    output = web.pack(artifact, tmp_path / "web", node_modules=node_modules)
+    output = bundle(artifact, "web", tmp_path / "web", node_modules=node_modules).path
     with pytest.raises(UsageError, match="--force"):
-        web.pack(artifact, output, node_modules=node_modules)
-    web.pack(artifact, output, node_modules=node_modules, force=True)
+        bundle(artifact, "web", output, node_modules=node_modules)
+    bundle(artifact, "web", output, node_modules=node_modules, force=True)
     (foreign := tmp_path / "foreign").mkdir()
     (foreign / "thesis.txt").write_text("years of work")
     with pytest.raises(UsageError, match="not made by"):
-        web.pack(artifact, foreign, node_modules=node_modules, force=True)
+        bundle(artifact, "web", foreign, node_modules=node_modules, force=True)
 
 
 @pytest.mark.parametrize("fault", ["missing", "altered"])
@@ -81,7 +82,7 @@ def test_javascript_that_is_not_the_pinned_one_is_refused(
     path = node_modules / "onnxruntime-web" / "dist" / "ort-wasm-simd-threaded.wasm"
     path.unlink() if fault == "missing" else path.write_bytes(b"other")
     with pytest.raises(UsageError, match=r"onnxruntime-web@1\.30\.0"):
-        web.pack(artifact, tmp_path / "web", node_modules=node_modules)
+        bundle(artifact, "web", tmp_path / "web", node_modules=node_modules)
     assert [entry.name for entry in tmp_path.iterdir()] == ["node_modules"]
 
 
@@ -89,10 +90,10 @@ def test_an_artifact_that_no_browser_runs_is_refused_before_any_work(artifact: A
     changed = artifact.manifest.model_copy(deep=True)
     changed.methods[0].inputs[3].dtype = "float16"
     with pytest.raises(UsageError, match="float32"):
-        web.pack(Artifact(artifact.folder, changed), tmp_path / "web")
+        bundle(Artifact(artifact.folder, changed), "web", tmp_path / "web")
     other = artifact.manifest.model_copy(update={"target": "xnnpack"})
     with pytest.raises(UsageError, match="onnx recipe"):
-        web.pack(Artifact(artifact.folder, other), tmp_path / "web")
+        bundle(Artifact(artifact.folder, other), "web", tmp_path / "web")
     with pytest.raises(ArtifactError):
         open_artifact(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -100,10 +101,10 @@ def test_an_artifact_that_no_browser_runs_is_refused_before_any_work(artifact: A
 
 def test_the_command_refuses_other_kinds_in_one_line(artifact: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        run(["bundle", str(artifact.folder), "--for", "android"])
+        run(["bundle", str(artifact.folder), "--for", "toaster"])
     assert left.value.code == 2
     shown = capsys.readouterr().err
-    assert "'android'; known: web" in shown
+    assert "'toaster'; known: android, ios, desktop, web" in shown
     assert shown.count("\n") == 1
 
 

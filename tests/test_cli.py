@@ -53,6 +53,7 @@ def test_every_command_has_help():
         "chat",
         "bench",
         "bundle",
+        "verify",
         "inspect",
         "run-on-device",
         "recipes",

@@ -58,6 +58,21 @@ HOSTILE = {
     "duplicate keys": (GOOD + "name: again\n", "not valid YAML"),
     "endless nesting": ("[" * 100_000, "not valid YAML"),
     "huge": ("#" * 2_000_000, "larger than"),
+    "a date that is none": (GOOD + "options: {when: 2001-99-99}\n", "month must be"),
+    "a date": (GOOD + "options: {when: 2001-01-01}\n", "plain values"),
+    "not a number": (GOOD + "options: {x: .nan}\n", "plain values"),
+    "a number beyond float": (GOOD + "options: {x: 1e999}\n", "plain values"),
+    "a number of 5000 digits": (GOOD.replace("64", "9" * 5000), "not valid YAML"),
+    "a tag that does not fit, int": (GOOD + "options: {x: !!int abc}\n", "not valid YAML"),
+    "a tag that does not fit, bool": (GOOD + "options: {x: !!bool abc}\n", "not valid YAML"),
+    "a character beyond Unicode": (GOOD + 'options: {x: "\\U00110000"}\n', "not valid YAML"),
+    "half a character": (GOOD + 'options: {x: "\\ud800"}\n', "plain values"),
+    "a value that holds itself": (GOOD + "options: &x {a: *x}\n", "aliases"),
+    "a billion laughs": (GOOD + "options:\n  a: &a [x, x]\n  b: &b [*a, *a]\n  c: [*b, *b]\n", "aliases"),
+    "a key that is a list": (GOOD + "? [a, b]\n: c\n", "keys must be str"),
+    "a line break in a key": (GOOD + '"a\\nb": c\n', "a\\nb"),
+    "two documents": (GOOD + "---\n" + GOOD, "not valid YAML"),
+    "YAML of the future": ("%YAML 9.9\n---\n" + GOOD, "not valid YAML"),
 }
 
 
@@ -103,7 +118,11 @@ def test_set_changes_one_value(override, read):
 
 
 @pytest.mark.parametrize(
-    "override", ["window", "=3", "window.deep=3", "quantization.9.match=head", "gates.quality.top1=[", "windou=3"]
+    "override",
+    [
+        *("window", "=3", "window.deep=3", "quantization.9.match=head", "gates.quality.top1=[", "windou=3"),
+        *("window=2001-99-99", "quantization.².match=head", "window=*x", "window=!!int x", "options.x=.nan"),
+    ],
 )
 def test_a_wrong_override_is_refused_in_one_line(override):
     with pytest.raises(RecipeError) as caught:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pydantic import ValidationError
 
 from lfm2_export.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest
+from lfm2_export.artifact.names import unsafe
+from lfm2_export.artifact.strict_json import check_version, parse_json
 from lfm2_export.errors import ArtifactError
 from lfm2_export.files import sha256, write_text
 
 MANIFEST = "manifest.json"
-_MAX_MANIFEST_BYTES = 16 << 20
+MAX_MANIFEST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -66,30 +67,27 @@ def open_artifact(folder: Path) -> Artifact:
 def _read_manifest(path: Path) -> Manifest:
     if path.is_symlink() or not path.is_file():
         raise ArtifactError(f"{path}: not found; is {path.parent} an artifact folder made by `lfm2-export export`?")
-    if path.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise ArtifactError(f"{path}: larger than {_MAX_MANIFEST_BYTES} bytes, that is no manifest")
-    try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not valid JSON: {str(error).splitlines()[0]}") from error
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path}: schema version {version!r}, this lfm2-export reads {SCHEMA_VERSION}; use the version that made it"
-        )
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise ArtifactError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, that is no manifest")
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """The manifest in these bytes; ArtifactError, one line that begins with `where`, if they are none."""
+    document = parse_json(data, where)
+    check_version(document, SCHEMA_VERSION, where)
     try:
         return Manifest.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{path}: {where}: {first['msg'].lower()}") from error
+        key = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{where}: {key:.200}: {first['msg'].lower():.200}") from error
 
 
 def _inside(folder: Path, name: str) -> Path:
-    relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts or "\\" in name or not relative.parts:
-        raise ArtifactError(f"{folder / MANIFEST}: file path {name!r} leaves the folder")
-    path = folder / relative
+    if (why := unsafe(name)) is not None:
+        raise ArtifactError(f"{folder / MANIFEST}: file path {name!r:.200} {why}")
+    path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ArtifactError(f"{folder / MANIFEST}: file path {name!r} leaves the folder through a link")
     return path

@@ -1,12 +1,14 @@
 """Golden cases: what the artifact answers through its real runtime, for a bundle to prove itself on another machine.
 
 Each is a chat, its prompt as tokens, and the greedy reply with what was known of the logits at every step: the few
-largest, and the largest magnitude of all. A checker feeds the golden tokens, so one close call that falls the other
-way does not put the rest of the reply out of step.
+largest, the largest magnitude of all, and a digest of them all. A checker feeds the golden tokens, so one close call
+that falls the other way does not put the rest of the reply out of step. It judges by the largest logits; the digest
+only tells whether another machine computes the very same bits.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ _CHATS = (
 )
 _STEPS = 24  # longest reply
 _LARGEST = 8  # logits kept of each step
+_DIGEST = "sha256 of each step's logits as little-endian float32; informative: equal only on the same kernels"
 
 
 def golden_cases(artifact: Artifact, tokenizer: ChatTokenizer) -> dict[str, Any]:
@@ -38,6 +41,7 @@ def golden_cases(artifact: Artifact, tokenizer: ChatTokenizer) -> dict[str, Any]
     return {
         "runtime": f"{session.runtime} {session.version}",
         "max_error": Recipe.model_validate(manifest.recipe).gates.lowering.max_error,
+        "digest": _DIGEST,
         "cases": [_case(session, tokenizer, messages) for messages in _CHATS],
     }
 
@@ -61,4 +65,5 @@ def _step(logits: np.ndarray) -> dict[str, Any]:
         "top": [int(token) for token in largest],
         "logits": [round(float(logits[token]), 7) for token in largest],
         "scale": round(float(np.abs(logits).max()), 7),
+        "sha256": hashlib.sha256(np.ascontiguousarray(logits, "<f4").tobytes()).hexdigest(),
     }

@@ -67,8 +67,8 @@ PIECES = (
 _SECONDS = 600
 
 
-def copy_pieces(folder: Path, node_modules: Path | None) -> dict[str, str]:
-    """Write every piece into `folder`; returns the versions by package.
+def copy_pieces(folder: Path, node_modules: Path | None) -> None:
+    """Write every piece into `folder`.
 
     Raises UsageError for a file that is missing or not the pinned one, MissingDependencyError where npm is needed and
     absent or fails.
@@ -85,7 +85,6 @@ def copy_pieces(folder: Path, node_modules: Path | None) -> dict[str, str]:
         shutil.copyfile(path, folder / piece.target)
     lines = {f"{p.package} {p.version}, {p.licence}, https://www.npmjs.com/package/{p.package}" for p in PIECES}
     (folder / "LICENCES.txt").write_text("\n".join(sorted(lines)) + "\n", encoding="utf-8")
-    return {piece.package: piece.version for piece in PIECES}
 
 
 def _cached() -> Path:
