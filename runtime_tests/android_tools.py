@@ -104,12 +104,16 @@ class CrossCheck:
         )
 
     def __call__(self, do: str, answer: Callable[[Any], dict[str, Any]] | None = None, **job: Any) -> Any:
-        """The result of a job; `answer` is asked for what Kotlin wants of ExecuTorch meanwhile. Refused for a refusal."""
+        """The result of a job; `answer` is asked for what Kotlin wants of ExecuTorch meanwhile.
+
+        Refused, for a refusal, which is one line.
+        """
         line = self._exchange({"do": do, **job})
         while "call" in line:
             assert answer is not None
             line = self._exchange(answer(line["call"]))
         if "refused" in line:
+            assert "\n" not in line["refused"]
             raise Refused(line["refused"])
         return line["result"]
 

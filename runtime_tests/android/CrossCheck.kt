@@ -57,6 +57,7 @@ private fun answer(job: JSONObject): Any =
         "encode" -> tokenizer(job.getString("tokenizer")).let { tokenizer ->
             JSONArray(list(job, "texts").map { JSONArray(tokenizer.encode(it as String).toList()) })
         }
+        "unassigned" -> JSONArray((0..Character.MAX_CODE_POINT).filter { Character.getType(it) == 0 })
         "decode" -> decode(tokenizer(job.getString("tokenizer")), list(job, "ids"))
         "weights" -> weights(job)
         "unpack" -> "".also { File(job.getString("archive")).inputStream().use { Unpacker().unpack(it, File(job.getString("target"))) } }

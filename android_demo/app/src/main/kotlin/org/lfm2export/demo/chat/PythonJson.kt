@@ -2,11 +2,14 @@ package org.lfm2export.demo.chat
 
 import java.math.BigDecimal
 import java.math.MathContext
+import java.math.RoundingMode
 import org.json.JSONArray
 import org.json.JSONObject
 
 /** JSON as Python's `json.dumps(value, ensure_ascii=False)` writes it, which is what chat templates see of a tool. */
 object PythonJson {
+    private val ROUNDINGS = listOf(RoundingMode.HALF_EVEN, RoundingMode.FLOOR, RoundingMode.CEILING)
+
     /** IllegalArgumentException for what is no JSON value. */
     fun text(value: Any): String = StringBuilder().apply { write(value) }.toString()
 
@@ -57,7 +60,8 @@ object PythonJson {
         if (value == 0.0) return if (1 / value < 0) "-0.0" else "0.0"
         val exact = BigDecimal(value)
         val shortest = (1..17).firstNotNullOf { digits ->
-            exact.round(MathContext(digits)).takeIf { it.toDouble() == value }
+            // beside a power of two the nearest decimal may miss while its neighbour does not
+            ROUNDINGS.map { exact.round(MathContext(digits, it)) }.firstOrNull { it.toDouble() == value }
         }.stripTrailingZeros()
         val digits = shortest.unscaledValue().abs().toString()
         val exponent = digits.length - 1 - shortest.scale()

@@ -102,7 +102,8 @@ class MainActivity : Activity() {
         messages += turn
         screen.message.text.clear()
         screen.say("\n${turn.role}: $text\nassistant: ")
-        busy("Answering …", { answer(current, tools) }) { answered(it) }
+        val asked = messages.toList()
+        busy("Answering …", { answer(current, asked, tools) }) { answered(it) }
     }
 
     private fun turnOf(text: String): Message? =
@@ -113,16 +114,15 @@ class MainActivity : Activity() {
         return (0 until list.length()).map { list.get(it) }
     }
 
-    private fun answer(current: LoadedModel, tools: List<Any>): Reply? =
+    private fun answer(current: LoadedModel, asked: List<Message>, tools: List<Any>): Reply =
         try {
-            current.chat.reply(messages.toList(), tools, MOST_TOKENS) { piece -> worker.show { screen.say(piece) } }
+            current.chat.reply(asked, tools, MOST_TOKENS) { piece -> worker.show { screen.say(piece) } }
         } catch (error: Exception) {
             worker.show { messages.removeAt(messages.lastIndex) } // a turn that failed has not taken place
             throw error
         }
 
-    private fun answered(reply: Reply?) {
-        if (reply == null) return
+    private fun answered(reply: Reply) {
         messages += Message("assistant", reply.text)
         val note = when (reply.ending) {
             Ending.COMPLETE -> ""

@@ -56,6 +56,7 @@ class PythonJsonTest {
         val expected = mapOf(
             2.0 to "2.0", 0.1 to "0.1", 1e-4 to "0.0001", 1e-5 to "1e-05", 1e15 to "1000000000000000.0", 1e16 to "1e+16",
             1.5e300 to "1.5e+300", -2.5 to "-2.5", 0.0 to "0.0", -0.0 to "-0.0", 5e-324 to "5e-324", 123456.789 to "123456.789",
+            5.986310706507379e51 to "5.986310706507379e+51", // 2 to the 172nd
         )
         for ((value, text) in expected) assertEquals(text, PythonJson.float(value))
     }
