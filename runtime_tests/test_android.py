@@ -25,6 +25,8 @@ from lfm2_export.generation import MinPSampler
 
 LIMIT = 24
 
+pytestmark = pytest.mark.slow  # Kotlin is compiled first
+
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):

@@ -13,6 +13,8 @@ import android_tools
 import pytest
 from android_tools import APP
 
+pytestmark = pytest.mark.slow  # Kotlin is compiled first
+
 PAGE = 16384  # bytes, of memory pages on newer phones
 
 

@@ -7,7 +7,11 @@ class Merger(private val merges: Map<Long, Merge>) {
     /** What a pair becomes, and how early the tokenizer learned it. */
     class Merge(val rank: Int, val id: Int)
 
-    private class Candidate(val left: Int, val pair: Long, val merge: Merge)
+    private class Candidate(val left: Int, val pair: Long, val merge: Merge) : Comparable<Candidate> {
+        private val order = key(merge.rank, left)
+
+        override fun compareTo(other: Candidate): Int = order.compareTo(other.order)
+    }
 
     /** The tokens of one word. Linear in its length but for a logarithm, so that no text can stall the app. */
     fun merge(symbols: IntArray): IntArray {
@@ -15,7 +19,7 @@ class Merger(private val merges: Map<Long, Merge>) {
         val next = IntArray(ids.size) { if (it + 1 < ids.size) it + 1 else END }
         val previous = IntArray(ids.size) { it - 1 }
         val alive = BooleanArray(ids.size) { true }
-        val queue = PriorityQueue(ids.size + 1, compareBy<Candidate>({ it.merge.rank }, { it.left }))
+        val queue = PriorityQueue<Candidate>()
 
         fun propose(left: Int) {
             if (left < 0 || next[left] == END) return
