@@ -12,7 +12,7 @@ demo: .venv/installed  ## export nano to a .pte and to ONNX, prove both, chat wi
 	$(BIN)/lfm2-export chat out/demo-onnx --prompt "What color is the sky?"
 
 # one thread for each of the two workers: torch's would wait for each other's cores
-test: .venv/installed-test .venv/installed-web lint  ## what CI runs
+test: .venv/installed-test .venv/installed-web .venv/installed-android lint  ## what CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=10
 
 lint: .venv/installed-test
@@ -43,6 +43,11 @@ bench: .venv/installed-bench  ## 350M beside llama.cpp, ExecuTorch's own export,
 # transformers.js, onnxruntime-web and a Chromium for the web tests; no package's script is run
 .venv/installed-web: .venv/installed-test runtime_tests/web/package-lock.json
 	PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --ignore-scripts --no-audit --no-fund --loglevel=error --prefix runtime_tests/web
+	@touch $@
+
+# Kotlin's compiler, ExecuTorch's Android classes, Debian's Android tools and Java, unpacked; nothing is installed
+.venv/installed-android: .venv/installed-test runtime_tests/android/setup.sh runtime_tests/android/debian.sources runtime_tests/android/package-lock.json
+	PATH="$(CURDIR)/$(BIN):$$PATH" runtime_tests/android/setup.sh .venv/android
 	@touch $@
 
 # llama.cpp is compiled here; pip itself is needed for its sources

@@ -1,0 +1,112 @@
+package org.lfm2export.demo.bundle
+
+/** An input of the program. A dimension that may vary per call is [VARIES]. */
+data class TensorSpec(val name: String, val type: ElementType, val shape: List<Int>, val written: Boolean) {
+    companion object {
+        const val VARIES = -1
+    }
+}
+
+/** What ExecuTorch's Android library can hand to a program, of all that a manifest may name. */
+enum class ElementType(val bytes: Int) { INT64(8), FLOAT32(4), FLOAT16(2) }
+
+/** What the app needs of `manifest.json`, the contract of the program beside it. */
+data class Manifest(
+    val form: String,
+    val window: Int,
+    val vocabSize: Int,
+    val bosId: Int?,
+    val method: String,
+    val program: String,
+    val maxTokens: Int,
+    val inputs: List<TensorSpec>,
+    val runtimeRequirement: String,
+    val files: Map<String, FileEntry>,
+) {
+    /** The state that the caller owns and the program writes in place; none in the resident form. */
+    val state: List<TensorSpec> get() = inputs.drop(2)
+
+    companion object {
+        const val NAME = "manifest.json"
+        private const val SCHEMA_VERSION = 1L
+
+        /** Refusal for what is no xnnpack artifact that this app can call. */
+        fun parse(text: String): Manifest {
+            val json = Json.parse(text, NAME)
+            val version = json.whole("schema_version")
+            if (version != SCHEMA_VERSION) json.refuse("schema_version", "$version, this app reads $SCHEMA_VERSION")
+            if (json.text("target") != "xnnpack") json.refuse("target", "'${json.text("target")}', this app runs xnnpack")
+            if (json.text("transport") != "inplace") json.refuse("transport", "expected inplace")
+            val methods = json.children("methods")
+            if (methods.size != 1) json.refuse("methods", "${methods.size}, expected one")
+            val method = methods.single()
+            val config = json.child("source").child("config")
+            val vocab = config.count("vocab_size")
+            val manifest = Manifest(
+                form = json.text("form"),
+                window = json.count("window"),
+                vocabSize = vocab,
+                bosId = if (config.has("bos_token_id")) config.whole("bos_token_id").toInt() else null,
+                method = method.text("name"),
+                program = method.text("file"),
+                maxTokens = method.count("max_tokens"),
+                inputs = method.children("inputs").map(::readTensor),
+                runtimeRequirement = json.text("runtime_requirement"),
+                files = BundleIndex.readFiles(json.child("files")),
+            )
+            checkOutput(method, vocab)
+            checkInputs(manifest, method)
+            if (manifest.program !in manifest.files) json.refuse("methods", "file '${manifest.program}' is not listed")
+            return manifest
+        }
+
+        private fun readTensor(json: Json): TensorSpec {
+            val name = json.text("name")
+            val shape = json.items("shape").map {
+                when {
+                    it is String -> TensorSpec.VARIES
+                    it is Int && it > 0 -> it
+                    else -> json.refuse("shape", "'$it' in the shape of $name")
+                }
+            }
+            return TensorSpec(name, readType(json, name), shape, json.flag("written"))
+        }
+
+        private fun readType(json: Json, name: String): ElementType =
+            when (val type = json.text("dtype")) {
+                "int64" -> ElementType.INT64
+                "float32" -> ElementType.FLOAT32
+                "float16" -> ElementType.FLOAT16
+                "bfloat16" -> json.refuse(
+                    "dtype",
+                    "$name is bfloat16, which ExecuTorch's Android library has no tensor for; " +
+                        "export with --set cache=float32, or with --form resident",
+                )
+                else -> json.refuse("dtype", "'${type.take(20)}' of $name is unknown to this app")
+            }
+
+        private fun checkInputs(manifest: Manifest, method: Json) {
+            val inputs = manifest.inputs
+            val position = if (manifest.form == "resident") "start_pos" else "position"
+            val fit = when (manifest.form) {
+                "explicit" -> inputs.drop(2).isNotEmpty() && inputs.drop(2).all { it.written && it.type != ElementType.INT64 }
+                "resident" -> inputs.size == 2
+                else -> method.refuse("form", "'${manifest.form.take(20)}', expected explicit or resident")
+            }
+            val first = listOf(
+                TensorSpec("tokens", ElementType.INT64, listOf(1, TensorSpec.VARIES), false),
+                TensorSpec(position, ElementType.INT64, listOf(1), false),
+            )
+            if (!fit || inputs.take(2) != first) {
+                method.refuse("inputs", "expected tokens [1,T], $position [1] and, in the explicit form, state tensors")
+            }
+        }
+
+        private fun checkOutput(method: Json, vocab: Int) {
+            val output = method.children("outputs").singleOrNull() ?: method.refuse("outputs", "expected one")
+            if (output.text("dtype") != "float32" || output.items("shape") != listOf<Any>(1, vocab)) {
+                method.refuse("outputs", "expected float32 logits [1, $vocab]")
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+package org.lfm2export.crosscheck
+
+import java.io.File
+import java.io.RandomAccessFile
+import java.nio.channels.FileChannel
+import org.json.JSONArray
+import org.json.JSONObject
+import org.lfm2export.demo.bundle.Bundle
+import org.lfm2export.demo.bundle.Refusal
+import org.lfm2export.demo.bundle.TensorSpec
+import org.lfm2export.demo.bundle.Unpacker
+import org.lfm2export.demo.chat.ChatModel
+import org.lfm2export.demo.chat.ChatTemplate
+import org.lfm2export.demo.chat.ExplicitChat
+import org.lfm2export.demo.chat.Message
+import org.lfm2export.demo.chat.PythonJson
+import org.lfm2export.demo.chat.ResidentChat
+import org.lfm2export.demo.chat.TemplateProof
+import org.lfm2export.demo.chat.TextRunner
+import org.lfm2export.demo.device.EXECUTORCH_VERSION
+import org.lfm2export.demo.model.ParityCheck
+import org.lfm2export.demo.model.Program
+import org.lfm2export.demo.model.Sampler
+import org.lfm2export.demo.model.Session
+import org.lfm2export.demo.model.StateTensors
+import org.lfm2export.demo.text.TextStream
+import org.lfm2export.demo.text.Tokenizer
+
+/**
+ * The app's Kotlin, asked by Python: a job a line on standard input, an answer a line on standard output. ExecuTorch
+ * itself is Python's: where a job runs a model, the answer is `{"call": …}` first, and the next line is what came of it.
+ */
+fun main() {
+    while (true) {
+        val job = JSONObject(readlnOrNull() ?: return)
+        say(
+            try {
+                JSONObject().put("result", answer(job))
+            } catch (error: Refusal) {
+                JSONObject().put("refused", error.message)
+            },
+        )
+    }
+}
+
+private fun say(line: JSONObject) = println(line)
+
+private fun ask(call: JSONObject): JSONObject {
+    say(JSONObject().put("call", call))
+    return JSONObject(readln())
+}
+
+private fun answer(job: JSONObject): Any =
+    when (val what = job.getString("do")) {
+        "render" -> ChatTemplate(job.getString("bos")).render(messages(job), tools(job), job.getBoolean("generation"))
+        "json" -> JSONArray(list(job, "values").map(PythonJson::text))
+        "encode" -> tokenizer(job.getString("tokenizer")).let { tokenizer ->
+            JSONArray(list(job, "texts").map { JSONArray(tokenizer.encode(it as String).toList()) })
+        }
+        "unassigned" -> JSONArray((0..Character.MAX_CODE_POINT).filter { Character.getType(it) == 0 })
+        "decode" -> decode(tokenizer(job.getString("tokenizer")), list(job, "ids"))
+        "weights" -> weights(job)
+        "unpack" -> "".also { File(job.getString("archive")).inputStream().use { Unpacker().unpack(it, File(job.getString("target"))) } }
+        "open" -> describe(Bundle.open(File(job.getString("folder")), EXECUTORCH_VERSION))
+        "parity" -> parity(job)
+        "chat" -> chat(job)
+        else -> throw IllegalArgumentException(what)
+    }
+
+private fun messages(job: JSONObject) =
+    list(job, "messages").map { (it as JSONObject).let { one -> Message(one.getString("role"), one.getString("content")) } }
+
+private fun tools(job: JSONObject) = if (job.has("tools")) list(job, "tools") else emptyList()
+
+private fun list(job: JSONObject, name: String): List<Any> = job.getJSONArray(name).let { all -> (0 until all.length()).map(all::get) }
+
+private fun tokenizer(path: String) = Tokenizer.parse(File(path).readText(), path)
+
+private fun decode(tokenizer: Tokenizer, ids: List<Any>): Any {
+    val stream = TextStream()
+    return JSONArray(ids.map { stream.add(tokenizer.bytesOf(it as Int)) } + stream.finish())
+}
+
+private fun weights(job: JSONObject): JSONArray {
+    val logits = list(job, "logits").map { (it as Number).toFloat() }.toFloatArray()
+    val sampler = Sampler(job.getDouble("temperature"), job.getDouble("min_p"), job.getDouble("repetition_penalty"))
+    val weights = sampler.weights(sampler.penalized(logits, list(job, "seen").map { it as Int }))
+    return JSONArray(weights.map { it / weights.sum() })
+}
+
+private fun describe(bundle: Bundle): JSONObject =
+    JSONObject().put("form", bundle.manifest.form).put("window", bundle.manifest.window).put("state", bundle.manifest.state.size)
+
+/** A program that Python runs; the state lies in files that both sides have mapped, so it is written in place. */
+private class RemoteProgram(private val vocabSize: Int, private val logits: File) : Program {
+    override fun call(tokens: LongArray, position: Long): FloatArray {
+        ask(JSONObject().put("tokens", JSONArray(tokens.toList())).put("position", position))
+        RandomAccessFile(logits, "r").use { file ->
+            val values = file.channel.map(FileChannel.MapMode.READ_ONLY, 0, 4L * vocabSize)
+            return FloatArray(vocabSize).also { values.order(java.nio.ByteOrder.nativeOrder()).asFloatBuffer().get(it) }
+        }
+    }
+
+    override fun close() = Unit
+}
+
+private fun mapped(folder: File): (TensorSpec, Int) -> java.nio.ByteBuffer = { spec, bytes ->
+    RandomAccessFile(File(folder, spec.name), "rw").use { it.channel.map(FileChannel.MapMode.READ_WRITE, 0, bytes.toLong()) }
+}
+
+private class Loaded(job: JSONObject) {
+    val bundle = Bundle.open(File(job.getString("folder")), EXECUTORCH_VERSION)
+    val tokenizer = tokenizer(bundle.tokenizer.path)
+    val template = ChatTemplate(bundle.manifest.bosId?.let(tokenizer::textOf).orEmpty())
+    private val shared = File(job.getString("shared"))
+    private val state = if (bundle.manifest.form == "explicit") StateTensors(bundle.manifest.state, mapped(shared)) else null
+    val program = RemoteProgram(bundle.manifest.vocabSize, File(shared, "logits"))
+    val session = Session(program, bundle.manifest, state)
+}
+
+private fun parity(job: JSONObject): JSONObject {
+    val loaded = Loaded(job)
+    TemplateProof.check(loaded.bundle.golden(), loaded.template, loaded.tokenizer)
+    val report = ParityCheck(loaded.session, loaded.bundle.golden()).run()
+    val errors = report.cases.map { it.error }
+    return JSONObject().put("passed", report.passed).put("error", errors.max()).put("same", report.cases.sumOf { it.same })
+        .put("steps", report.cases.sumOf { it.steps }).put("lines", JSONArray(report.lines()))
+}
+
+/** Conversations of several turns, a reset before each; what was said, why it ended, and the tokens fed. */
+private fun chat(job: JSONObject): JSONArray {
+    val loaded = Loaded(job)
+    val model = model(loaded)
+    return JSONArray(
+        list(job, "conversations").map { conversation ->
+            model.reset()
+            val messages = mutableListOf<Message>()
+            val turns = (conversation as JSONArray).let { all -> (0 until all.length()).map(all::getString) }
+            JSONArray(turns.map { turn -> turn(model, messages, turn, job.getInt("limit")) })
+        },
+    )
+}
+
+private fun turn(model: ChatModel, messages: MutableList<Message>, text: String, limit: Int): JSONObject {
+    messages += Message("user", text)
+    val streamed = StringBuilder()
+    val reply = model.reply(messages.toList(), emptyList(), limit) { streamed.append(it) }
+    messages += Message("assistant", reply.text)
+    check(streamed.toString() == reply.text)
+    return JSONObject().put("text", reply.text).put("ending", reply.ending.name).put("fed", reply.speed.promptTokens)
+}
+
+private fun model(loaded: Loaded): ChatModel {
+    val eosIds = loaded.bundle.index.eosIds
+    val manifest = loaded.bundle.manifest
+    if (manifest.form == "explicit") {
+        return ExplicitChat(loaded.session, loaded.program, loaded.tokenizer, loaded.template, eosIds.toSet(), Sampler.GREEDY)
+    }
+    val ends = eosIds.map { checkNotNull(loaded.tokenizer.textOf(it)) }.toSet()
+    return ResidentChat(RemoteRunner(), loaded.tokenizer, loaded.template, ends, manifest.window, manifest.maxTokens)
+}
+
+/** ExecuTorch's stock runner, which Python drives: pieces come back one by one, then its own count of tokens. */
+private class RemoteRunner : TextRunner {
+    override fun generate(prompt: String, sequenceLength: Int, onPiece: (String) -> Unit): TextRunner.Counts {
+        val done = ask(JSONObject().put("generate", prompt).put("sequence_length", sequenceLength))
+        list(done, "pieces").forEach { onPiece(it as String) }
+        return TextRunner.Counts(done.getInt("prompt"), done.getInt("generated"))
+    }
+
+    override fun reset() {
+        ask(JSONObject().put("reset", true))
+    }
+
+    override fun stop() = Unit // the pieces were made already
+
+    override fun close() = Unit
+}

@@ -1,0 +1,287 @@
+"""The Android app without a phone: compiled, tested on the JVM, and held against Python and the real `.pte`.
+
+Python lends Kotlin the runtime: the app's own session, tokenizer, template and sampler drive ExecuTorch's Python
+bindings, over state tensors that both sides have mapped into memory.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+
+import android_bundle
+import android_tools
+import numpy as np
+import pytest
+from android_cases import CHATS, CONVERSATIONS, TOOL, texts
+from android_tools import APP, PROJECT, Refused
+
+from lfm2_export import runtimes
+from lfm2_export.checkpoint.template import ChatTemplate
+from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.conversation import Conversation
+from lfm2_export.generation import MinPSampler
+
+LIMIT = 24
+
+pytestmark = pytest.mark.slow  # Kotlin is compiled first
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    return android_tools.compiled_app(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def classpath(app, tmp_path_factory):
+    """To run the app's unit tests, and its parts for Python, on the JVM."""
+    output = tmp_path_factory.mktemp("android") / "tests"
+    libraries = [app, android_tools.JSON_JAR, *android_tools.JUNIT_JARS, android_tools.EXECUTORCH_JAR]
+    sources = [APP / "src/test/kotlin", PROJECT / "runtime_tests/android/CrossCheck.kt"]
+    android_tools.compile_kotlin(output, sources, libraries, f"-Xfriend-paths={app}")
+    return [output, *libraries, android_tools.KOTLIN_STDLIB]
+
+
+@pytest.fixture(scope="module")
+def kotlin(classpath):
+    process = android_tools.CrossCheck(classpath)
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(nano):
+    return ChatTokenizer.load(nano.folder, nano.config)
+
+
+@pytest.fixture(scope="module")
+def bundled(make_artifact, tokenizer):
+    """(form) → the artifact and the files of its bundle. The cache is of a type that Android has tensors for."""
+
+    def make(form):
+        artifact = make_artifact("xnnpack-int8", form, "cache=float32")
+        return artifact, android_bundle.bundle_files(artifact, tokenizer)
+
+    return make
+
+
+def test_every_source_compiles_for_android(app):
+    packages = {path.parent.name for path in (APP / "src/main/kotlin").rglob("*.kt")}
+    assert {path.parent.name for path in app.rglob("*.class")} == packages
+    assert (app / "org/lfm2export/demo/screen/MainActivity.class").is_file()
+
+
+def test_unit_tests_pass_on_the_jvm(classpath, capsys):
+    folder = classpath[0]
+    tests = [str(path.relative_to(folder).with_suffix("")).replace("/", ".") for path in folder.rglob("*Test.class")]
+    report = android_tools.java(classpath, "org.junit.runner.JUnitCore", *sorted(tests))
+    count = re.search(r"OK \((\d+) tests\)", report)
+    assert count, report[-3000:]
+    written = sum(path.read_text().count("@Test") for path in (APP / "src/test/kotlin").rglob("*.kt"))
+    assert int(count[1]) == written
+    with capsys.disabled():
+        print(f"\nAndroid app: {count[1]} unit tests in {len(tests)} classes passed on the JVM")
+
+
+@pytest.mark.parametrize("generation", [True, False])
+@pytest.mark.parametrize("tools", [None, [TOOL], [json.dumps(TOOL), TOOL, {}], [{"a": 1}, "plain text"]])
+def test_template_is_the_checkpoints_to_the_byte(tools, generation, kotlin, tokenizer):
+    for messages in CHATS:
+        expected = tokenizer.render(messages, tools, generation)
+        more = {"tools": tools} if tools else {}
+        rendered = kotlin("render", bos="<|startoftext|>", messages=messages, generation=generation, **more)
+        assert rendered == expected
+
+
+def test_tools_are_written_as_jinja_writes_them(kotlin):
+    numbers = random.Random(5)
+    values = [10 ** numbers.uniform(-320, 308) * numbers.choice([1, -1]) for _ in range(500)]
+    values += [float(numbers.randrange(1 << 53)) for _ in range(100)] + [2.0**power for power in range(-1074, 1024, 7)]
+    documents = [{"value": value, "text": chr(at)} for at, value in enumerate(values)] + [TOOL, [], {"": [[]]}]
+    template = ChatTemplate("{{ value | default(0) | tojson }}", "test")
+    assert kotlin("json", values=documents) == [template.render({"value": document}) for document in documents]
+
+
+def test_tokenizer_is_the_checkpoints(nano, kotlin, tokenizer):
+    # what later versions of Unicode added is a letter to one side only
+    asked = texts(unknown=set(kotlin("unassigned")))
+    path = str(nano.folder / "tokenizer.json")
+    encoded = kotlin("encode", tokenizer=path, texts=asked)
+    differing = [text for text, ids in zip(asked, encoded, strict=True) if ids != tokenizer.encode(text)]
+    assert not differing
+    for ids in encoded[:200]:
+        assert "".join(kotlin("decode", tokenizer=path, ids=ids)) == tokenizer.decode(ids, False)
+
+
+@pytest.mark.parametrize("settings", [(0.3, 0.15, 1.05), (1.0, 0.0, 1.0), (0.7, 0.5, 2.0)])
+def test_sampler_weighs_tokens_as_python_does(settings, kotlin):
+    names = ("temperature", "min_p", "repetition_penalty")
+    sampler = MinPSampler(**dict(zip(names, settings, strict=True)))
+    sampler._random = choice = _Recorder()
+    for seed in range(5):
+        logits = np.random.default_rng(seed).normal(0, 3, 200).astype(np.float32)
+        seen = [1, 5, 5, int(logits.argmax())]
+        sampler(logits, seen)
+        job = dict(zip(names, settings, strict=True))
+        found = kotlin("weights", logits=[float(value) for value in logits], seen=seen, **job)
+        np.testing.assert_allclose(found, choice.weights, rtol=1e-12, atol=0)
+
+
+class _Recorder:
+    """Stands in for numpy's generator and keeps the probabilities it is given."""
+
+    def choice(self, size, p):
+        self.weights = p
+        return 0
+
+
+@pytest.mark.parametrize("form", ["explicit", "resident"])
+def test_bundle_made_by_python_is_read_and_verified(form, bundled, kotlin, tmp_path):
+    artifact, files = bundled(form)
+    android_bundle.write_archive(files, tmp_path / "bundle.zip")
+    target = tmp_path / "unpacked"
+    kotlin("unpack", archive=str(tmp_path / "bundle.zip"), target=str(target))
+    assert {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()} == files
+    state = sum(spec.written for spec in artifact.manifest.methods[0].inputs)
+    assert kotlin("open", folder=str(target)) == {"form": form, "window": artifact.manifest.window, "state": state}
+
+
+def test_altered_archives_are_refused(bundled, kotlin, tmp_path):
+    _, files = bundled("explicit")
+    archive, target = tmp_path / "bundle.zip", tmp_path / "unpacked"
+    android_bundle.write_archive(files, archive)
+    sound = archive.read_bytes()
+    pick = random.Random(7)
+    refused = 0
+    for _ in range(300):
+        bent = bytearray(sound)
+        # most flips near the beginning and the end, where headers and the small files are
+        start, end = pick.choice([(0, 8000), (len(sound) - 60000, len(sound)), (0, len(sound))])
+        bent[pick.randrange(start, end)] ^= 1 << pick.randrange(8)
+        archive.write_bytes(bent)
+        try:
+            kotlin("unpack", archive=str(archive), target=str(target))
+            kotlin("open", folder=str(target))
+        except Refused:
+            refused += 1
+        else:  # a byte that nothing depends on: a date, the directory at the end
+            unpacked = {name: (target / name).read_bytes() for name in files if name != "bundle.json"}
+            assert unpacked == {name: content for name, content in files.items() if name != "bundle.json"}
+    assert refused > 150
+
+
+def test_default_cache_is_refused_with_the_remedy(make_artifact, tokenizer, kotlin, tmp_path):
+    files = android_bundle.bundle_files(make_artifact("xnnpack-int8", "explicit"), tokenizer)
+    with pytest.raises(Refused, match="cache=float32"):
+        kotlin("open", folder=str(android_bundle.write_folder(files, tmp_path)))
+
+
+@pytest.fixture
+def runtime(tmp_path):
+    """ExecuTorch for Kotlin: (artifact) → answers to its calls, on state tensors mapped from the files it made."""
+
+    def serve(artifact):
+        session = runtimes.find("executorch").open_session(artifact.folder, artifact.manifest)
+        tensors = []
+
+        def answer(call):
+            if artifact.manifest.form == "explicit" and not tensors:
+                tensors.extend(_mapped(artifact, tmp_path))
+            import torch
+
+            inputs = [torch.tensor([call["tokens"]]), torch.tensor([call["position"]]), *tensors]
+            (tmp_path / "logits").write_bytes(session._module(inputs).tobytes())
+            return {}
+
+        return answer
+
+    return serve
+
+
+def _mapped(artifact, folder):
+    import torch
+
+    for spec in artifact.manifest.methods[0].inputs:
+        if spec.written:
+            memory = np.memmap(folder / spec.name, dtype=spec.dtype, mode="r+", shape=tuple(spec.shape))
+            yield torch.from_numpy(memory)
+
+
+@pytest.mark.parametrize("form", ["explicit", "resident"])
+def test_parity_check_passes_on_the_real_program(form, bundled, kotlin, runtime, tmp_path):
+    artifact, files = bundled(form)
+    folder = android_bundle.write_folder(files, tmp_path / "bundle")
+    report = kotlin("parity", runtime(artifact), folder=str(folder), shared=str(tmp_path))
+    assert report["passed"], report["lines"]
+    assert report["error"] < 1e-6  # the same runtime as the golden cases'
+    assert report["same"] == report["steps"] > 20
+
+
+def test_parity_check_notices_another_model(bundled, make_artifact, kotlin, runtime, tmp_path):
+    _, files = bundled("explicit")
+    folder = android_bundle.write_folder(files, tmp_path / "bundle")
+    other = make_artifact("xnnpack-int4", "explicit", "cache=float32")
+    report = kotlin("parity", runtime(other), folder=str(folder), shared=str(tmp_path))
+    assert not report["passed"]
+    assert "FAIL" in report["lines"][0]
+
+
+def test_explicit_chat_is_pythons(bundled, kotlin, runtime, tokenizer, tmp_path):
+    artifact, files = bundled("explicit")
+    folder = android_bundle.write_folder(files, tmp_path / "bundle")
+    job = {"folder": str(folder), "shared": str(tmp_path), "limit": LIMIT}
+    found = kotlin("chat", runtime(artifact), conversations=CONVERSATIONS * 2, **job)
+    assert found[: len(CONVERSATIONS)] == found[len(CONVERSATIONS) :]  # a new conversation is the first one again
+    for turns, replies in zip(CONVERSATIONS, found, strict=False):
+        session = runtimes.find("executorch").open_session(artifact.folder, artifact.manifest)
+        conversation = Conversation(session, tokenizer)
+        for turn, reply in zip(turns, replies, strict=True):
+            assert reply["text"] == "".join(conversation.reply(turn, LIMIT))
+            assert reply["fed"] == conversation.speed.prompt_tokens
+
+
+def test_resident_chat_goes_on_through_the_stock_runner(bundled, kotlin, tokenizer, tmp_path):
+    """`TextLLMRunner` is what Android's LlmModule wraps. Its turns are those of the same file, fed whole each time."""
+    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  registers attention and cache kernels
+    from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
+    from executorch.kernels import quantized  # noqa: F401  registers the quantized embedding's kernels
+
+    artifact, files = bundled("resident")
+    folder = android_bundle.write_folder(files, tmp_path / "bundle")
+    runner = TextLLMRunner(str(folder / "model.pte"), str(folder / "tokenizer.json"))
+    prompts = []
+
+    def answer(call):
+        if "reset" in call:
+            runner.reset()
+            return {}
+        prompts.append(call["generate"])
+        pieces, stats = [], []
+        config = GenerationConfig(echo=False, seq_len=call["sequence_length"], temperature=0.0)
+        runner.generate(call["generate"], config, pieces.append, stats.append)
+        return {"pieces": pieces, "prompt": stats[0].num_prompt_tokens, "generated": stats[0].num_generated_tokens}
+
+    job = {"folder": str(folder), "shared": str(tmp_path), "limit": LIMIT}
+    found = kotlin("chat", answer, conversations=CONVERSATIONS, **job)
+    assert sum(prompt.startswith("<|im_end|>") for prompt in prompts) >= 3  # turns that went on from the state
+    for turns, replies in zip(CONVERSATIONS, found, strict=True):
+        messages = []
+        for turn, reply in zip(turns, replies, strict=True):
+            messages.append({"role": "user", "content": turn})
+            session = runtimes.find("executorch").open_session(artifact.folder, artifact.manifest)
+            logits = session.prefill(tokenizer.encode(tokenizer.render(messages)))
+            expected = []
+            while (token := int(np.argmax(logits))) not in tokenizer.eos_ids and len(expected) < LIMIT:
+                expected.append(token)
+                logits = session.decode(token)
+            assert reply["text"] == tokenizer.decode(expected, False)
+            messages.append({"role": "assistant", "content": reply["text"]})
+
+
+def test_one_version_of_executorch_throughout():
+    pinned = re.search(r'"executorch==([\d.]+)"', (PROJECT / "pyproject.toml").read_text())[1]
+    constant = (APP / "src/main/kotlin/org/lfm2export/demo/device/ExecuTorch.kt").read_text()
+    assert re.search(r'EXECUTORCH_VERSION = "([\d.]+)"', constant)[1] == pinned
+    gradle = (APP / "build.gradle.kts").read_text()
+    assert re.findall(r"executorch-android:([\d.]+)", gradle) == [pinned]
