@@ -105,8 +105,8 @@ def _method() -> MethodSpec:
         TensorSpec(name="tokens", dtype="int64", shape=[1, "T"]),
         TensorSpec(name="position", dtype="int64", shape=[1]),
         TensorSpec(name="conv_state.0", dtype="float32", shape=[1, 2, 8], written=True),
-        TensorSpec(name="key.1", dtype="bfloat16", shape=[1, WINDOW, 1, 4], written=True),
-        TensorSpec(name="value.1", dtype="bfloat16", shape=[1, WINDOW, 1, 4], written=True),
+        TensorSpec(name="key.1", dtype="float32", shape=[1, WINDOW, 1, 4], written=True),
+        TensorSpec(name="value.1", dtype="float32", shape=[1, WINDOW, 1, 4], written=True),
     ]
     logits = TensorSpec(name="logits", dtype="float32", shape=[1, VOCAB])
     return MethodSpec(name="forward", file="model.pte", inputs=inputs, outputs=[logits], max_tokens=WINDOW)

@@ -27,7 +27,7 @@ from lfm2_export.pipeline import export
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """nano for ExecuTorch, with a licence beside it as a real checkpoint has one."""
     output = tmp_path_factory.mktemp("packed") / "nano"
-    folder = export("nano", "xnnpack-int8", output, overrides=["window=64"], verify=False)[0].folder
+    folder = export("nano", "xnnpack-int8", output, overrides=["window=64", "cache=float32"], verify=False)[0].folder
     (folder / "LICENSE").write_text("LFM Open License v1.0\n")
     reseal(folder)
     return open_artifact(folder)
@@ -294,3 +294,11 @@ def test_zip64_where_a_number_does_not_fit_and_only_there(tmp_path: Path) -> Non
     with Stretches([path]) as data:
         assert zip_format.read_entries(data.read, data.size, "large")[0] == entries
     assert b"PK\x06\x06" not in zip_format.lay_out(entries[2:]).tail
+
+
+def test_a_bfloat16_cache_is_refused_for_android_which_has_no_such_tensor(tmp_path: Path) -> None:
+    folder = export("nano", "xnnpack-int8", tmp_path / "narrow", overrides=["window=64"], verify=False)[0].folder
+    with pytest.raises(UsageError, match=r"bfloat16.*--set cache=float32.*--form resident"):
+        bundle(folder, "android")
+    assert list(tmp_path.iterdir()) == [folder]
+    assert bundle(folder, "desktop").path.is_file()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lfm2_export.artifact.folder import MANIFEST, Artifact, open_artifact
-from lfm2_export.artifact.manifest import FileEntry
+from lfm2_export.artifact.manifest import FileEntry, Manifest
 from lfm2_export.bundle import signature as signatures
 from lfm2_export.bundle import web
 from lfm2_export.bundle.archive import Content, chunks, measure, plan, write_file, write_folder
@@ -118,6 +118,11 @@ def _check(artifact: Artifact, kind: str) -> ChatTokenizer:
         web.check(artifact)
     if kind == "ios" and manifest.target in _NPU:
         raise UsageError(f"{folder}: an artifact for Qualcomm's NPU; no iPhone has one")
+    if kind == "android" and manifest.form == "explicit" and _has_bfloat16(manifest):
+        raise UsageError(
+            f"{folder}: its KV cache is bfloat16, and an app has no such tensor in ExecuTorch's Android library; "
+            "export with --set cache=float32, or with --form resident"
+        )
     config = check_manifest(manifest, str(folder))
     check_files(Folder(folder), "", manifest, config)
     if reserved := manifest.files.keys() & {BUNDLE, GOLDEN}:
@@ -126,6 +131,10 @@ def _check(artifact: Artifact, kind: str) -> ChatTokenizer:
     if tokenizer is None or not tokenizer.has_template:
         raise UsageError(f"{folder} has no tokenizer or chat template; an app needs both")
     return tokenizer
+
+
+def _has_bfloat16(manifest: Manifest) -> bool:
+    return any(spec.dtype == "bfloat16" for method in manifest.methods for spec in method.inputs)
 
 
 def _place(
