@@ -29,15 +29,16 @@ def prepare(path: Path, threads: int) -> None:
 
 def load(path: Path, threads: int, room: int) -> ArtifactContender:
     """Open the artifact with the first runtime meant for it; its window is its own, whatever `room` is."""
-    return ArtifactContender(open_artifact(path), threads)
+    artifact = open_artifact(path)
+    return ArtifactContender(artifact, _open(artifact, threads))
 
 
 class ArtifactContender:
     """Stands at a position by restoring a made-up snapshot, or, where the state is hidden, by talking that long."""
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: Artifact, session: Session) -> None:
         manifest = artifact.manifest
-        self._session = _open(artifact, threads)
+        self._session = session
         self.runtime = f"{self._session.runtime} {self._session.version}"
         self.window = self._session.window
         self.vocab = int(manifest.source.config["vocab_size"])
@@ -77,9 +78,8 @@ def _open(artifact: Artifact, threads: int) -> Session:
     manifest = artifact.manifest
     if onnxruntime.runs(manifest):
         return onnxruntime.open_session(artifact.folder, manifest, threads)
-    for name in runtimes.names():
-        if runtimes.find(name).runs(manifest):
-            return runtimes.find(name).open_session(artifact.folder, manifest)
+    for name in runtimes.usual(manifest):
+        return runtimes.find(name).open_session(artifact.folder, manifest)
     raise ArtifactError(f"{artifact.folder}: no runtime here runs target {manifest.target!r}")
 
 
