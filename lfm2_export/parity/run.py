@@ -54,8 +54,9 @@ class Effort:
     law_tokens: int = 1024  # most that a state law feeds
 
 
-TWIN_STEPS = 16  # of an emulated processor, each from the state of the same program here
 EMULATED = Effort(quality_tokens=150, questions=12, prompts=2, continuation=8, law_tokens=24)  # 0.1 to 0.5 s a call
+EMULATED_CPU = Effort(quality_tokens=600, questions=24, prompts=2, continuation=8, law_tokens=24)  # nano: 0.01 s a call
+TWIN_STEPS = 16  # of an emulated processor, each from the state of the same program here
 
 
 @dataclass
@@ -109,8 +110,10 @@ def prove(
     sessions = {report.runtime: session for report in reports if (session := _open(subject, report, bool(only)))}
     opened = [report for report in reports if report.runtime in sessions]
     references = {name: reference for name in sessions if (reference := _reference(artifact, name))}
-    if effort is None and any(session.emulated and name not in references for name, session in sessions.items()):
-        subject.effort = EMULATED
+    slow = [name for name, session in sessions.items() if session.emulated and name not in references]
+    if effort is None and slow:
+        cpus = all(isinstance(runtimes.find(name), runtimes.Emulated) for name in slow)
+        subject.effort = EMULATED_CPU if cpus else EMULATED
     _question_1(subject, opened, sessions, references)
     accuracy = _question_2(subject, opened, sessions, references)
     for report in opened:

@@ -94,13 +94,15 @@ class RunnerSession:
         state, start = InPlaceState(self._method), 0
         for part in state.parts(answer["position"]):
             size = part.numel() * part.element_size()
-            part.copy_(torch.frombuffer(bytearray(data[start : start + size]), dtype=part.dtype).view(part.shape))
+            if size:  # before the first token a cache has no columns
+                raw = torch.frombuffer(bytearray(data[start : start + size]), dtype=part.dtype)
+                part.copy_(raw.view(part.shape))
             start += size
         return state.snapshot(answer["position"])
 
     def restore(self, snapshot: Snapshot) -> None:
         state = InPlaceState(self._method)
         state.restore(snapshot)
-        parts = [part.contiguous().view(torch.uint8).numpy().tobytes() for part in state.parts(snapshot.position)]
+        parts = [part.reshape(-1).view(torch.uint8).numpy().tobytes() for part in state.parts(snapshot.position)]
         self.runner.ask("restore", b"".join(parts), position=snapshot.position)
         self._position = snapshot.position
