@@ -14,7 +14,7 @@ case $kind in
   x86_64) wheel=$here compiler=(g++) triple=x86_64-linux-gnu ;;
   x86_64-asan)
     wheel=$here compiler=(g++) triple=x86_64-linux-gnu
-    flags=(-std=c++17 -O1 -g -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+    flags=(-std=c++17 -O1 -g1 -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
     ;;
   aarch64)
     wheel=$folder/aarch64-wheel/executorch compiler=("$debian/usr/bin/aarch64-linux-gnu-g++" --sysroot="$debian")

@@ -205,7 +205,9 @@ int main(int count, char** words) {
   try {
     code = lfm2::run(count, words);
   } catch (const std::exception& error) {  // std::bad_alloc among them
-    std::fprintf(stderr, "lfm2_runner: %s\n", error.what());
+    std::string line = error.what();
+    for (char& letter : line) letter = std::iscntrl(static_cast<unsigned char>(letter)) ? '?' : letter;  // one line
+    std::fprintf(stderr, "lfm2_runner: %s\n", line.c_str());
   }
   std::fflush(stdout);
   return code;

@@ -38,7 +38,8 @@ bool dense(const Tensor& tensor) {
 
 bool same_cache(const Tensor& a, const Tensor& cache) {
   return dense(a) && dense(cache) && a.scalar_type() == cache.scalar_type() && a.size(0) == cache.size(0) &&
-         a.size(3) == cache.size(3) && cache.size(2) == 1;
+         a.size(3) == cache.size(3) && cache.size(2) == 1 && a.const_data_ptr() != nullptr &&
+         cache.const_data_ptr() != nullptr;
 }
 
 bool in_window(int64_t start, int64_t tokens, const Tensor& cache) {
@@ -82,7 +83,7 @@ void custom_sdpa(KernelRuntimeContext& context, Span<EValue*> stack) {
   CacheType type{};
   if (!same_cache(query, keys) || !same_cache(query, values) || values.size(1) != keys.size(1) ||
       !in_window(start, query.size(1), keys) || query.size(3) < 1 || !cache_type(query.scalar_type(), type) ||
-      !dense(out) || out.scalar_type() != query.scalar_type() ||
+      !dense(out) || out.const_data_ptr() == nullptr || out.scalar_type() != query.scalar_type() ||
       executorch::runtime::resize_tensor(out, query.sizes()) != Error::Ok) {
     return context.fail(Error::InvalidArgument);
   }

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -33,7 +34,9 @@ using executorch::extension::TensorPtr;
 std::string last_log;  // ExecuTorch's latest message: the reason behind an error code
 
 void keep_log(et_timestamp_t, et_pal_log_level_t level, const char*, const char*, size_t, const char* message, size_t length) {
-  if (level == kError || level == kFatal) last_log.assign(message, std::min<size_t>(length, 300));
+  if (level != kError && level != kFatal) return;
+  last_log.assign(message, std::min<size_t>(length, 300));
+  for (char& letter : last_log) letter = letter >= ' ' && letter <= '~' ? letter : '?';  // it quotes the file's bytes
 }
 
 // ExecuTorch ends the process where one of its own checks fails; then the reason is said and the exit code is ours.
