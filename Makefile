@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint nano bench clean
+.PHONY: demo test lint nano runner bench clean
 
 demo: .venv/installed  ## export nano to a .pte and to ONNX, prove both, chat with both
 	$(BIN)/lfm2-export export nano --recipe xnnpack-int8 --output out/demo-xnnpack --force
@@ -12,7 +12,7 @@ demo: .venv/installed  ## export nano to a .pte and to ONNX, prove both, chat wi
 	$(BIN)/lfm2-export chat out/demo-onnx --prompt "What color is the sky?"
 
 # one thread for each of the two workers: torch's would wait for each other's cores
-test: .venv/installed-test .venv/installed-web .venv/installed-android lint  ## what CI runs
+test: .venv/installed-test .venv/installed-web .venv/installed-android .venv/installed-runner .venv/installed-runner-asan lint  ## what CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=10
 
 lint: .venv/installed-test
@@ -22,6 +22,8 @@ lint: .venv/installed-test
 
 nano: .venv/installed-test  ## train the embedded nano model anew
 	$(BIN)/python training/nano.py
+
+runner: .venv/installed-runner  ## lfm2_runner in C++, for this machine and for ARM64 under qemu
 
 bench: .venv/installed-bench  ## 350M beside llama.cpp, ExecuTorch's own export, genai's and eager: hours; see benchmarks/
 	$(BIN)/python -m benchmarks.cpu --target xnnpack --size 350m
@@ -48,6 +50,21 @@ bench: .venv/installed-bench  ## 350M beside llama.cpp, ExecuTorch's own export,
 # Kotlin's compiler, ExecuTorch's Android classes, Debian's Android tools and Java, unpacked; nothing is installed
 .venv/installed-android: .venv/installed-test runtime_tests/android/setup.sh runtime_tests/android/debian.sources runtime_tests/android/package-lock.json
 	PATH="$(CURDIR)/$(BIN):$$PATH" runtime_tests/android/setup.sh .venv/android
+	@touch $@
+
+# a cross compiler, an emulator and ARM64's libraries, unpacked there; root is not needed
+.venv/runner/fetched: .venv/installed runner/fetch.sh
+	runner/fetch.sh .venv/runner $(BIN)/python
+	@touch $@
+
+.venv/installed-runner: .venv/runner/fetched $(wildcard runner/*.cpp runner/*.h) runner/build.sh
+	runner/build.sh .venv/runner $(BIN)/python x86_64
+	runner/build.sh .venv/runner $(BIN)/python aarch64
+	@touch $@
+
+# the same program, made to stop at the first bad access: what the tests give damaged files to
+.venv/installed-runner-asan: .venv/installed-runner
+	runner/build.sh .venv/runner $(BIN)/python x86_64-asan
 	@touch $@
 
 # llama.cpp is compiled here; pip itself is needed for its sources

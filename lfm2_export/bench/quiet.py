@@ -24,10 +24,10 @@ def collect(sample: Callable[[], float], wanted: int) -> Samples:
     """Call `sample` (it returns seconds) until `wanted` calls were quiet, or for three calls more than that."""
     samples = Samples()
     for _ in range(wanted + _RETRIES):
-        before, own, clock = _busy(), time.process_time(), time.perf_counter()
+        before, own, clock = _busy(), _own(), time.perf_counter()
         seconds = sample()
         wall = time.perf_counter() - clock
-        others = _busy() - before - (time.process_time() - own)
+        others = _busy() - before - (_own() - own)
         (samples.noisy if others > _LIMIT * wall * _cores() + _TICK else samples.quiet).append(seconds)
         if len(samples.quiet) == wanted:
             break
@@ -40,6 +40,14 @@ def _busy() -> float:
 
     times = psutil.cpu_times()
     return sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+
+
+def _own() -> float:
+    """Seconds of CPU time of this process and of those that it started: a model may live in one of them."""
+    import psutil
+
+    children = (child.cpu_times() for child in psutil.Process().children())
+    return time.process_time() + sum(times.user + times.system for times in children)
 
 
 def _cores() -> int:

@@ -21,7 +21,7 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["artifact", "gguf", "eager", "pte", "genai"]
+    kind: Literal["artifact", "native", "gguf", "eager", "pte", "genai"]
     path: Path
     name: str
     random_weights: bool | None = None  # None where the file does not say
@@ -47,6 +47,28 @@ def parse(text: str) -> Spec:
     if path.suffix == ".pte":
         return Spec(kind="pte", path=path, name=path.stem)
     raise UsageError(f"{text}: neither an artifact folder nor a .gguf or .pte file")
+
+
+def through(spec: Spec, runtime: str) -> Spec:
+    """An artifact's contender, run by the runtime of that name instead of its own.
+
+    Raises UsageError for what is no artifact, a runtime that does not run it, or one whose speed says nothing;
+    MissingDependencyError for one that is not built.
+    """
+    from lfm2_export import runtimes
+    from lfm2_export.artifact.folder import open_artifact
+
+    if spec.kind != "artifact":
+        raise UsageError(f"{spec.path}: --runtime chooses how an artifact folder is run, and this is none")
+    manifest = open_artifact(spec.path).manifest
+    if not runtimes.find(runtime).runs(manifest):
+        raise UsageError(f"runtime {runtime!r} does not run {spec.path}")
+    if runtime == runtimes.usual(manifest)[0]:
+        return spec
+    if runtime != "native":
+        raise UsageError(f"bench runs an artifact through its own runtime or native, not {runtime!r}")
+    runtimes.find(runtime).version()
+    return spec.model_copy(update={"kind": "native", "name": f"{spec.name} native"})
 
 
 def distinct(specs: Sequence[Spec]) -> list[Spec]:

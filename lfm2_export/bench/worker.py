@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from lfm2_export.bench import child
-from lfm2_export.bench.contenders import Contender, find
+from lfm2_export.bench.contenders import Contender, InOwnProcess, Memory, find
 from lfm2_export.bench.quiet import Samples, collect
 from lfm2_export.bench.spec import Spec
 from lfm2_export.errors import Lfm2ExportError
@@ -79,7 +79,8 @@ def _work(job: Job) -> Result:
     loaded = time.perf_counter() - started
     tokens = _tokens(job, contender)
     _warm_up(contender, job, tokens)
-    peak = _peak()  # before positions are restored from copies, which only a benchmark does
+    # before positions are restored from copies, which only a benchmark does
+    memory = contender.memory() if isinstance(contender, InOwnProcess) else Memory(baseline, _peak())
     return Result(
         runtime=contender.runtime,
         window=contender.window,
@@ -87,8 +88,8 @@ def _work(job: Job) -> Result:
         weight_bytes=contender.weight_bytes,
         cache_bytes=contender.cache_bytes,
         load_seconds=loaded,
-        baseline_rss=baseline,
-        peak_rss=peak,
+        baseline_rss=memory.baseline,
+        peak_rss=memory.peak,
         prefill=[_prefill(contender, length, tokens) for length in job.prefill],
         decode=[_decode(contender, context, job.steps, tokens) for context in sorted(job.contexts)],
         stages=_stages(contender, job) if job.profile else None,

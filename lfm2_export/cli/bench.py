@@ -21,6 +21,9 @@ def run(
         list[str] | None,
         typer.Option("--vs", help="Another artifact, a .gguf, a stock LLM .pte, or eager:CHECKPOINT (repeatable)."),
     ] = None,
+    runtime: Annotated[
+        list[str] | None, typer.Option(help="Run ARTIFACT by its own runtime or by native (repeatable). [its own]")
+    ] = None,
     contexts: Annotated[str, typer.Option(help="Decode at these contexts, in tokens.")] = "128,1024",
     prefill: Annotated[str, typer.Option(help="Prefill prompts of these lengths, in tokens.")] = "128,512",
     threads: Annotated[int | None, typer.Option(help="Threads, and cores to run them on. [all]")] = None,
@@ -33,7 +36,7 @@ def run(
     """Measure decode and prefill speed, load time, memory and size, in processes of their own."""
     from lfm2_export.bench import plot as drawing
     from lfm2_export.bench.run import bench
-    from lfm2_export.bench.spec import parse
+    from lfm2_export.bench.spec import parse, through
     from lfm2_export.cli import console
 
     lengths = _numbers("--contexts", contexts), _numbers("--prefill", prefill)
@@ -41,7 +44,9 @@ def run(
         drawing.check(plot, force)
     with console.progress(quiet) as stage:
         stage("checking the contenders")
-        specs = [parse(text) for text in (artifact, *(against or []))]
+        first = parse(artifact)
+        specs = [through(first, name) for name in runtime or ()] or [first]
+        specs += [parse(text) for text in against or ()]
         report = bench(specs, *lengths, threads=threads, rounds=rounds, stage=stage)
     if plot is not None:
         drawing.write(report, plot)

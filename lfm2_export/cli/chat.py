@@ -18,7 +18,9 @@ def run(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Say this, print the reply, leave.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="executorch, onnxruntime or genai. [the artifact's own]")] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="executorch, native, onnxruntime or genai. [the artifact's own]")
+    ] = None,
     limit: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest reply.")] = 256,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 is greedy; LFM2's cards recommend 0.3 (min-p 0.15, penalty 1.05).")

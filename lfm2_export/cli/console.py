@@ -70,6 +70,12 @@ def print_report(report: ParityReport) -> None:
     for runtime in report.runtimes:
         if runtime.status == "skipped":
             out.print(f"[yellow]skipped[/] {runtime.runtime}: {runtime.reason}")
+        if runtime.twin is not None:
+            twin = runtime.twin
+            out.print(
+                f"{runtime.runtime} beside {twin.runtime} on this machine: max error {twin.max_error:.1e}, RMS "
+                f"{twin.rms_error:.1e}; median of single steps {twin.median_step:.1e}"
+            )
         if runtime.quality is not None:
             loss = runtime.quality
             out.print(

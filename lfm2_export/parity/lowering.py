@@ -38,6 +38,16 @@ class LoweringFigures(Distance):
 
 
 @dataclass(frozen=True)
+class TwinFigures:
+    """The same program on another processor. Errors are relative to the largest value of the twin."""
+
+    runtime: str  # the twin
+    max_error: float  # logits and states of a prefill
+    rms_error: float  # logits, relative to their own RMS
+    median_step: float  # one step from the twin's own state, so that rounding flips cannot add up
+
+
+@dataclass(frozen=True)
 class _Run:
     """Logits of both sides `[calls, vocab]`, and each case's errors."""
 
@@ -69,7 +79,7 @@ def compare(
     return LoweringFigures(
         **vars(_distance(run)),
         top1=agreeing / counted if counted else None,
-        median_step=_median_step(session, eager, cases[0].tokens) if session.has_state else None,
+        median_step=median_step(session, eager, cases[0].tokens) if session.has_state else None,
         floor=floor,
     )
 
@@ -127,8 +137,9 @@ def same_greedy_text(
     return same / len(prompts) if clear else None
 
 
-def _median_step(session: Session, eager: Session, tokens: Sequence[int]) -> float:
-    """Each step starts from eager's state. A systematic fault shows in every step, a rounding flip in a few."""
+def median_step(session: Session, eager: Session, tokens: Sequence[int]) -> float:
+    """Of a step's error, logits and states. Each step starts from eager's state: a systematic fault shows in every one,
+    a rounding flip in a few."""
     eager.reset()
     errors = []
     for token in tokens:

@@ -8,11 +8,12 @@ from pydantic import BaseModel, ConfigDict, computed_field
 
 from lfm2_export.artifact.manifest import Delegation, GateResult
 from lfm2_export.parity.laws import LawResult
-from lfm2_export.parity.lowering import NOISE_RMS, LoweringFigures, allowed_error, noise_rules
+from lfm2_export.parity.lowering import NOISE_RMS, LoweringFigures, TwinFigures, allowed_error, noise_rules
 from lfm2_export.parity.metrics import QuantizationLoss
 from lfm2_export.recipes import Gates
 
 WEIGHTS_LIMIT = 1e-4  # with float activations quantized kernels are as exact as fp32 ones
+TWIN_STEP = 1e-5  # median, of the same program on two processors; measured 1e-7 to 1e-6
 
 
 class RuntimeReport(BaseModel):
@@ -30,6 +31,7 @@ class RuntimeReport(BaseModel):
     lowering: LoweringFigures | None = None
     weights_error: float | None = None  # of the stored weights alone: by comparing bytes, or run with float activations
     weights_reason: str | None = None  # why that could not be measured
+    twin: TwinFigures | None = None  # an emulated processor beside this machine's own
     greedy: float | None = None  # share of equal greedy continuations
     laws: list[LawResult] = []
     quality_of: str | None = None  # what quality and task accuracy were measured on: the runtime, or its reference
@@ -77,6 +79,9 @@ def judge(report: RuntimeReport, gates: Gates, reference: dict[str, float] | Non
         judged.at_least("lowering: clear top-1", report.lowering.top1, gates.lowering.top1, unclear)
     if report.weights_error is not None or report.weights_reason is not None:
         judged.at_most("lowering: weights alone", report.weights_error, WEIGHTS_LIMIT, report.weights_reason)
+    if report.twin is not None:
+        judged.at_most(f"{report.twin.runtime}: max error", report.twin.max_error, gates.lowering.max_error)
+        judged.at_most(f"{report.twin.runtime}: median step", report.twin.median_step, TWIN_STEP)
     meaningless = "random weights: their margins and quality say nothing" if random_weights else None
     unclear = "every choice was closer than the allowed error" if report.greedy is None else None
     judged.at_least("lowering: greedy text", report.greedy, gates.lowering.greedy, meaningless or unclear)

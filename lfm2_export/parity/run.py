@@ -19,9 +19,16 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.model.resident import ResidentDecoder
 from lfm2_export.parity import quality, stock_runner
-from lfm2_export.parity.cases import lowering_cases, random_ids
+from lfm2_export.parity.cases import Case, lowering_cases, random_ids
 from lfm2_export.parity.laws import LawContext, state_laws
-from lfm2_export.parity.lowering import allowed_error, compare, distance, same_greedy_text
+from lfm2_export.parity.lowering import (
+    TwinFigures,
+    allowed_error,
+    compare,
+    distance,
+    median_step,
+    same_greedy_text,
+)
 from lfm2_export.parity.noise import noise_floor
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.parity.text import EvaluationText, evaluation_text
@@ -48,6 +55,8 @@ class Effort:
 
 
 EMULATED = Effort(quality_tokens=150, questions=12, prompts=2, continuation=8, law_tokens=24)  # 0.1 to 0.5 s a call
+EMULATED_CPU = Effort(quality_tokens=600, questions=24, prompts=2, continuation=8, law_tokens=24)  # nano: 0.01 s a call
+TWIN_STEPS = 16  # of an emulated processor, each from the state of the same program here
 
 
 @dataclass
@@ -101,8 +110,10 @@ def prove(
     sessions = {report.runtime: session for report in reports if (session := _open(subject, report, bool(only)))}
     opened = [report for report in reports if report.runtime in sessions]
     references = {name: reference for name in sessions if (reference := _reference(artifact, name))}
-    if effort is None and any(session.emulated and name not in references for name, session in sessions.items()):
-        subject.effort = EMULATED
+    slow = [name for name, session in sessions.items() if session.emulated and name not in references]
+    if effort is None and slow:
+        cpus = all(isinstance(runtimes.find(name), runtimes.Emulated) for name in slow)
+        subject.effort = EMULATED_CPU if cpus else EMULATED
     _question_1(subject, opened, sessions, references)
     accuracy = _question_2(subject, opened, sessions, references)
     for report in opened:
@@ -145,7 +156,7 @@ def _runtimes_for(artifact: Artifact, only: Sequence[str]) -> list[str]:
     for name in only:
         if not runtimes.find(name).runs(artifact.manifest):
             raise UsageError(f"runtime {name!r} does not run {artifact.manifest.target} artifacts")
-    return list(only) or runtimes.able(artifact.manifest)
+    return [each for name in only for each in runtimes.each_processor(name)] or runtimes.usual(artifact.manifest)
 
 
 def _open(subject: _Subject, report: RuntimeReport, required: bool) -> Session | None:
@@ -190,6 +201,7 @@ def _question_1(
         floor = noise_floor(truth, cases) if rounds and isinstance(truth, EagerSession) else None
         tolerance = allowed_error(subject.recipe.gates.lowering, floor)
         report.lowering = compare(session, truth, cases, tolerance, floor)
+        report.twin = _twin(subject, report, session, cases)
         report.greedy = same_greedy_text(session, truth, prompts, subject.effort.continuation, tolerance)
         subject.stage(f"{report.runtime}: state laws")
         other = _other_form(decoder, subject) if isinstance(truth, EagerSession) else None
@@ -201,6 +213,18 @@ def _question_1(
         report.weights_error = stored
     if rounds and stored is None:
         _run_weights_alone(subject, reports)
+
+
+def _twin(subject: _Subject, report: RuntimeReport, session: Session, cases: Sequence[Case]) -> TwinFigures | None:
+    """An emulated processor beside this machine's own, the same program on both; None for any other runtime."""
+    runtime = runtimes.find(report.runtime)
+    if not isinstance(runtime, runtimes.Emulated):
+        return None
+    twin = runtime.twin_session(subject.artifact.folder, subject.artifact.manifest)
+    subject.stage(f"{report.runtime}: against {twin.runtime}")
+    found = distance(session, twin, cases[:1])
+    step = median_step(session, twin, cases[0].tokens[:TWIN_STEPS])
+    return TwinFigures(twin.runtime, found.max_error, found.rms_error, step)
 
 
 def reference(artifact: Artifact, decoder: Decoder) -> Session:

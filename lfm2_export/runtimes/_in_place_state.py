@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,11 @@ class InPlaceState:
         for name, tensor in self.tensors.items():
             if not is_cache(name):
                 tensor.zero_()
+
+    def parts(self, position: int) -> Iterator[Tensor]:
+        """Every tensor in its own layout, a cache cut to the position; views."""
+        for name, tensor in self.tensors.items():
+            yield tensor[:, :position] if is_cache(name) else tensor
 
     def snapshot(self, position: int) -> Snapshot:
         return Snapshot(position, {name: self._view(name, position).float().numpy().copy() for name in self.tensors})

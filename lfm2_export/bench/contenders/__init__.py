@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 CALL = 512  # tokens a call, where the contender leaves the choice to its caller
 
@@ -38,6 +38,20 @@ class Contender(Protocol):
     def stages(self, context: int, steps: int) -> dict[str, float] | None:
         """What share of a decode step each kind of operator takes; None where nothing here can tell."""
         ...
+
+
+class Memory(NamedTuple):
+    """Of the process that holds the model, in bytes."""
+
+    baseline: int  # with its library, before the model
+    peak: int  # so far
+
+
+@runtime_checkable
+class InOwnProcess(Protocol):
+    """A contender whose model lives in a process of its own: not this one's memory is what counts."""
+
+    def memory(self) -> Memory: ...
 
 
 class Kind(Protocol):

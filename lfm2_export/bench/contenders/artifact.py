@@ -34,16 +34,16 @@ def prepare(path: Path, threads: int) -> None:
 
 def load(path: Path, threads: int, room: int) -> ArtifactContender:
     """Open the artifact with the first runtime meant for it; its window is its own, whatever `room` is."""
-    return ArtifactContender(_opened(path), threads)
+    artifact = _opened(path)
+    return ArtifactContender(artifact, _open(artifact, threads), threads)
 
 
 class ArtifactContender:
     """Stands at a position by restoring a made-up snapshot, or, where the state is hidden, by talking that long."""
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: Artifact, session: Session, threads: int) -> None:
         manifest = artifact.manifest
-        self._artifact, self._threads = artifact, threads
-        self._session = _open(artifact, threads)
+        self._artifact, self._session, self._threads = artifact, session, threads
         self.runtime = f"{self._session.runtime} {self._session.version}"
         self.window = self._session.window
         self.vocab = int(manifest.source.config["vocab_size"])
@@ -91,9 +91,8 @@ def _open(artifact: Artifact, threads: int) -> Session:
     manifest = artifact.manifest
     if onnxruntime.runs(manifest):
         return onnxruntime.open_session(artifact.folder, manifest, threads)
-    for name in runtimes.names():
-        if runtimes.find(name).runs(manifest):
-            return runtimes.find(name).open_session(artifact.folder, manifest)
+    for name in runtimes.usual(manifest):
+        return runtimes.find(name).open_session(artifact.folder, manifest)
     raise ArtifactError(f"{artifact.folder}: no runtime here runs target {manifest.target!r}")
 
 

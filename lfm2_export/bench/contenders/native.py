@@ -1,0 +1,34 @@
+"""An explicit `.pte` of ours through the C++ runner, whose process holds the model and whose memory counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lfm2_export.artifact.folder import Artifact, open_artifact
+from lfm2_export.bench.contenders import Memory
+from lfm2_export.bench.contenders.artifact import ArtifactContender
+from lfm2_export.runtimes import native
+
+
+def prepare(path: Path, threads: int) -> None:
+    """Whether the runner is there; it is told its threads when it starts."""
+    native.version()
+
+
+def load(path: Path, threads: int, room: int) -> NativeContender:
+    """Start a runner on the artifact; its window is its own, whatever `room` is."""
+    artifact = open_artifact(path)
+    return NativeContender(artifact, native.open_session(artifact.folder, artifact.manifest, threads), threads)
+
+
+class NativeContender(ArtifactContender):
+    """Messages between two processes are part of every call: 256 KB of logits for a vocabulary of 65536."""
+
+    def __init__(self, artifact: Artifact, session: native.RunnerSession, threads: int) -> None:
+        super().__init__(artifact, session, threads)
+        self._runner = session.runner
+
+    def memory(self) -> Memory:
+        """Of the runner's process."""
+        now = self._runner.ask("memory")[0]
+        return Memory(baseline=self._runner.hello["baseline_bytes"], peak=now["peak_bytes"])

@@ -1,0 +1,21 @@
+// Every error that a file or a caller can cause, as one line that says what was wrong.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace lfm2 {
+
+constexpr int kCheckFailed = 1;  // exit codes, as lfm2-export's
+constexpr int kMisuse = 2;
+
+struct Failure : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// More tokens than the artifact's window holds.
+struct WindowExceeded : Failure {
+  using Failure::Failure;
+};
+
+}  // namespace lfm2

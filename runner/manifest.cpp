@@ -1,0 +1,173 @@
+#include "manifest.h"
+
+#include <algorithm>
+#include <map>
+
+#include "checksum.h"
+#include "failure.h"
+#include "files.h"
+#include "json_fields.h"
+
+namespace lfm2 {
+namespace {
+
+constexpr int64_t kSchema = 1;
+constexpr uint64_t kMostBytes = 16 << 20;
+constexpr int64_t kMostTokens = 1 << 24;    // of a window or vocabulary: beyond any model, and no product overflows
+constexpr int64_t kMostElements = 1 << 30;  // of one dimension
+constexpr size_t kMostTensors = 4096;
+constexpr size_t kMostDimensions = 8;
+
+[[noreturn]] void refuse(const std::string& where, const std::string& what) { throw Failure(where + ": " + what); }
+
+void expect(const Json& object, const char* name, const std::string& wanted, const std::string& where) {
+  const std::string found = text_field(object, name, where);
+  if (found != wanted) {
+    refuse(where, std::string(name) + " is '" + found.substr(0, 40) + "'; lfm2_runner runs '" + wanted + "'");
+  }
+}
+
+TensorSpec tensor(const Json& value, const std::string& where) {
+  TensorSpec spec;
+  spec.name = text_field(value, "name", where);
+  spec.dtype = text_field(value, "dtype", where);
+  if (value.contains("written")) spec.written = flag_field(value, "written", where);
+  for (const Json& size : list_field(value, "shape", where)) {
+    spec.shape.push_back(size.is_string() ? -1 : whole(size, 0, kMostElements, where + ": shape"));
+  }
+  if (spec.shape.size() > kMostDimensions) refuse(where, "a tensor of too many dimensions");
+  return spec;
+}
+
+std::vector<TensorSpec> tensors(const Json& method, const char* name, const std::string& where) {
+  const Json& list = list_field(method, name, where);
+  if (list.size() > kMostTensors) refuse(where, std::string("too many ") + name);
+  std::vector<TensorSpec> specs;
+  for (const Json& value : list) specs.push_back(tensor(value, where + ": " + name));
+  return specs;
+}
+
+// "1.5" of "executorch==1.5.1" as {1, 5}.
+std::pair<int, int> release(const std::string& requirement, const std::string& where) {
+  int major = 0, minor = 0;
+  if (std::sscanf(requirement.c_str(), "executorch==%4d.%4d.", &major, &minor) != 2 || major < 0 || minor < 0) {
+    refuse(where, "runtime_requirement is '" + requirement.substr(0, 40) + "', not a release of executorch");
+  }
+  return {major, minor};
+}
+
+void check_runtime(const Json& document, const std::string& where) {
+  const std::string wanted = text_field(document, "runtime_requirement", where);
+  const auto needed = release(wanted, where), here = release("executorch==" LFM2_EXECUTORCH_VERSION, where);
+  if (needed.first != here.first || needed.second > here.second) {
+    refuse(where, "needs " + wanted + "; this lfm2_runner is built on executorch " LFM2_EXECUTORCH_VERSION);
+  }
+}
+
+std::string stem(const std::string& path) {
+  const std::string name = path.substr(path.rfind('/') + 1);
+  const size_t dot = name.rfind('.');
+  return dot == std::string::npos || dot == 0 || dot + 1 == name.size() ? name : name.substr(0, dot);
+}
+
+// As Python's json.dumps spells it.
+std::string quoted(const std::string& text) { return Json(text).dump(-1, ' ', /*ensure_ascii=*/true); }
+
+// SHA-256 over the files that decide the numbers: the model's own, and any weights beside it under the same stem.
+std::string digest(const Json& files, const std::string& model) {
+  std::string entries;
+  for (const auto& [name, entry] : files.items()) {  // sorted by name, as Python sorts them
+    if (stem(name) != stem(model)) continue;
+    entries += (entries.empty() ? "" : ", ") + ("[" + quoted(name)) + ", " + quoted(text_field(entry, "sha256", name)) + "]";
+  }
+  Sha256 sha;
+  sha.update("[" + entries + "]");
+  return sha.hex();
+}
+
+// The path of a listed file: plain names below the folder only.
+std::string inside(const std::string& folder, const std::string& name, const std::string& where) {
+  std::string part;
+  for (const char letter : name + "/") {
+    if (letter != '/') {
+      part += letter;
+      continue;
+    }
+    if (part.empty() || part == "." || part == "..") refuse(where, "file path '" + name.substr(0, 80) + "' leaves the folder");
+    part.clear();
+  }
+  if (name.find('\\') != std::string::npos || name.find('\0') != std::string::npos) {
+    refuse(where, "file path '" + name.substr(0, 80) + "' leaves the folder");
+  }
+  return folder + "/" + name;
+}
+
+void check_signature(const Manifest& manifest, const std::string& where) {
+  const auto& inputs = manifest.inputs;
+  const bool fits = inputs.size() >= 2 && inputs[0].name == "tokens" && inputs[0].dtype == "int64" &&
+                    inputs[0].shape == std::vector<int64_t>{1, -1} && inputs[1].name == "position" &&
+                    inputs[1].dtype == "int64" && inputs[1].shape == std::vector<int64_t>{1} && !inputs[0].written &&
+                    !inputs[1].written;
+  if (!fits) refuse(where, "the method does not begin with tokens [1, T] and position [1]");
+  if (manifest.outputs.size() != 1 || manifest.outputs[0].dtype != "float32" ||
+      manifest.outputs[0].shape != std::vector<int64_t>{1, manifest.vocab}) {
+    refuse(where, "the method's output is not logits [1, vocabulary] in float32");
+  }
+  for (size_t i = 2; i < inputs.size(); ++i) {
+    const TensorSpec& state = inputs[i];
+    const bool cache = state.name.rfind("key.", 0) == 0 || state.name.rfind("value.", 0) == 0;
+    const bool conv = state.name.rfind("conv_state.", 0) == 0;
+    const size_t dimensions = cache ? 4 : 3;
+    if (!state.written || (!cache && !conv) || state.shape.size() != dimensions ||
+        std::find(state.shape.begin(), state.shape.end(), -1) != state.shape.end()) {
+      refuse(where, "input '" + state.name.substr(0, 40) + "' is no state that lfm2_runner knows");
+    }
+    if (cache ? state.shape[1] != manifest.window || state.shape[2] != 1 : state.shape[0] != 1) {
+      refuse(where, "input '" + state.name.substr(0, 40) + "' does not fit the window of " + std::to_string(manifest.window));
+    }
+    for (size_t other = 2; other < i; ++other) {
+      if (inputs[other].name == state.name) refuse(where, "two inputs named '" + state.name + "'");
+    }
+  }
+}
+
+}  // namespace
+
+Manifest read_manifest(const std::string& folder) {
+  const std::string where = folder + "/manifest.json";
+  const Json document = parse_json(read_file(where, kMostBytes), where);
+  if (!document.is_object()) refuse(where, "expected an object");
+  const Json version = document.value("schema_version", Json());
+  if (version != kSchema) refuse(where, "schema version " + version.dump().substr(0, 40) + ", lfm2_runner reads " + std::to_string(kSchema));
+  expect(document, "target", "xnnpack", where);
+  expect(document, "form", "explicit", where);
+  expect(document, "transport", "inplace", where);
+  expect(document, "cache_layout", "heads-time", where);
+  check_runtime(document, where);
+
+  Manifest manifest;
+  manifest.window = whole_field(document, "window", 1, kMostTokens, where);
+  const Json& config = field(field(document, "source", where), "config", where + ": source");
+  manifest.vocab = whole_field(config, "vocab_size", 1, kMostTokens, where + ": source: config");
+  if (config.contains("eos_token_ids")) {
+    manifest.stop_tokens = token_field(config, "eos_token_ids", manifest.vocab, where + ": source: config");
+  }
+  const Json& methods = list_field(document, "methods", where);
+  if (methods.size() != 1) refuse(where, "expected one method");
+  manifest.method = text_field(methods[0], "name", where);
+  manifest.max_tokens = whole_field(methods[0], "max_tokens", 1, kMostTokens, where);
+  manifest.inputs = tensors(methods[0], "inputs", where);
+  manifest.outputs = tensors(methods[0], "outputs", where);
+  check_signature(manifest, where);
+
+  const std::string file = text_field(methods[0], "file", where);
+  const Json& files = field(document, "files", where);
+  const Json& entry = field(files, file.c_str(), where + ": files");
+  manifest.model_path = inside(folder, file, where);
+  manifest.model_size = static_cast<uint64_t>(whole_field(entry, "size", 0, INT64_MAX, where + ": files"));
+  manifest.model_sha256 = text_field(entry, "sha256", where + ": files");
+  manifest.digest = digest(files, file);
+  return manifest;
+}
+
+}  // namespace lfm2

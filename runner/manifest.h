@@ -1,0 +1,36 @@
+// What an artifact folder's manifest.json promises, as far as this program relies on it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace lfm2 {
+
+// One input or output of the method; a size of -1 may vary per call.
+struct TensorSpec {
+  std::string name;
+  std::string dtype;
+  std::vector<int64_t> shape;
+  bool written = false;  // the caller's own state, changed in place
+};
+
+struct Manifest {
+  std::string model_path;
+  uint64_t model_size = 0;
+  std::string model_sha256;
+  std::string method;
+  std::vector<TensorSpec> inputs;  // tokens, position, then the state
+  std::vector<TensorSpec> outputs;
+  int64_t window = 0;      // tokens
+  int64_t max_tokens = 0;  // of one call
+  int64_t vocab = 0;
+  std::vector<int64_t> stop_tokens;
+  std::string digest;  // lfm2_export.saved_state's artifact_digest: what a saved state belongs to
+};
+
+// Failure, in one line that names the file, for a manifest that is missing, malformed or of a later schema, for an
+// artifact that this program does not run, and for a model path that leaves the folder.
+Manifest read_manifest(const std::string& folder);
+
+}  // namespace lfm2

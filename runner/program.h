@@ -1,0 +1,41 @@
+// A loaded .pte: checked against its manifest, its one method ready to be called with the caller's own tensors.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "manifest.h"
+
+namespace lfm2 {
+
+class Program {
+ public:
+  // Checks the file's size and SHA-256 before ExecuTorch sees a byte of it, then that the method's inputs and outputs
+  // are those of the manifest. `threads` of 0: as many as ExecuTorch thinks fit. Failure if anything is wrong.
+  Program(const Manifest& manifest, uint32_t threads);
+  ~Program();
+
+  // Hands over a state tensor, `manifest.inputs[index]`, once: the program writes into it, nothing is copied.
+  void bind(size_t index, void* data);
+
+  // Logits [vocab] of the last token, valid until the next call. Failure where ExecuTorch reports an error.
+  const float* run(const std::vector<int64_t>& tokens, int64_t position);
+
+  size_t threads() const;
+
+ private:
+  struct Loaded;
+  std::unique_ptr<Loaded> loaded_;
+};
+
+// Bytes of one element of a manifest's dtype. Failure for a type that this program does not know.
+size_t bytes_of(const std::string& dtype);
+
+// The product, times the element size. Failure where that overflows.
+size_t bytes_of(const TensorSpec& spec);
+
+// Once, before anything else of this file.
+void start_executorch();
+
+}  // namespace lfm2

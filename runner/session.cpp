@@ -1,0 +1,62 @@
+#include "session.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "failure.h"
+
+namespace lfm2 {
+
+size_t StateTensor::run_bytes(int64_t position) const {
+  if (!cache) return bytes;
+  return static_cast<size_t>(position) * static_cast<size_t>(spec.shape[3]) * bytes_of(spec.dtype);
+}
+
+Session::Session(const Manifest& manifest, uint32_t threads) : manifest_(manifest), program_(manifest, threads) {
+  for (size_t index = 2; index < manifest_.inputs.size(); ++index) {
+    StateTensor tensor;
+    tensor.spec = manifest_.inputs[index];
+    tensor.bytes = bytes_of(tensor.spec);
+    tensor.cache = tensor.spec.name.rfind("conv_state.", 0) != 0;
+    // zeroed by the system as it is first touched, so a long window costs only what is filled
+    tensor.data.reset(static_cast<char*>(std::calloc(std::max<size_t>(tensor.bytes, 1), 1)));
+    if (!tensor.data) throw Failure("no memory for '" + tensor.spec.name + "', " + std::to_string(tensor.bytes) + " bytes");
+    program_.bind(index, tensor.data.get());
+    state_.push_back(std::move(tensor));
+  }
+}
+
+const float* Session::feed(const std::vector<int64_t>& tokens) {
+  const auto count = static_cast<int64_t>(tokens.size());
+  if (tokens.empty()) throw Failure("a chunk needs at least one token");
+  if (count > manifest_.window - position_) {
+    throw WindowExceeded(std::to_string(position_) + " + " + std::to_string(count) + " tokens do not fit the window of " +
+                         std::to_string(manifest_.window));
+  }
+  for (const int64_t token : tokens) {
+    if (token < 0 || token >= manifest_.vocab) {
+      throw Failure("token id " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(manifest_.vocab));
+    }
+  }
+  const float* logits = nullptr;
+  for (int64_t start = 0; start < count; start += manifest_.max_tokens) {
+    const int64_t end = std::min(start + manifest_.max_tokens, count);
+    logits = program_.run({tokens.begin() + start, tokens.begin() + end}, position_);
+    position_ += end - start;
+  }
+  return logits;
+}
+
+void Session::reset() {
+  position_ = 0;
+  for (StateTensor& tensor : state_) {
+    if (!tensor.cache) std::memset(tensor.data.get(), 0, tensor.bytes);
+  }
+}
+
+void Session::stand_at(int64_t position) {
+  if (position < 0 || position > manifest_.window) throw Failure("a state at " + std::to_string(position) + " does not fit the window");
+  position_ = position;
+}
+
+}  // namespace lfm2
