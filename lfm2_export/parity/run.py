@@ -23,9 +23,9 @@ from lfm2_export.parity.cases import lowering_cases, random_ids
 from lfm2_export.parity.laws import LawContext, state_laws
 from lfm2_export.parity.lowering import allowed_error, compare, distance, same_greedy_text
 from lfm2_export.parity.noise import noise_floor
+from lfm2_export.parity.quantized import quantized_model
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.parity.text import EvaluationText, evaluation_text
-from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.quantize.calibration import read_windows
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.recipes import Recipe
@@ -119,7 +119,7 @@ def prove(
         text=subject.text.kind,
         reference_task_accuracy=accuracy,
         delegation=[method.delegation for method in manifest.methods if method.delegation],
-        size_bytes=sum(entry.size for entry in manifest.files.values()),
+        size_bytes=manifest.shipped_bytes,
         versions=manifest.versions,
         runtimes=reports,
     )
@@ -169,7 +169,7 @@ def _reference(artifact: Artifact, runtime: str) -> Session | None:
 
 
 def _quantized(subject: _Subject) -> Decoder:
-    return load_quantized(subject.checkpoint, subject.recipe.quantization, subject.recipe.cache)
+    return quantized_model(subject.artifact, subject.checkpoint)
 
 
 def _question_1(
@@ -219,14 +219,13 @@ def reference(artifact: Artifact, decoder: Decoder) -> Session:
 
 def _run_weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:
     """The same files with activations and KV cache in fp32, where a runtime can: rounding hides no small fault."""
-    rules = tuple(rule.model_copy(update={"activation": None}) for rule in subject.recipe.quantization)
     for report in reports:
         session = runtimes.find(report.runtime).weights_session(subject.artifact.folder, subject.artifact.manifest)
         if session is None:
             report.weights_reason = "this runtime cannot leave the activations in float"
             continue
         subject.stage(f"{report.runtime}: the stored weights, with activations in float")
-        decoder = load_quantized(subject.checkpoint, rules)
+        decoder = quantized_model(subject.artifact, subject.checkpoint, float_activations=True)
         cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
         report.weights_error = distance(session, EagerSession(unpack(decoder), subject.window), cases).max_error
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from lfm2_export.quantize.gptq import gptq, undrifted
 from lfm2_export.quantize.grid import Grid, grid_of, nearest, searched_scales
 from lfm2_export.quantize.method import Method
 from lfm2_export.quantize.record import Record, read_record, recorded, replay, write_record
-from lfm2_export.quantize.scheme import Rules, WeightScheme, quantizable, rule_for
+from lfm2_export.quantize.scheme import Rules, quantizable, rule_for
 from lfm2_export.quantize.smoothing import smooth
 from lfm2_export.quantize.streams import STAGES, Moments, Stream, moments, second_moment
 
@@ -166,7 +167,7 @@ class _Walk:
                 seen = moments(inputs, exact_inputs)
             for path in due:
                 if path in self.schemes:
-                    weight = exact.get_submodule(path).weight
+                    weight = cast(nn.Linear, exact.get_submodule(path)).weight
                     self._install(path, *place(weight, grid_of(self.schemes[path]), self.method, seen))
                 else:
                     quantize_module(self.result, path, self.rules[path])

@@ -22,11 +22,11 @@ _BLOCK = 128  # columns between two corrections of all later ones
 
 
 def gptq(weight: Tensor, hessian: Tensor, scales: Tensor, limit: int, lowest: int | None = None) -> Tensor:
-    """Integers `[rows, columns] int16` in `lowest` (else -limit) to `limit` for `weight [rows, columns]`. Deterministic.
+    """Integers `[rows, columns] int16` for `weight [rows, columns]`, from `lowest` (else -limit) to `limit`.
 
-    `hessian [columns, columns]` is Σ x xᵀ over the inputs x that the matrix is to be multiplied with; `scales`
-    `[rows, groups]`, positive, each for columns / groups neighbours. With a diagonal Hessian this is rounding to
-    nearest.
+    Deterministic. `hessian [columns, columns]` is Σ x xᵀ over the inputs x that the matrix is to be multiplied with;
+    `scales` `[rows, groups]`, positive, each for columns / groups neighbours. With a diagonal Hessian this is rounding
+    to nearest.
     """
     columns, lowest = weight.shape[1], -limit if lowest is None else lowest
     order = hessian.diagonal().argsort(descending=True, stable=True)
@@ -47,9 +47,10 @@ def gptq(weight: Tensor, hessian: Tensor, scales: Tensor, limit: int, lowest: in
 
 
 def undrifted(weight: Tensor, moments: Moments) -> Tensor:
-    """The matrix `[rows, columns] fp32` whose products with the drifted inputs are closest to `weight`'s with the exact.
+    """The matrix whose products with the drifted inputs come closest to those of `weight` with the exact ones.
 
-    W (C + λ) (H + λ)⁻¹ for cross moment C and Hessian H: `weight` itself where nothing has drifted.
+    Both are `[rows, columns] fp32`. It is W (C + λ) (H + λ)⁻¹ for cross moment C and Hessian H: `weight` itself where
+    nothing has drifted.
     """
     ridge = _damping(moments.hessian, _RIDGE)
     wanted = weight.double() @ moments.cross.double() + ridge * weight.double()

@@ -17,7 +17,7 @@ from lfm2_export.quantize.scheme import WeightScheme
 
 STEPS, _TIGHTEST = 40, 0.4  # ranges tried between this share of the largest weight and all of it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_SMALLEST = {"float32": 1e-8, "bfloat16": 1e-8, "float16": 6.2e-5}  # scale of a row of zeros; fp16's smallest normal
+_SMALLEST = 2.0**-23  # scale of a group of zeros: fp16 can still store it
 
 
 class Grid(NamedTuple):
@@ -29,14 +29,14 @@ class Grid(NamedTuple):
     lowest: int
     highest: int
     storable: Callable[[Tensor], Tensor]
-    smallest: float = 1e-8  # scale of a group of zeros
+    smallest: float = _SMALLEST
 
 
 def grid_of(scheme: WeightScheme) -> Grid:
     """The grid of XNNPACK and onnxruntime: all 2^bits integers, scales in the scheme's own precision."""
     limit = 2 ** (scheme.bits - 1)
     dtype = DTYPES[scheme.scale]
-    return Grid(scheme.group, -limit, limit - 1, lambda scales: scales.to(dtype).float(), _SMALLEST[scheme.scale])
+    return Grid(scheme.group, -limit, limit - 1, lambda scales: scales.to(dtype).float())
 
 
 def searched_scales(weight: Tensor, grid: Grid, steps: int = STEPS, importance: Tensor | None = None) -> Tensor:

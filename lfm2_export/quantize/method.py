@@ -1,4 +1,9 @@
-"""How weights come to their integers: the names that a recipe's `weights` may have."""
+"""How weights come to their integers: the names that a recipe's `weights` may have.
+
+"nearest": the largest weight of a group sets its scale. "mse": the scale with the least squared error of the weights.
+"awq": smoothing first (see `smoothing.py`), scales by error weighed with the inputs. "gptq": scales likewise, then the
+integers that change the products least. "awq-gptq": both.
+"""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +22,7 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.errors import ArtifactError, UsageError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
-from lfm2_export.quantize.apply import integers, install, quantize_module, quantized_weight, round_caches
+from lfm2_export.quantize.apply import install, integers, quantize_module, quantized_weight, round_caches
 from lfm2_export.quantize.grid import DTYPES
 from lfm2_export.quantize.scheme import QuantizationRule, Rules, WeightScheme, quantizable, rule_for
 
@@ -57,7 +58,8 @@ def replay(decoder: Decoder, part: str, record: Record, rules: ByPath) -> None:
         if scheme is None:
             quantize_module(decoder, path, rule)
         else:
-            install(decoder, path, rule, *_placed(record, path, scheme, decoder.get_submodule(path).weight.shape))
+            module = cast(nn.Linear, decoder.get_submodule(path))
+            install(decoder, path, rule, *_placed(record, path, scheme, module.weight.shape))
 
 
 def load_recorded(checkpoint: Checkpoint, rules: Rules, cache: str, record: Record) -> Decoder:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from lfm2_export.model.attention import Attention

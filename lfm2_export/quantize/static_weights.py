@@ -21,6 +21,7 @@ from lfm2_export.quantize.method import Method
 from lfm2_export.quantize.scheme import Rules, WeightScheme, quantizable, rule_for
 from lfm2_export.quantize.streams import STAGES, Moments, Stream, moments
 
+METHODS: tuple[Method, ...] = ("nearest", "mse", "gptq")
 _SHARES = 16  # LPBQ: a group's scale is 1 to 16 sixteenths of its row's largest
 
 
@@ -60,9 +61,9 @@ def chosen_scales(weight: Tensor, scheme: WeightScheme, steps: int, importance: 
 
 
 def htp_grid(scheme: WeightScheme) -> Grid:
-    """Symmetric (the most negative integer is not used); scales of groups in whole sixteenths of their row's largest."""
+    """Symmetric, without the most negative integer; a group's scale is in whole sixteenths of its row's largest."""
     limit = int(2 ** (scheme.bits - 1)) - 1
-    return Grid(scheme.group, -limit, limit, _storable)  # its smallest is above the 1.5e-9 that ExecuTorch asks for
+    return Grid(scheme.group, -limit, limit, _storable)
 
 
 def _storable(scales: Tensor) -> Tensor:

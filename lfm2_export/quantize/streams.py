@@ -28,7 +28,7 @@ class Moments(NamedTuple):
     cross: Tensor  # Σ y xᵀ, y at the same place in the exact model
 
 
-class _Captured(Exception):
+class _CapturedError(Exception):
     """Ends a layer's forward once the wanted input is seen."""
 
 
@@ -63,7 +63,7 @@ class Stream:
             for batch in self.batches:
                 try:
                     decoder.advance(layer, batch.x, None, batch.state, batch.at, {})
-                except _Captured:
+                except _CapturedError:
                     yield seen.pop()[batch.valid]
         finally:
             hook.remove()
@@ -103,6 +103,6 @@ def _batched(windows: Windows) -> Iterator[list[tuple[int, ...]]]:
 def _capture(into: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         into.append(inputs[0])
-        raise _Captured
+        raise _CapturedError
 
     return hook
