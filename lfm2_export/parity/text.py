@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.checkpoint.nano.tasks import questions
+from lfm2_export.checkpoint.nano.tasks import Question, questions
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.parity.cases import random_ids
 
@@ -32,11 +32,20 @@ def evaluation_text(
         length = min(64, window)
         count = -(-tokens // (length - 1))
         return EvaluationText("random ids", [random_ids(config, length, seed + i) for i in range(count)])
+    count, windows = 64, list[tuple[int, ...]]()
+    while sum(len(each) - 1 for each in windows) < tokens:  # the first token of a window is not predicted
+        windows = _chats(tokenizer, questions(seed, count, split="heldout"), window, tokens)
+        count *= 2
+    return EvaluationText("held-out chats", windows)
+
+
+def _chats(tokenizer: ChatTokenizer, asked: list[Question], window: int, tokens: int) -> list[tuple[int, ...]]:
+    """Chats in full, cut to `window`, until there are `tokens` to predict."""
     windows: list[tuple[int, ...]] = []
-    for question in questions(seed, tokens, split="heldout"):
+    for question in asked:
+        if sum(len(each) - 1 for each in windows) >= tokens:
+            break
         turns = [*question.messages, {"role": "assistant", "content": question.answer}]
         text = tokenizer.render(turns, tools=question.tools or None, add_generation_prompt=False)
         windows.append(tuple(tokenizer.encode(text)[:window]))
-        if sum(len(each) - 1 for each in windows) >= tokens:  # the first token of a window is not predicted
-            break
-    return EvaluationText("held-out chats", windows)
+    return windows
