@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from lfm2_export.parity.lowering import allowed_error, compare, distance, same_g
 from lfm2_export.parity.noise import noise_floor
 from lfm2_export.parity.quantized import quantized_model
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
-from lfm2_export.parity.text import EvaluationText, evaluation_text
+from lfm2_export.parity.text import EvaluationText, evaluation_text, text_of_file
 from lfm2_export.quantize.calibration import read_windows
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.recipes import Recipe
@@ -58,6 +59,7 @@ class _Subject:
     checkpoint: Checkpoint
     effort: Effort
     stage: Stage
+    own_text: Path | None = None
 
     def __post_init__(self) -> None:
         self.recipe = Recipe.model_validate(self.artifact.manifest.recipe)
@@ -70,6 +72,8 @@ class _Subject:
 
     @cached_property
     def text(self) -> EvaluationText:
+        if self.own_text is not None:
+            return text_of_file(self.own_text, self.tokenizer, self.window)
         return evaluation_text(self.config, self.tokenizer, self.window, self.effort.quality_tokens)
 
     @cached_property
@@ -90,13 +94,16 @@ def prove(
     only: Sequence[str] = (),
     effort: Effort | None = None,
     stage: Stage = lambda _: None,
+    text: Path | None = None,
 ) -> ParityReport:
     """Run the whole ladder on an artifact made from `checkpoint`.
+
+    `text` is a UTF-8 file to judge quality on, all of it, instead of held-out chats; UsageError if it cannot be read.
 
     `only` names the runtimes to use; UsageError if one of them does not run such an artifact, and
     MissingDependencyError if it is not installed. Without `only`, an absent runtime is reported as skipped.
     """
-    subject = _Subject(artifact, checkpoint, effort or Effort(), stage)
+    subject = _Subject(artifact, checkpoint, effort or Effort(), stage, text)
     reports = [RuntimeReport(runtime=name) for name in _runtimes_for(artifact, only)]
     sessions = {report.runtime: session for report in reports if (session := _open(subject, report, bool(only)))}
     opened = [report for report in reports if report.runtime in sessions]

@@ -24,7 +24,7 @@ Windows = Sequence[tuple[int, ...]]
 def score(decoder: Decoder, windows: Windows) -> list[np.ndarray]:
     """Logits `[rows, vocab] fp32` per batch; a row for every token of a window but the last. See `targets`."""
     scores = []
-    for part in _batched(windows):
+    for part in batched(windows):
         longest = max(map(len, part)) - 1
         ids = torch.tensor([[*window[:-1], *[0] * (longest + 1 - len(window))] for window in part])
         valid = torch.arange(longest) < torch.tensor([[len(window) - 1] for window in part])
@@ -36,12 +36,13 @@ def score(decoder: Decoder, windows: Windows) -> list[np.ndarray]:
 
 def loss_of(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray], windows: Windows) -> QuantizationLoss:
     """What lies between two models' scores of the same windows."""
-    following = [np.array([token for window in part for token in window[1:]]) for part in _batched(windows)]
+    following = [np.array([token for window in part for token in window[1:]]) for part in batched(windows)]
     rows = [compare_rows(*each) for each in zip(actual, expected, following, strict=True)]
     return summary(Rows(*(np.concatenate(figures) for figures in zip(*rows, strict=True))))
 
 
-def _batched(windows: Windows) -> Iterator[list[tuple[int, ...]]]:
+def batched(windows: Windows) -> Iterator[list[tuple[int, ...]]]:
+    """The windows of at least two tokens as `score` takes them: by length, so that little is padding."""
     part: list[tuple[int, ...]] = []
     for window in sorted((window for window in windows if len(window) > 1), key=len):
         if part and len(window) * (len(part) + 1) > _BATCH_TOKENS:
