@@ -14,6 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from lfm2_export.artifact.manifest import Delegation, GateResult
     from lfm2_export.parity.report import ParityReport
+    from lfm2_export.tune.search import Tuning
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -103,3 +104,29 @@ def megabytes(size: int) -> str:
 def print_json(document: str) -> None:
     """Exactly one JSON document on stdout."""
     sys.stdout.write(document + "\n")
+
+
+def print_tuning(tuning: Tuning) -> None:
+    """The most sensitive modules, the Pareto front, and the choice."""
+    costly = sorted(tuning.modules.items(), key=lambda named: -max(named[1].values()))[:8]
+    table = Table(title=f"KLD with one module alone quantized, worst 8 of {len(tuning.modules)}", title_justify="left")
+    table.add_column("module")
+    table.add_column("nats per token")
+    for path, costs in costly:
+        table.add_row(path, ", ".join(f"{option} {cost:.1e}" for option, cost in costs.items()))
+    out.print(table)
+    table = Table(title="best for its size", title_justify="left")
+    for heading in ("MB", "MB read per token", "KLD (sum)"):
+        table.add_column(heading, justify="right")
+    table.add_column("modules")
+    for point in tuning.front:
+        sizes = (f"{each / 1e6:.2f}" for each in (point.stored_bytes, point.read_bytes))
+        counts = ", ".join(f"{count} {option}" for option, count in point.options.items())
+        table.add_row(*sizes, f"{point.predicted_kld:.2g}", counts)
+    out.print(table)
+    chosen = tuning.chosen
+    out.print(
+        f"chosen: {chosen.stored_bytes / 1e6:.2f} MB, KLD {chosen.predicted_kld:.2g} as a sum, "
+        f"{tuning.measured_kld:.2g} measured whole on {tuning.tokens} tokens (rounded to nearest; "
+        "`export --weights gptq` loses less)"
+    )
