@@ -20,7 +20,7 @@ def run(
     chunk: Annotated[int | None, typer.Option("--prefill-chunk", help="Tokens of a prefill call (NPU).")] = None,
     fallback: Annotated[bool, typer.Option("--allow-fallback", help="Accept nodes outside the NPU.")] = False,
     weights: Annotated[
-        str | None, typer.Option(help="How weights are rounded: nearest, mse, gptq, awq or awq-gptq.")
+        str | None, typer.Option(help="How weights are rounded: nearest, mse, gptq, awq, awq-gptq, qat.")
     ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe value: key.path=value.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub checkpoint.")] = None,

@@ -21,7 +21,7 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.model.state import CACHE_DTYPES
-from lfm2_export.quantize.grid import STEPS, grid_of, searched_scales
+from lfm2_export.quantize.grid import DTYPES, STEPS, grid_of, searched_scales
 from lfm2_export.quantize.method import Method
 from lfm2_export.quantize.scheme import QuantizationRule, Rules, WeightScheme, quantizable, rule_for
 
@@ -93,8 +93,7 @@ class HalfEmbedding(nn.Module):
 def quantize(decoder: Decoder, rules: Rules, cache: str = "float32", method: Method = "nearest") -> Decoder:
     """Quantize the decoder's modules in place, one at a time, and return it; `cache` is the KV cache's dtype.
 
-    `method` is "nearest" (the largest weight of a group sets its scale) or "mse" (the scale with the least squared
-    error of the weights). A tied head and embedding part ways here when their rules differ; the fp32 matrix is freed
+    `method` is one that needs no calibration: "nearest", "mse" or "qat", see `method.py`. A tied head and embedding part ways here when their rules differ; the fp32 matrix is freed
     with its last user.
     """
     for path, kind, _ in list(quantizable(decoder.config)):
@@ -147,7 +146,10 @@ def quantize_module(decoder: Decoder, path: str, rule: QuantizationRule | None, 
     module = cast(nn.Linear, decoder.get_submodule(path))  # or the embedding, which has a weight too
     weight = module.weight.detach()
     if scheme is not None:
-        scales = searched_scales(weight, grid_of(scheme), steps=STEPS if method == "mse" else 0)
+        if method == "qat":
+            weight, scales = _fake_quantized(weight, scheme)
+        else:
+            scales = searched_scales(weight, grid_of(scheme), steps=STEPS if method == "mse" else 0)
         install(decoder, path, rule, weight, scales)
     elif path == "embed_tokens":
         _replace(decoder, path, HalfEmbedding(weight))
@@ -180,6 +182,18 @@ def install(decoder: Decoder, path: str, rule: QuantizationRule | None, weight: 
         _replace(decoder, path, HalfLinear(grid, module.bias))
     else:
         module.weight = nn.Parameter(grid, requires_grad=False)
+
+
+def _fake_quantized(weight: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
+    """What torchao's fake quantization makes of a weight in training, and its scales `[rows, groups]`."""
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
+
+    config = IntxFakeQuantizeConfig(
+        _DTYPES[scheme.bits], group_size=scheme.group or weight.shape[1], scale_precision=DTYPES[scheme.scale]
+    )
+    quantizer = IntxFakeQuantizer(config)
+    with torch.no_grad():
+        return quantizer(weight), quantizer.scale.float()
 
 
 def _replace(decoder: Decoder, path: str, module: nn.Module) -> None:
