@@ -53,8 +53,9 @@ _SEED = 501  # of the held-out questions
 def main(
     source: Annotated[str, typer.Argument(help="Checkpoint folder, hub id or nano.")] = "nano",
     recipe: Annotated[list[str] | None, typer.Option(help="Only this recipe (repeatable).")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this way of rounding (repeatable).")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to predict.")] = 50_000,
-    asked: Annotated[int, typer.Option("--questions", help="Held-out questions (checkpoints trained on them).")] = 1000,
+    asked: Annotated[int, typer.Option("--questions", help="Held-out questions (checkpoints trained on them).")] = 400,
     windows: Annotated[int, typer.Option(help="Calibration windows.")] = 128,
     text: Annotated[Path | None, typer.Option(help="Judge on this UTF-8 text instead.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the result files.")] = None,
@@ -87,13 +88,13 @@ def main(
             }
             path = RESULTS / f"quality-{name or Path(checkpoint.name).name}-{date.today().isoformat()}.json"
             for made_by in (recipes.load(each) for each in recipe or _RECIPES):
-                for method in _METHODS if has_integers(made_by.quantization) else _METHODS[:1]:
-                    stage(f"{made_by.name}, {method}")
+                for way in _ways(made_by, method):
+                    stage(f"{made_by.name}, {way}")
                     begun = time.process_time()
-                    decoder = unpack(_quantized(checkpoint, made_by, method, seen))
+                    decoder = unpack(_quantized(checkpoint, made_by, way, seen))
                     row: dict[str, Any] = {
                         "recipe": made_by.name,
-                        "weights": method,
+                        "weights": way,
                         "cpu_seconds": round(time.process_time() - begun, 1),
                         "bytes": model_bytes(checkpoint.config, made_by.quantization),
                     }
@@ -130,7 +131,7 @@ def markdown(result: dict[str, Any]) -> str:
             row["weights"],
             f"{row['bytes'] / 1e6:.2f}",
             f"{row['mean_kld']:.2g} ± {row['kld_standard_error']:.1g}",
-            f"{row['mean_kld'] / plain[row['recipe']]:.2f}",
+            f"{row['mean_kld'] / plain[row['recipe']]:.2f}" if row["recipe"] in plain else "–",
             *(f"{row[figure]:.2g}" for figure in ("median_kld", "p99_kld", "max_kld")),
             f"{row['top1']:.2%}",
             f"{row['top5']:.2%}",
@@ -141,6 +142,11 @@ def markdown(result: dict[str, Any]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _ways(recipe: Recipe, only: Sequence[str] | None) -> list[Method]:
+    ways = _METHODS if has_integers(recipe.quantization) else _METHODS[:1]
+    return [way for way in ways if not only or way in only]
 
 
 def _quantized(checkpoint: Checkpoint, recipe: Recipe, method: Method, seen: Windows) -> Decoder:

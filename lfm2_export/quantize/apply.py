@@ -93,8 +93,8 @@ class HalfEmbedding(nn.Module):
 def quantize(decoder: Decoder, rules: Rules, cache: str = "float32", method: Method = "nearest") -> Decoder:
     """Quantize the decoder's modules in place, one at a time, and return it; `cache` is the KV cache's dtype.
 
-    `method` is one that needs no calibration: "nearest", "mse" or "qat", see `method.py`. A tied head and embedding part ways here when their rules differ; the fp32 matrix is freed
-    with its last user.
+    `method` is one that needs no calibration: "nearest", "mse" or "qat", see `method.py`. A tied head and embedding
+    part ways here when their rules differ; the fp32 matrix is freed with its last user.
     """
     for path, kind, _ in list(quantizable(decoder.config)):
         quantize_module(decoder, path, rule_for(path, kind, rules), method)
