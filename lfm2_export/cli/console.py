@@ -13,6 +13,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from lfm2_export.artifact.manifest import Delegation, GateResult
+    from lfm2_export.parity.cache import CacheFigures
     from lfm2_export.parity.report import ParityReport
     from lfm2_export.tune.search import Tuning
 
@@ -81,11 +82,22 @@ def print_report(report: ParityReport) -> None:
             kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in runtime.task_accuracy.items())
             fp32 = f"{report.reference_task_accuracy['all']:.0%}"
             out.print(f"{runtime.quality_of}: nano's questions {kinds} (fp32 eager {fp32})")
+    if report.cache is not None:
+        out.print(cache_line(report.cache))
     for delegation in report.delegation:
         out.print(delegation_line(delegation))
     if report.random_weights:
         out.print("[yellow]random weights[/]: quality figures say nothing about a trained model")
     out.print("[bold green]proven[/]" if report.passed else "[bold red]NOT proven[/]")
+
+
+def cache_line(cache: CacheFigures) -> str:
+    saved = f", {cache.saved_bytes / 1e6:.1f} MB less than in fp32 for a KLD of {cache.mean_kld:.1g}"
+    return (
+        f"KV cache in {cache.precision}: {cache.bytes_per_token} bytes for each token of the window, "
+        f"{cache.window_bytes / 1e6:.1f} MB for {cache.window}{saved if cache.saved_bytes else ''}; "
+        f"conv states {cache.conv_bytes / 1e3:.0f} kB"
+    )
 
 
 def delegation_line(delegation: Delegation) -> str:

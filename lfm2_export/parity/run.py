@@ -20,6 +20,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.model.resident import ResidentDecoder
 from lfm2_export.parity import quality, stock_runner
+from lfm2_export.parity.cache import CacheFigures, cache_figures
 from lfm2_export.parity.cases import lowering_cases, random_ids
 from lfm2_export.parity.laws import LawContext, state_laws
 from lfm2_export.parity.lowering import allowed_error, compare, distance, same_greedy_text
@@ -111,7 +112,7 @@ def prove(
     if effort is None and any(session.emulated and name not in references for name, session in sessions.items()):
         subject.effort = EMULATED
     _question_1(subject, opened, sessions, references)
-    accuracy = _question_2(subject, opened, sessions, references)
+    accuracy, cache = _question_2(subject, opened, sessions, references)
     for report in opened:
         judge(report, subject.recipe.gates, accuracy, checkpoint.random_weights)
     if stock_runner.runs(artifact.manifest):
@@ -125,6 +126,7 @@ def prove(
         random_weights=checkpoint.random_weights,
         text=subject.text.kind,
         reference_task_accuracy=accuracy,
+        cache=cache,
         delegation=[method.delegation for method in manifest.methods if method.delegation],
         size_bytes=manifest.shipped_bytes,
         versions=manifest.versions,
@@ -239,8 +241,10 @@ def _run_weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:
 
 def _question_2(
     subject: _Subject, reports: list[RuntimeReport], sessions: dict[str, Session], references: dict[str, Session]
-) -> dict[str, float] | None:
-    """Against fp32 eager: divergence on text, accuracy on nano's questions. Returns fp32's own accuracy.
+) -> tuple[dict[str, float] | None, CacheFigures]:
+    """Against fp32 eager: divergence on text, accuracy on nano's questions.
+
+    Returns fp32's own accuracy, and what a KV cache in the recipe's precision costs alone.
 
     Where an emulator is slow and has a reference that question 1 has just proven it equal to, that one answers.
     """
@@ -253,10 +257,11 @@ def _question_2(
         if subject.tokenizer is not None and subject.has_tasks:
             subject.stage(f"{asked.runtime}: nano's held-out questions")
             report.task_accuracy = quality.task_accuracy(asked, subject.tokenizer, subject.effort.questions)
+    cache = cache_figures(fp32.decoder, subject.recipe.cache, subject.window, subject.text.windows)
     if subject.tokenizer is None or not subject.has_tasks:
-        return None
+        return None, cache
     subject.stage("eager: nano's held-out questions")
-    return quality.task_accuracy(fp32, subject.tokenizer, subject.effort.questions)
+    return quality.task_accuracy(fp32, subject.tokenizer, subject.effort.questions), cache
 
 
 def _other_form(decoder: Decoder, subject: _Subject) -> Callable[[tuple[int, ...]], np.ndarray]:
