@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.parity.teacher_forcing import loss_of, score
 from lfm2_export.parity.text import evaluation_text
+from lfm2_export.pipeline import export
 from lfm2_export.quantize import calibrated
 from lfm2_export.quantize.apply import load_quantized, quantized_weight
 from lfm2_export.quantize.calibrated import load_calibrated
@@ -173,6 +175,27 @@ class TestWalk:
             load_recorded(
                 tiny, rules(), "float32", {k: t for k, t in record.items() if k != "layers.1.feed_forward.w2.scales"}
             )
+
+
+@pytest.mark.parametrize("recipe", ["xnnpack-int4", "onnx-int4"])
+def test_an_artifact_is_proven_by_the_integers_it_holds(
+    recipe: str, tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LFM2_EXPORT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.json").write_text(json.dumps(windows_for(tiny)))
+    changes = ["weights=awq-gptq", "window=64", f"calibration={{source: tokens, file: {tmp_path / 'text.json'}}}"]
+    changes += ["calibration.tokens=32"]
+    artifact, report = export(str(tiny.folder), recipe, tmp_path / "made", overrides=changes)
+    assert report is not None
+    assert report.passed
+    assert next(gate.value for gate in report.gates if gate.name == "lowering: weights alone") < 1e-5
+    proof = {name for name, entry in artifact.manifest.files.items() if entry.for_proof}
+    assert proof == {"quantized.safetensors", "calibration.json"}
+    total = sum(entry.size for entry in artifact.manifest.files.values())
+    assert artifact.manifest.shipped_bytes < total - (artifact.folder / "quantized.safetensors").stat().st_size
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert report.cache is not None
+    assert report.cache.window_bytes == 64 * report.cache.bytes_per_token
 
 
 def assert_same(one: Decoder, other: Decoder) -> None:
