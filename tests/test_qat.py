@@ -28,7 +28,7 @@ from lfm2_export.quantize.scheme import quantizable
 from lfm2_export.runtimes import executorch
 from lfm2_export.runtimes.eager import EagerSession
 
-STEPS = 12  # enough to move weights across the grid; what must hold does not depend on their number
+STEPS = 6  # enough to move weights across the grid; what must hold does not depend on their number
 TOKENS = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
 GROUPS = IntxFakeQuantizeConfig(torch.int4, group_size=32, scale_precision=torch.bfloat16)  # type: ignore[attr-defined]
 
