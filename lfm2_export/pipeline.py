@@ -14,10 +14,15 @@ from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import GateError
 from lfm2_export.files import check_free, staged_folder
+from lfm2_export.model.decoder import Decoder
 from lfm2_export.parity.report import ParityReport
+from lfm2_export.quantize import cache
 from lfm2_export.quantize.apply import load_quantized
+from lfm2_export.quantize.calibrated import load_calibrated
 from lfm2_export.quantize.calibration import Windows, calibration_windows, write_windows
+from lfm2_export.quantize.record import FILE, write_record
 from lfm2_export.quantize.scheme import describe
+from lfm2_export.recipes import Recipe
 
 Stage = Callable[[str], None]
 
@@ -57,7 +62,7 @@ def export(
             windows = calibration_windows(chosen.calibration, checkpoint, tokenizer)
             write_windows(folder, windows)
         stage("reading and quantizing weights")
-        decoder = load_quantized(checkpoint, chosen.quantization, chosen.cache)
+        decoder = _quantized(checkpoint, chosen, windows, folder, stage)
         lowered = target.lower(decoder, chosen, folder, stage, windows)
         del decoder  # the proof loads its own references
         stage("checksums")
@@ -74,7 +79,23 @@ def export(
         )
         write_manifest(folder, manifest)
         report = _prove(folder, output.name, manifest, checkpoint, stage) if verify else None
+    if chosen.is_calibrated:
+        shutil.rmtree(_kept(checkpoint, chosen, windows), ignore_errors=True)
     return Artifact(output, open_artifact(output).manifest), report
+
+
+def _quantized(checkpoint: Checkpoint, recipe: Recipe, windows: Windows, folder: Path, stage: Stage) -> Decoder:
+    rules = recipe.quantization
+    if not recipe.is_calibrated:  # for static activations the target chooses the weights' integers too
+        return load_quantized(checkpoint, rules, recipe.cache, recipe.weights)
+    kept = _kept(checkpoint, recipe, windows)
+    decoder, record = load_calibrated(checkpoint, rules, recipe.cache, recipe.weights, windows, stage, kept)
+    write_record(folder / FILE, record)
+    return decoder
+
+
+def _kept(checkpoint: Checkpoint, recipe: Recipe, windows: Windows) -> Path:
+    return cache.folder_for(checkpoint, recipe.quantization, recipe.weights, windows)
 
 
 def _prove(folder: Path, name: str, manifest: Manifest, checkpoint: Checkpoint, stage: Stage) -> ParityReport:

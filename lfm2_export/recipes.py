@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
@@ -18,13 +18,15 @@ from ruamel.yaml.events import AliasEvent
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.quantize.calibration import Calibration
-from lfm2_export.quantize.scheme import QuantizationRule, check_rules, needs_calibration
+from lfm2_export.quantize.method import CALIBRATED, Method
+from lfm2_export.quantize.scheme import QuantizationRule, check_rules, has_integers, needs_calibration
 
 _PACKAGE = Path(__file__).parent
 FOLDER = next(p for p in (_PACKAGE / "_recipes", _PACKAGE.parent / "recipes") if p.is_dir())
 _MAX_BYTES = 1 << 20
 # what ruamel.yaml lets through for a scalar that is not what its tag or its looks say, beside its own errors
 _UNREADABLE = (YAMLError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)
+_WINDOWS = 128  # of calibration text for weights
 
 
 class LoweringGates(BaseModel):
@@ -66,9 +68,23 @@ class Recipe(BaseModel):
     window: int = Field(default=2048, ge=32)  # tokens of KV cache
     cache: Literal["float32", "bfloat16", "float16"] = "float32"  # precision of the KV cache
     quantization: tuple[QuantizationRule, ...] = ()
-    calibration: Calibration | None = None  # what static (int16) activations are calibrated on
+    weights: Method = "nearest"  # how they come to their integers
+    calibration: Calibration | None = None  # what static (int16) activations, and weights by "gptq" or "awq", see
     options: dict[str, Any] = {}
     gates: Gates
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calibration_by_default(cls, given: Any) -> Any:
+        """`--set weights=gptq` is enough: such weights are calibrated on the defaults unless the recipe says more."""
+        if isinstance(given, dict) and given.get("weights") in CALIBRATED and given.get("calibration") is None:
+            return {**given, "calibration": Calibration(windows=_WINDOWS)}
+        return given
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether weights are chosen with calibration tokens in view, so that they cannot be had from weights alone."""
+        return self.weights in CALIBRATED and not needs_calibration(self.quantization)
 
     def check(self, config: LFM2Config) -> None:
         """Refuse what cannot work for this model, before any weight is read."""
@@ -78,8 +94,11 @@ class Recipe(BaseModel):
                 f"use --window {config.max_position_embeddings} or less"
             )
         check_rules(self.quantization, config)
-        if needs_calibration(self.quantization) != (self.calibration is not None):
-            why = "is for int16 activations, no rule has them" if self.calibration else "is missing: int16 activations"
+        if self.weights != "nearest" and not has_integers(self.quantization):
+            raise RecipeError(f"{self.name}: weights: {self.weights}: no rule has integer weights")
+        if (needs_calibration(self.quantization) or self.is_calibrated) != (self.calibration is not None):
+            unused = f"is for int16 activations, no rule has them, and for weights: {', '.join(CALIBRATED)}"
+            why = unused if self.calibration else "is missing: int16 activations"
             raise RecipeError(f"{self.name}: calibration {why}")
         if self.calibration is not None and self.calibration.tokens > self.window:
             raise RecipeError(

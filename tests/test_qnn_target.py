@@ -334,7 +334,7 @@ class TestQuantized:
 
     def test_the_first_rule_that_fits_sets_a_matrix_width(self) -> None:
         decoder = random_decoder(layer_types=("conv", "full_attention"))
-        base = recipe("qnn-16a8w", {"calibration.weights": "mse"})
+        base = recipe("qnn-16a8w", {"weights": "mse"})
         rules = [rule.model_dump() for rule in base.quantization]
         rules.insert(0, {"match": "layers.*.feed_forward.w2", "weight": {"bits": 16}, "activation": "int16"})
         made_by = Recipe.model_validate(base.model_dump() | {"quantization": rules})

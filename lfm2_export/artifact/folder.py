@@ -15,6 +15,7 @@ from lfm2_export.files import sha256, write_text
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
+FOR_PROOF = ("calibration.json", "quantized.safetensors")  # what only `parity` reads
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,10 @@ def seal(folder: Path) -> dict[str, FileEntry]:
     """Size and SHA-256 of every file of the folder but its own manifest, by relative path, sorted."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {
-        path.relative_to(folder).as_posix(): FileEntry(size=path.stat().st_size, sha256=sha256(path)) for path in files
+        path.relative_to(folder).as_posix(): FileEntry(
+            size=path.stat().st_size, sha256=sha256(path), for_proof=path.relative_to(folder).as_posix() in FOR_PROOF
+        )
+        for path in files
     }
 
 

@@ -18,6 +18,7 @@ class FileEntry(_Strict):
 
     size: int = Field(ge=0)  # bytes
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    for_proof: bool = False  # read by `parity` alone: an app needs it not
 
 
 class TensorSpec(_Strict):
@@ -101,3 +102,8 @@ class Manifest(_Strict):
     runtime_requirement: str  # what an app must link, e.g. "executorch==1.5.1"
     npu: Npu | None = None
     parity: list[GateResult] = []  # empty: not proven
+
+    @property
+    def shipped_bytes(self) -> int:
+        """Of every file but those that only a proof reads."""
+        return sum(entry.size for entry in self.files.values() if not entry.for_proof)

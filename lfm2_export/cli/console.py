@@ -13,7 +13,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from lfm2_export.artifact.manifest import Delegation, GateResult
+    from lfm2_export.parity.cache import CacheFigures
     from lfm2_export.parity.report import ParityReport
+    from lfm2_export.tune.search import Tuning
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -86,11 +88,22 @@ def print_report(report: ParityReport) -> None:
             kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in runtime.task_accuracy.items())
             fp32 = f"{report.reference_task_accuracy['all']:.0%}"
             out.print(f"{runtime.quality_of}: nano's questions {kinds} (fp32 eager {fp32})")
+    if report.cache is not None:
+        out.print(cache_line(report.cache))
     for delegation in report.delegation:
         out.print(delegation_line(delegation))
     if report.random_weights:
         out.print("[yellow]random weights[/]: quality figures say nothing about a trained model")
     out.print("[bold green]proven[/]" if report.passed else "[bold red]NOT proven[/]")
+
+
+def cache_line(cache: CacheFigures) -> str:
+    saved = f", {cache.saved_bytes / 1e6:.1f} MB less than in fp32 for a KLD of {cache.mean_kld:.1g}"
+    return (
+        f"KV cache in {cache.precision}: {cache.bytes_per_token} bytes for each token of the window, "
+        f"{cache.window_bytes / 1e6:.1f} MB for {cache.window}{saved if cache.saved_bytes else ''}; "
+        f"conv states {cache.conv_bytes / 1e3:.0f} kB"
+    )
 
 
 def delegation_line(delegation: Delegation) -> str:
@@ -109,3 +122,29 @@ def megabytes(size: int) -> str:
 def print_json(document: str) -> None:
     """Exactly one JSON document on stdout."""
     sys.stdout.write(document + "\n")
+
+
+def print_tuning(tuning: Tuning) -> None:
+    """The most sensitive modules, the Pareto front, and the choice."""
+    costly = sorted(tuning.modules.items(), key=lambda named: -max(named[1].values()))[:8]
+    table = Table(title=f"KLD with one module alone quantized, worst 8 of {len(tuning.modules)}", title_justify="left")
+    table.add_column("module")
+    table.add_column("nats per token")
+    for path, costs in costly:
+        table.add_row(path, ", ".join(f"{option} {cost:.1e}" for option, cost in costs.items()))
+    out.print(table)
+    table = Table(title="best for its size", title_justify="left")
+    for heading in ("MB", "MB read per token", "KLD (sum)"):
+        table.add_column(heading, justify="right")
+    table.add_column("modules")
+    for point in tuning.front:
+        sizes = (f"{each / 1e6:.2f}" for each in (point.stored_bytes, point.read_bytes))
+        counts = ", ".join(f"{count} {option}" for option, count in point.options.items())
+        table.add_row(*sizes, f"{point.predicted_kld:.2g}", counts)
+    out.print(table)
+    chosen = tuning.chosen
+    out.print(
+        f"chosen: {chosen.stored_bytes / 1e6:.2f} MB, KLD {chosen.predicted_kld:.2g} as a sum, "
+        f"{tuning.measured_kld:.2g} measured whole on {tuning.tokens} tokens (rounded to nearest; "
+        "`export --weights gptq` loses less)"
+    )

@@ -19,6 +19,9 @@ def run(
     soc: Annotated[str | None, typer.Option(help="Qualcomm chip to compile for (NPU recipes).")] = None,
     chunk: Annotated[int | None, typer.Option("--prefill-chunk", help="Tokens of a prefill call (NPU).")] = None,
     fallback: Annotated[bool, typer.Option("--allow-fallback", help="Accept nodes outside the NPU.")] = False,
+    weights: Annotated[
+        str | None, typer.Option(help="How weights are rounded: nearest, mse, gptq, awq, awq-gptq, qat.")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe value: key.path=value.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub checkpoint.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
@@ -33,6 +36,7 @@ def run(
     changes = list(overrides or [])
     changes += [f"form={form}"] if form is not None else []
     changes += [f"window={window}"] if window is not None else []
+    changes += [f"weights={weights}"] if weights is not None else []
     changes += [f"options.soc={soc}"] if soc is not None else []
     changes += [f"options.prefill_chunk={chunk}"] if chunk is not None else []
     changes += ["options.allow_fallback=true"] if fallback else []

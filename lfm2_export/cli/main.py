@@ -15,7 +15,20 @@ from typing import Annotated
 import typer
 
 from lfm2_export import __version__
-from lfm2_export.cli import bench, bundle, chat, doctor, export, init, inspect, parity, recipes, run_on_device, verify
+from lfm2_export.cli import (
+    bench,
+    bundle,
+    chat,
+    doctor,
+    export,
+    init,
+    inspect,
+    parity,
+    recipes,
+    run_on_device,
+    tune,
+    verify,
+)
 from lfm2_export.errors import Lfm2ExportError
 
 app = typer.Typer(
@@ -25,7 +38,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for command in (export, parity, chat, bench, bundle, verify, inspect, run_on_device, recipes, init, doctor):
+for command in (export, parity, chat, bench, bundle, verify, inspect, run_on_device, recipes, tune, init, doctor):
     app.command(command.NAME)(command.run)
 
 

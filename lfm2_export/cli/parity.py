@@ -18,6 +18,9 @@ def run(
     runtime: Annotated[
         list[str] | None, typer.Option(help="Only this runtime (repeatable); absent is an error.")
     ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Judge what quantization cost on this UTF-8 text, not on held-out chats.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Also write the JSON report to this file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -31,7 +34,7 @@ def run(
     opened = open_artifact(artifact)
     with console.progress(quiet) as stage:
         stage("checking the checkpoint")
-        result = prove(opened, checkpoint_of(opened, checkpoint), only=runtime or (), stage=stage)
+        result = prove(opened, checkpoint_of(opened, checkpoint), only=runtime or (), stage=stage, text=text)
     document = result.model_dump_json(indent=2)
     if report is not None:
         write_text(report, document + "\n")

@@ -17,7 +17,7 @@ from lfm2_export.errors import UsageError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import is_cache
 from lfm2_export.npu_call import PREFILL
-from lfm2_export.quantize.apply import load_quantized
+from lfm2_export.parity.quantized import quantized_model
 from lfm2_export.quantize.calibration import read_windows
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes._in_place_state import InPlaceState
@@ -36,7 +36,7 @@ def batches(
         raise UsageError(f"run-on-device runs ExecuTorch artifacts ({', '.join(_KINDS)}), not {manifest.target!r} ones")
     if manifest.form != "explicit":
         raise UsageError("a resident form hides its state from the runner; export with --form explicit")
-    decoder = load_quantized(checkpoint, recipe.quantization, recipe.cache)
+    decoder = quantized_model(artifact, checkpoint)
     with torch.no_grad():
         return _KINDS[manifest.target](artifact, decoder, recipe, tokens, steps)
 

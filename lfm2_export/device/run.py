@@ -75,7 +75,7 @@ def prove_on_device(
         random_weights=checkpoint.random_weights,
         text=text.kind,
         delegation=[method.delegation for method in manifest.methods if method.delegation],
-        size_bytes=sum(entry.size for entry in manifest.files.values()),
+        size_bytes=manifest.shipped_bytes,
         versions=manifest.versions,
         runtimes=[report],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def clear_top1(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> tu
 
 @dataclass(frozen=True)
 class QuantizationLoss:
-    """What quantization cost over teacher-forced tokens, against fp32 eager. KLD in nats per token."""
+    """What quantization cost over teacher-forced tokens, against fp32 eager. KLD and margins in nats per token."""
 
     tokens: int
     mean_kld: float
@@ -53,19 +54,56 @@ class QuantizationLoss:
     p99_kld: float
     top1: float
     perplexity_ratio: float
+    median_kld: float
+    max_kld: float
+    top5: float  # mean share of fp32's five likeliest tokens that are among the other's five
+    clear_flips: float | None  # share of flipped top-1 where fp32's best was e times likelier than its second
+    flip_margin: float | None  # mean margin of fp32 where the top-1 flipped; None: nowhere
+
+
+class Rows(NamedTuple):
+    """Figures of single predictions, `[rows]` each."""
+
+    kld: np.ndarray  # KL(expected ‖ actual), nats
+    same: np.ndarray  # whether both have the same likeliest token
+    top5: np.ndarray  # share of the five likeliest in common
+    margin: np.ndarray  # of expected: log-probability of its likeliest token less that of its second, nats
+    surprise: np.ndarray  # of actual, on the token that followed, nats
+    reference_surprise: np.ndarray  # of expected
+
+
+def compare_rows(actual: np.ndarray, expected: np.ndarray, targets: np.ndarray) -> Rows:
+    """Two models' logits `[rows, vocab]` before the tokens `targets [rows]`, row by row."""
+    quantized, reference = (F.log_softmax(torch.from_numpy(x).double(), dim=-1) for x in (actual, expected))
+    kld = F.kl_div(quantized, reference, reduction="none", log_target=True).sum(-1)
+    count = min(5, reference.shape[-1])
+    ours, theirs = (logits.topk(count, dim=-1) for logits in (quantized, reference))
+    common = (ours.indices.unsqueeze(-1) == theirs.indices.unsqueeze(-2)).any(-1).double().mean(-1)
+    margin = theirs.values[:, 0] - theirs.values[:, min(1, count - 1)]
+    same = quantized.argmax(-1) == reference.argmax(-1)
+    ids = torch.from_numpy(targets).long().unsqueeze(1)
+    surprises = (-logits.gather(1, ids).squeeze(1) for logits in (quantized, reference))
+    return Rows(*(figure.numpy() for figure in (kld, same, common, margin, *surprises)))
+
+
+def summary(rows: Rows) -> QuantizationLoss:
+    """Of at least one row."""
+    clear, flipped = rows.margin >= 1.0, ~rows.same
+    return QuantizationLoss(
+        tokens=len(rows.kld),
+        mean_kld=float(rows.kld.mean()),
+        kld_standard_error=float(rows.kld.std(ddof=1) / len(rows.kld) ** 0.5),
+        p99_kld=float(np.quantile(rows.kld, 0.99)),
+        top1=float(rows.same.mean()),
+        perplexity_ratio=float(np.exp(rows.surprise.mean() - rows.reference_surprise.mean())),
+        median_kld=float(np.median(rows.kld)),
+        max_kld=float(rows.kld.max()),
+        top5=float(rows.top5.mean()),
+        clear_flips=float((flipped & clear).sum() / clear.sum()) if clear.any() else None,
+        flip_margin=float(rows.margin[flipped].mean()) if flipped.any() else None,
+    )
 
 
 def quantization_loss(actual: np.ndarray, expected: np.ndarray, targets: np.ndarray) -> QuantizationLoss:
-    """KL(expected ‖ actual) per row, argmax agreement and exp(Δ cross-entropy) on `targets [rows]`."""
-    quantized, reference = (F.log_softmax(torch.from_numpy(x).double(), dim=-1) for x in (actual, expected))
-    kld = F.kl_div(quantized, reference, reduction="none", log_target=True).sum(-1)
-    ids = torch.from_numpy(targets).long()
-    ratio = torch.exp(F.nll_loss(quantized, ids) - F.nll_loss(reference, ids))
-    return QuantizationLoss(
-        tokens=len(kld),
-        mean_kld=float(kld.mean()),
-        kld_standard_error=float(kld.std() / len(kld) ** 0.5),
-        p99_kld=float(kld.quantile(0.99)),
-        top1=float((quantized.argmax(-1) == reference.argmax(-1)).double().mean()),
-        perplexity_ratio=float(ratio),
-    )
+    """The summary of `compare_rows`."""
+    return summary(compare_rows(actual, expected, targets))

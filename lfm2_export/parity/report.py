@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from lfm2_export.artifact.manifest import Delegation, GateResult
+from lfm2_export.parity.cache import CacheFigures
 from lfm2_export.parity.laws import LawResult
 from lfm2_export.parity.lowering import NOISE_RMS, LoweringFigures, TwinFigures, allowed_error, noise_rules
 from lfm2_export.parity.metrics import QuantizationLoss
@@ -50,6 +51,7 @@ class ParityReport(BaseModel):
     random_weights: bool
     text: str  # what the quality figures were measured on
     reference_task_accuracy: dict[str, float] | None = None  # fp32 eager, nano only
+    cache: CacheFigures | None = None  # what the window costs
     delegation: list[Delegation] = []
     size_bytes: int
     versions: dict[str, str]

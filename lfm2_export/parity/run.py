@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.model.resident import ResidentDecoder
 from lfm2_export.parity import quality, stock_runner
+from lfm2_export.parity.cache import CacheFigures, cache_figures
 from lfm2_export.parity.cases import Case, lowering_cases, random_ids
 from lfm2_export.parity.laws import LawContext, state_laws
 from lfm2_export.parity.lowering import (
@@ -30,9 +32,9 @@ from lfm2_export.parity.lowering import (
     same_greedy_text,
 )
 from lfm2_export.parity.noise import noise_floor
+from lfm2_export.parity.quantized import quantized_model
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
-from lfm2_export.parity.text import EvaluationText, evaluation_text
-from lfm2_export.quantize.apply import load_quantized
+from lfm2_export.parity.text import EvaluationText, evaluation_text, text_of_file
 from lfm2_export.quantize.calibration import read_windows
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.recipes import Recipe
@@ -67,6 +69,7 @@ class _Subject:
     checkpoint: Checkpoint
     effort: Effort
     stage: Stage
+    own_text: Path | None = None
 
     def __post_init__(self) -> None:
         self.recipe = Recipe.model_validate(self.artifact.manifest.recipe)
@@ -79,6 +82,8 @@ class _Subject:
 
     @cached_property
     def text(self) -> EvaluationText:
+        if self.own_text is not None:
+            return text_of_file(self.own_text, self.tokenizer, self.window)
         return evaluation_text(self.config, self.tokenizer, self.window, self.effort.quality_tokens)
 
     @cached_property
@@ -99,13 +104,16 @@ def prove(
     only: Sequence[str] = (),
     effort: Effort | None = None,
     stage: Stage = lambda _: None,
+    text: Path | None = None,
 ) -> ParityReport:
     """Run the whole ladder on an artifact made from `checkpoint`.
+
+    `text` is a UTF-8 file to judge quality on, all of it, instead of held-out chats; UsageError if it cannot be read.
 
     `only` names the runtimes to use; UsageError if one of them does not run such an artifact, and
     MissingDependencyError if it is not installed. Without `only`, an absent runtime is reported as skipped.
     """
-    subject = _Subject(artifact, checkpoint, effort or Effort(), stage)
+    subject = _Subject(artifact, checkpoint, effort or Effort(), stage, text)
     reports = [RuntimeReport(runtime=name) for name in _runtimes_for(artifact, only)]
     sessions = {report.runtime: session for report in reports if (session := _open(subject, report, bool(only)))}
     opened = [report for report in reports if report.runtime in sessions]
@@ -115,7 +123,7 @@ def prove(
         cpus = all(isinstance(runtimes.find(name), runtimes.Emulated) for name in slow)
         subject.effort = EMULATED_CPU if cpus else EMULATED
     _question_1(subject, opened, sessions, references)
-    accuracy = _question_2(subject, opened, sessions, references)
+    accuracy, cache = _question_2(subject, opened, sessions, references)
     for report in opened:
         judge(report, subject.recipe.gates, accuracy, checkpoint.random_weights)
     if stock_runner.runs(artifact.manifest):
@@ -129,8 +137,9 @@ def prove(
         random_weights=checkpoint.random_weights,
         text=subject.text.kind,
         reference_task_accuracy=accuracy,
+        cache=cache,
         delegation=[method.delegation for method in manifest.methods if method.delegation],
-        size_bytes=sum(entry.size for entry in manifest.files.values()),
+        size_bytes=manifest.shipped_bytes,
         versions=manifest.versions,
         runtimes=reports,
     )
@@ -180,7 +189,7 @@ def _reference(artifact: Artifact, runtime: str) -> Session | None:
 
 
 def _quantized(subject: _Subject) -> Decoder:
-    return load_quantized(subject.checkpoint, subject.recipe.quantization, subject.recipe.cache)
+    return quantized_model(subject.artifact, subject.checkpoint)
 
 
 def _question_1(
@@ -244,22 +253,23 @@ def reference(artifact: Artifact, decoder: Decoder) -> Session:
 
 def _run_weights_alone(subject: _Subject, reports: list[RuntimeReport]) -> None:
     """The same files with activations and KV cache in fp32, where a runtime can: rounding hides no small fault."""
-    rules = tuple(rule.model_copy(update={"activation": None}) for rule in subject.recipe.quantization)
     for report in reports:
         session = runtimes.find(report.runtime).weights_session(subject.artifact.folder, subject.artifact.manifest)
         if session is None:
             report.weights_reason = "this runtime cannot leave the activations in float"
             continue
         subject.stage(f"{report.runtime}: the stored weights, with activations in float")
-        decoder = load_quantized(subject.checkpoint, rules)
+        decoder = quantized_model(subject.artifact, subject.checkpoint, float_activations=True)
         cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
         report.weights_error = distance(session, EagerSession(unpack(decoder), subject.window), cases).max_error
 
 
 def _question_2(
     subject: _Subject, reports: list[RuntimeReport], sessions: dict[str, Session], references: dict[str, Session]
-) -> dict[str, float] | None:
-    """Against fp32 eager: divergence on text, accuracy on nano's questions. Returns fp32's own accuracy.
+) -> tuple[dict[str, float] | None, CacheFigures]:
+    """Against fp32 eager: divergence on text, accuracy on nano's questions.
+
+    Returns fp32's own accuracy, and what a KV cache in the recipe's precision costs alone.
 
     Where an emulator is slow and has a reference that question 1 has just proven it equal to, that one answers.
     """
@@ -272,10 +282,11 @@ def _question_2(
         if subject.tokenizer is not None and subject.has_tasks:
             subject.stage(f"{asked.runtime}: nano's held-out questions")
             report.task_accuracy = quality.task_accuracy(asked, subject.tokenizer, subject.effort.questions)
+    cache = cache_figures(fp32.decoder, subject.recipe.cache, subject.window, subject.text.windows)
     if subject.tokenizer is None or not subject.has_tasks:
-        return None
+        return None, cache
     subject.stage("eager: nano's held-out questions")
-    return quality.task_accuracy(fp32, subject.tokenizer, subject.effort.questions)
+    return quality.task_accuracy(fp32, subject.tokenizer, subject.effort.questions), cache
 
 
 def _other_form(decoder: Decoder, subject: _Subject) -> Callable[[tuple[int, ...]], np.ndarray]:

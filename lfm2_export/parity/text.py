@@ -7,10 +7,12 @@ random ids, and the report says so.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.checkpoint.nano.tasks import questions
+from lfm2_export.checkpoint.nano.tasks import Question, questions
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.errors import UsageError
 from lfm2_export.parity.cases import random_ids
 
 _SEED = 2026
@@ -20,7 +22,7 @@ _SEED = 2026
 class EvaluationText:
     """Token windows for teacher forcing, and where they come from."""
 
-    kind: str  # "held-out chats" or "random ids"
+    kind: str  # "held-out chats", "random ids" or the file's name
     windows: list[tuple[int, ...]]
 
 
@@ -32,11 +34,36 @@ def evaluation_text(
         length = min(64, window)
         count = -(-tokens // (length - 1))
         return EvaluationText("random ids", [random_ids(config, length, seed + i) for i in range(count)])
+    count, windows = 64, list[tuple[int, ...]]()
+    while sum(len(each) - 1 for each in windows) < tokens:  # the first token of a window is not predicted
+        windows = _chats(tokenizer, questions(seed, count, split="heldout"), window, tokens)
+        count *= 2
+    return EvaluationText("held-out chats", windows)
+
+
+def text_of_file(path: Path, tokenizer: ChatTokenizer | None, window: int) -> EvaluationText:
+    """A UTF-8 file in windows that fit. UsageError when it is missing, not text, or shorter than two tokens."""
+    if tokenizer is None:
+        raise UsageError(f"{path}: text needs the checkpoint's tokenizer, and it has none")
+    try:
+        ids = tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=True)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text") from error
+    windows = [tuple(ids[at : at + window]) for at in range(0, len(ids), window)]
+    if not any(len(each) > 1 for each in windows):
+        raise UsageError(f"{path}: too short to predict anything")
+    return EvaluationText(path.name, [each for each in windows if len(each) > 1])
+
+
+def _chats(tokenizer: ChatTokenizer, asked: list[Question], window: int, tokens: int) -> list[tuple[int, ...]]:
+    """Chats in full, cut to `window`, until there are `tokens` to predict."""
     windows: list[tuple[int, ...]] = []
-    for question in questions(seed, tokens, split="heldout"):
+    for question in asked:
+        if sum(len(each) - 1 for each in windows) >= tokens:
+            break
         turns = [*question.messages, {"role": "assistant", "content": question.answer}]
         text = tokenizer.render(turns, tools=question.tools or None, add_generation_prompt=False)
         windows.append(tuple(tokenizer.encode(text)[:window]))
-        if sum(len(each) - 1 for each in windows) >= tokens:  # the first token of a window is not predicted
-            break
-    return EvaluationText("held-out chats", windows)
+    return windows

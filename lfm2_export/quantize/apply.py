@@ -1,9 +1,8 @@
 """Turn the fp32 traced model into the quantized eager model that every target lowers and is judged against.
 
 Weights become torchao's `IntxUnpackedToInt8Tensor` (integers in int8 + scales), so the very same grid is
-run in eager, pattern-matched by ExecuTorch and packed by the ONNX target. The scales are chosen first, rounded
-to what the target's format stores, and only then are the weights rounded onto that grid: rounding the scales
-last (torchao's `weight_scale_dtype`) would leave weights off their best integer.
+run in eager, pattern-matched by ExecuTorch and packed by the ONNX target. The scales are chosen first (see `grid.py`):
+torchao's own `weight_scale_dtype` rounds them last. What needs calibration tokens is in `calibrated.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchao.quantization import IntxUnpackedToInt8Tensor
-from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine
 from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
     IntxUnpackedToInt8TensorActivationQuantization as ActivationQuantization,
 )
@@ -23,10 +21,11 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.model.state import CACHE_DTYPES
+from lfm2_export.quantize.grid import DTYPES, STEPS, grid_of, searched_scales
+from lfm2_export.quantize.method import Method
 from lfm2_export.quantize.scheme import QuantizationRule, Rules, WeightScheme, quantizable, rule_for
 
 _DTYPES: dict[int, torch.dtype] = {4: getattr(torch, "int4"), 8: torch.int8}  # noqa: B009  torch's stubs lack int4
-_SCALES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class QuantizedWeight(NamedTuple):
@@ -91,17 +90,18 @@ class HalfEmbedding(nn.Module):
         return F.embedding(tokens, self.weight).float()
 
 
-def quantize(decoder: Decoder, rules: Rules, cache: str = "float32") -> Decoder:
+def quantize(decoder: Decoder, rules: Rules, cache: str = "float32", method: Method = "nearest") -> Decoder:
     """Quantize the decoder's modules in place, one at a time, and return it; `cache` is the KV cache's dtype.
 
-    A tied head and embedding part ways here when their rules differ; the fp32 matrix is freed with its last user.
+    `method` is one that needs no calibration: "nearest", "mse" or "qat", see `method.py`. A tied head and embedding
+    part ways here when their rules differ; the fp32 matrix is freed with its last user.
     """
     for path, kind, _ in list(quantizable(decoder.config)):
-        _quantize_module(decoder, path, rule_for(path, kind, rules))
-    return _round_caches(decoder, cache)
+        quantize_module(decoder, path, rule_for(path, kind, rules), method)
+    return round_caches(decoder, cache)
 
 
-def load_quantized(checkpoint: Checkpoint, rules: Rules, cache: str = "float32") -> Decoder:
+def load_quantized(checkpoint: Checkpoint, rules: Rules, cache: str = "float32", method: Method = "nearest") -> Decoder:
     """`quantize(load_decoder(checkpoint))` in a quarter of its memory: each weight goes to its integers as it is read.
 
     Raises CheckpointError for NaN or infinity.
@@ -110,12 +110,13 @@ def load_quantized(checkpoint: Checkpoint, rules: Rules, cache: str = "float32")
 
     def loaded(decoder: Decoder, path: str) -> None:
         if path in kinds:
-            _quantize_module(decoder, path, rule_for(path, kinds[path], rules))
+            quantize_module(decoder, path, rule_for(path, kinds[path], rules), method)
 
-    return _round_caches(load_decoder(checkpoint, loaded), cache)
+    return round_caches(load_decoder(checkpoint, loaded), cache)
 
 
-def _round_caches(decoder: Decoder, cache: str) -> Decoder:
+def round_caches(decoder: Decoder, cache: str) -> Decoder:
+    """Set the precision of the KV cache, in place."""
     for layer in decoder.config.attention_layers:
         decoder.block(layer).self_attn.cache_dtype = CACHE_DTYPES[cache]
     return decoder
@@ -130,19 +131,51 @@ def quantized_weight(module: nn.Module) -> QuantizedWeight | None:
     return QuantizedWeight(weight.qdata, weight.scale.float(), bits, weight.block_size[1])
 
 
-def _quantize_module(decoder: Decoder, path: str, rule: QuantizationRule | None) -> None:
+def integers(rule: QuantizationRule | None) -> WeightScheme | None:
+    """The rule's integer weights as this module makes them; None for float weights and for static activations."""
+    if rule is None or rule.weight is None or rule.weight.bits == 16 or rule.activation == "int16":
+        return None  # with static activations the target chooses every scale at once, by calibration
+    return rule.weight
+
+
+def quantize_module(decoder: Decoder, path: str, rule: QuantizationRule | None, method: Method = "nearest") -> None:
+    """Quantize one module in place, its weight alone in view."""
+    scheme = integers(rule)
     if rule is None or rule.weight is None or rule.activation == "int16":
-        return  # with static activations the target chooses every scale at once, by calibration
-    module = cast(nn.Linear, decoder.get_submodule(path))  # or the embedding, which has a weight too
-    if rule.weight.bits == 16:
-        weight = module.weight.detach()
-        if path == "embed_tokens":
-            _replace(decoder, path, HalfEmbedding(weight))
-        else:
-            _replace(decoder, path, HalfLinear(weight.half(), module.bias, rounds=rule.activation == "float16"))
         return
+    module = cast(nn.Linear, decoder.get_submodule(path))  # or the embedding, which has a weight too
+    weight = module.weight.detach()
+    if scheme is not None:
+        if method == "qat":
+            weight, scales = _fake_quantized(weight, scheme)
+        else:
+            scales = searched_scales(weight, grid_of(scheme), steps=STEPS if method == "mse" else 0)
+        install(decoder, path, rule, weight, scales)
+    elif path == "embed_tokens":
+        _replace(decoder, path, HalfEmbedding(weight))
+    else:
+        _replace(decoder, path, HalfLinear(weight.half(), module.bias, rounds=rule.activation == "float16"))
+
+
+def install(decoder: Decoder, path: str, rule: QuantizationRule | None, weight: Tensor, scales: Tensor) -> None:
+    """Put `weight [rows, columns]`, rounded onto the grid of `scales [rows, groups]`, into a module, in place.
+
+    The rule must have integers; it says how the module's inputs are rounded.
+    """
+    scheme = integers(rule)
+    assert rule is not None
+    assert scheme is not None
     on_token = ActivationQuantization.INT8_ASYM_PER_TOKEN if rule.activation == "int8-token" else None
-    grid = _to_grid(module.weight.detach(), rule.weight, on_token)
+    grid = IntxUnpackedToInt8Tensor.from_hp(
+        weight,
+        (1, weight.shape[1] // scales.shape[1]),
+        _DTYPES[scheme.bits],
+        activation_quantization=on_token,
+        intx_choose_qparams_algorithm=None,
+        custom_scale=scales,
+        custom_zero_point=torch.zeros_like(scales, dtype=torch.int8),
+    )
+    module = cast(nn.Linear, decoder.get_submodule(path))
     if rule.activation == "int8-block":
         _replace(decoder, path, BlockActivationLinear(grid, module.bias, grid.block_size[1]))
     elif rule.activation == "float16":
@@ -151,32 +184,18 @@ def _quantize_module(decoder: Decoder, path: str, rule: QuantizationRule | None)
         module.weight = nn.Parameter(grid, requires_grad=False)
 
 
+def _fake_quantized(weight: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:
+    """What torchao's fake quantization makes of a weight in training, and its scales `[rows, groups]`."""
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
+
+    config = IntxFakeQuantizeConfig(
+        _DTYPES[scheme.bits], group_size=scheme.group or weight.shape[1], scale_precision=DTYPES[scheme.scale]
+    )
+    quantizer = IntxFakeQuantizer(config)
+    with torch.no_grad():
+        return quantizer(weight), quantizer.scale.float()
+
+
 def _replace(decoder: Decoder, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(decoder.get_submodule(parent), name, module)
-
-
-def _to_grid(
-    weight: Tensor, scheme: WeightScheme, activation: ActivationQuantization | None
-) -> IntxUnpackedToInt8Tensor:
-    block = (1, scheme.group or weight.shape[1])
-    limit = 2 ** (scheme.bits - 1)
-    scales, zeros = choose_qparams_affine(
-        weight,
-        MappingType.SYMMETRIC_NO_CLIPPING_ERR,
-        block,
-        target_dtype=torch.int8,
-        quant_min=-limit,
-        quant_max=limit - 1,
-        zero_point_dtype=torch.int8,
-        keepdim=True,
-    )
-    return IntxUnpackedToInt8Tensor.from_hp(
-        weight,
-        block,
-        _DTYPES[scheme.bits],
-        activation_quantization=activation,
-        intx_choose_qparams_algorithm=None,
-        custom_scale=scales.to(_SCALES[scheme.scale]).to(torch.float32),
-        custom_zero_point=zeros,
-    )

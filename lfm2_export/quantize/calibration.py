@@ -1,7 +1,7 @@
-"""The tokens that static quantization is calibrated on: read from a file, or written by the checkpoint itself.
+"""The tokens that quantization is calibrated on: read from a file, or written by the checkpoint itself.
 
-A static scale is only as good as the text it was chosen on. The tokens travel with the artifact (`calibration.json`),
-so that parity can build the same quantized model anywhere, from them and the checkpoint.
+A static scale, or GPTQ's choice, is only as good as the text it was made on. The tokens travel with the artifact
+(`calibration.json`), so that anyone can see what it was made on, and parity repeat static quantization.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ class Calibration(BaseModel):
     `source`: "self" is the checkpoint's own greedy replies to short chats, through its chat template; "text" a UTF-8
     file; "tokens" a JSON file, one list of ids or a list of such lists. The observer sees every activation:
     "min-max" keeps the extremes, "percentile" cuts outliers, "mse" takes the range with the least squared error.
-    `weights`: how they come to their integers, see `static_weights.py`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,7 +46,6 @@ class Calibration(BaseModel):
     windows: int = Field(default=24, ge=1)
     tokens: int = Field(default=128, ge=2)  # most in one window
     observer: Literal["min-max", "percentile", "mse"] = "min-max"
-    weights: Literal["nearest", "mse", "gptq"] = "nearest"
     percentile: float = Field(default=99.99, gt=50, le=100)  # of the values kept, for the observer of that name
 
     @model_validator(mode="after")

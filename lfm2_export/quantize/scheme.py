@@ -109,6 +109,11 @@ def needs_calibration(rules: Rules) -> bool:
     return any(rule.activation == "int16" for rule in rules)
 
 
+def has_integers(rules: Rules) -> bool:
+    """Whether some rule makes integers of weights."""
+    return any(rule.weight is not None and (rule.weight.bits < 16 or rule.activation == "int16") for rule in rules)
+
+
 def describe(rules: Rules, config: LFM2Config) -> dict[str, str]:
     """Module class → how its modules are quantized, for people: `{"linear": "int4 g32 + int8-token"}`."""
     found: dict[str, list[str]] = {kind: [] for kind in MODULE_CLASSES}

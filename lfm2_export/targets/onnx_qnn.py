@@ -54,8 +54,8 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
         _check_rule(recipe, path, kind, rule_for(path, kind, recipe.quantization), integers)
     if recipe.calibration is not None and recipe.calibration.observer not in OBSERVERS:
         raise RecipeError(f"{recipe.name}: onnxruntime calibrates by {' or '.join(OBSERVERS)}")
-    if recipe.calibration is not None and recipe.calibration.weights != "nearest":
-        raise RecipeError(f"{recipe.name}: calibration.weights: onnxruntime's tool rounds to nearest")
+    if recipe.weights != "nearest":
+        raise RecipeError(f"{recipe.name}: weights: onnxruntime's tool rounds to nearest")
     size = 4 * sum(rows * columns for _, _, (rows, columns) in quantizable(config))
     if integers and size > _PROTOBUF:
         raise RecipeError(

@@ -23,7 +23,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.npu_call import DECODE, PREFILL, native_state
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import needs_calibration, quantizable, rule_for
-from lfm2_export.quantize.static_weights import static_weights
+from lfm2_export.quantize.static_weights import METHODS, static_weights
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets import Lowered, Methods, Stage
 from lfm2_export.targets._compiling import no_collection, quiet
@@ -51,6 +51,8 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
     shards, layers = _option(recipe, "shards"), len(config.layer_types)
     if shards is not None and (type(shards) is not int or not 1 <= shards <= layers):
         raise RecipeError(f"{recipe.name}: options.shards is {shards!r}; expected 1 to {layers}, or null: as needed")
+    if recipe.weights not in METHODS:
+        raise RecipeError(f"{recipe.name}: weights: {recipe.weights}: for the NPU they are {', '.join(METHODS)}")
     _check_rules(recipe, config)
     _check_chip(recipe, config, chips.named(_option(recipe, "soc")))
     qnn_sdk.version()
@@ -110,8 +112,8 @@ def _methods(decoder: Decoder, recipe: Recipe, windows: Windows, stage: Stage) -
     qnn_sdk.prepare()
     if recipe.calibration is None:
         return dict(_networks(decoder, recipe))
-    stage(f"choosing the weights' scales ({recipe.calibration.weights})")
-    rounded = static_weights(decoder, recipe.quantization, windows, recipe.calibration.weights)
+    stage(f"choosing the weights' scales ({recipe.weights})")
+    rounded = static_weights(decoder, recipe.quantization, windows, recipe.weights)
     stage(f"calibrating on {sum(map(len, windows))} tokens")
     networks, soc = _networks(rounded.decoder, recipe), chips.named(_option(recipe, "soc"))
     with quiet():

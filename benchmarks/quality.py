@@ -1,0 +1,160 @@
+"""What each recipe costs a model, by each way of choosing its integers: every figure of parity's second question.
+
+    python -m benchmarks.quality                       # nano
+    python -m benchmarks.quality ./my-lfm2 --text held-out.txt --recipe xnnpack-int4
+
+The quantized eager model answers for the artifact, which `parity` proves equal to it. Integers are calibrated on text
+that the model writes after training questions, and judged on held-out chats (or a text of yours). Results go to
+benchmarks/results/ as JSON and as a Markdown table.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lfm2_export import recipes
+from lfm2_export.checkpoint.nano.tasks import questions
+from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
+from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.cli import console
+from lfm2_export.errors import Lfm2ExportError
+from lfm2_export.files import write_text
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.load import load_decoder
+from lfm2_export.parity.answers import answered
+from lfm2_export.parity.teacher_forcing import loss_of, score
+from lfm2_export.parity.text import evaluation_text, text_of_file
+from lfm2_export.quantize.apply import load_quantized
+from lfm2_export.quantize.calibrated import load_calibrated
+from lfm2_export.quantize.calibration import Calibration, Windows, calibration_windows
+from lfm2_export.quantize.method import CALIBRATED, Method
+from lfm2_export.quantize.scheme import has_integers
+from lfm2_export.quantize.size import model_bytes
+from lfm2_export.quantize.unpack import unpack
+from lfm2_export.recipes import Recipe
+
+RESULTS = Path(__file__).parent / "results"
+_RECIPES = [
+    *(f"xnnpack-{name}" for name in ("fp16", "int8", "int4-mixed", "int4", "int4-small")),
+    *(f"onnx-{name}" for name in ("fp16", "int8", "int4-mixed", "int4", "q4f16", "int4-small")),
+]
+_METHODS: list[Method] = ["nearest", "mse", "awq", "gptq", "awq-gptq"]
+_SEED = 501  # of the held-out questions
+
+
+def main(
+    source: Annotated[str, typer.Argument(help="Checkpoint folder, hub id or nano.")] = "nano",
+    recipe: Annotated[list[str] | None, typer.Option(help="Only this recipe (repeatable).")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this way of rounding (repeatable).")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to predict.")] = 50_000,
+    asked: Annotated[int, typer.Option("--questions", help="Held-out questions (checkpoints trained on them).")] = 400,
+    windows: Annotated[int, typer.Option(help="Calibration windows.")] = 128,
+    text: Annotated[Path | None, typer.Option(help="Judge on this UTF-8 text instead.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the result files.")] = None,
+) -> None:
+    """Measure every recipe by every method and write the results."""
+    try:
+        with console.progress(quiet=False) as stage:
+            checkpoint = open_checkpoint(source)
+            tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
+            stage("calibration text")
+            seen = calibration_windows(Calibration(windows=windows), checkpoint, tokenizer)
+            limit = min(1024, checkpoint.config.max_position_embeddings)
+            judged = (
+                text_of_file(text, tokenizer, limit)
+                if text
+                else evaluation_text(checkpoint.config, tokenizer, limit, tokens)
+            )
+            stage("fp32")
+            exact = load_decoder(checkpoint)
+            expected = score(exact, judged.windows)
+            held_out = questions(_SEED, asked, split="heldout") if tokenizer and text is None else []
+            result: dict[str, Any] = {
+                "checkpoint": checkpoint.name,
+                "parameters": sum(parameter.numel() for parameter in exact.parameters()),
+                "text": judged.kind,
+                "calibration_tokens": sum(map(len, seen)),
+                "questions": len(held_out),
+                "fp32_accuracy": answered(exact, tokenizer, held_out) if tokenizer and held_out else None,
+                "rows": [],
+            }
+            path = RESULTS / f"quality-{name or Path(checkpoint.name).name}-{date.today().isoformat()}.json"
+            for made_by in (recipes.load(each) for each in recipe or _RECIPES):
+                for way in _ways(made_by, method):
+                    stage(f"{made_by.name}, {way}")
+                    begun = time.process_time()
+                    decoder = unpack(_quantized(checkpoint, made_by, way, seen))
+                    row: dict[str, Any] = {
+                        "recipe": made_by.name,
+                        "weights": way,
+                        "cpu_seconds": round(time.process_time() - begun, 1),
+                        "bytes": model_bytes(checkpoint.config, made_by.quantization),
+                    }
+                    row |= asdict(loss_of(score(decoder, judged.windows), expected, judged.windows))
+                    row["accuracy"] = answered(decoder, tokenizer, held_out) if tokenizer and held_out else None
+                    result["rows"].append(row)
+                write_text(path, json.dumps(result, indent=2) + "\n")  # long work: what is done is kept
+                write_text(path.with_suffix(".md"), markdown(result))
+    except Lfm2ExportError as error:
+        console.err.print(f"error: {error}", markup=False)
+        raise typer.Exit(error.exit_code) from error
+    console.out.print(f"wrote {path} and {path.with_suffix('.md').name}", markup=False)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table that a person reads; ratios are to `nearest` of the same recipe, which is of the same size."""
+    rows: Sequence[dict[str, Any]] = result["rows"]
+    kinds = list(result["fp32_accuracy"] or ())
+    lines = [
+        f"{result['checkpoint']}, {result['parameters'] / 1e6:.1f} M parameters: {rows[0]['tokens']} tokens of "
+        f"{result['text']}, integers calibrated on {result['calibration_tokens']} others.",
+        "",
+    ]
+    if kinds:
+        shares = ", ".join(f"{kind} {share:.1%}" for kind, share in result["fp32_accuracy"].items())
+        lines += [f"fp32 answers of {result['questions']} held-out questions: {shares}.", ""]
+    headings = ["recipe", "weights", "MB", "mean KLD ± s.e.", "of nearest", "median", "p99", "max", "top-1", "top-5"]
+    headings += ["perplexity", "clear flips", "margin of flips", *kinds]
+    lines += ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+    plain = {row["recipe"]: row["mean_kld"] for row in rows if row["weights"] == "nearest"}
+    for row in rows:
+        cells = [
+            f"`{row['recipe']}`",
+            row["weights"],
+            f"{row['bytes'] / 1e6:.2f}",
+            f"{row['mean_kld']:.2g} ± {row['kld_standard_error']:.1g}",
+            f"{row['mean_kld'] / plain[row['recipe']]:.2f}" if row["recipe"] in plain else "–",
+            *(f"{row[figure]:.2g}" for figure in ("median_kld", "p99_kld", "max_kld")),
+            f"{row['top1']:.2%}",
+            f"{row['top5']:.2%}",
+            f"× {row['perplexity_ratio']:.4f}",
+            "–" if row["clear_flips"] is None else f"{row['clear_flips']:.2%}",
+            "–" if row["flip_margin"] is None else f"{row['flip_margin']:.2f}",
+            *(f"{row['accuracy'][kind]:.1%}" for kind in kinds),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _ways(recipe: Recipe, only: Sequence[str] | None) -> list[Method]:
+    ways = _METHODS if has_integers(recipe.quantization) else _METHODS[:1]
+    return [way for way in ways if not only or way in only]
+
+
+def _quantized(checkpoint: Checkpoint, recipe: Recipe, method: Method, seen: Windows) -> Decoder:
+    rules, cache = recipe.quantization, recipe.cache
+    if method in CALIBRATED:
+        return load_calibrated(checkpoint, rules, cache, method, seen)[0]
+    return load_quantized(checkpoint, rules, cache, method)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,30 @@
+"""The quantized eager model an artifact was lowered from, as the proof needs it: made again, or read back.
+
+Rounding by a weight's own values is done again from the checkpoint. Integers that were chosen with calibration tokens
+in view are read from the artifact's `quantized.safetensors`, whose checksum the manifest holds: another machine sums in
+another order and would end at other integers, and on a large model it would take an hour. What reading back cannot
+show, that these integers are this checkpoint's, shows in the quality gates: they compare with the checkpoint itself.
+"""
+
+from __future__ import annotations
+
+from lfm2_export.artifact.folder import Artifact
+from lfm2_export.checkpoint.source import Checkpoint
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.quantize.apply import load_quantized
+from lfm2_export.quantize.record import FILE, load_recorded, read_record
+from lfm2_export.recipes import Recipe
+
+
+def quantized_model(artifact: Artifact, checkpoint: Checkpoint, float_activations: bool = False) -> Decoder:
+    """In eager PyTorch. With `float_activations` no activation is rounded, nor the KV cache.
+
+    Raises CheckpointError, and ArtifactError when the stored integers are missing or another model's.
+    """
+    recipe = Recipe.model_validate(artifact.manifest.recipe)
+    rules, cache = recipe.quantization, recipe.cache
+    if float_activations:
+        rules, cache = tuple(rule.model_copy(update={"activation": None}) for rule in rules), "float32"
+    if recipe.is_calibrated:
+        return load_recorded(checkpoint, rules, cache, read_record(artifact.folder / FILE))
+    return load_quantized(checkpoint, rules, cache, recipe.weights)

@@ -1,0 +1,34 @@
+"""How many bytes a rule makes of a matrix: integers and scales as targets store them."""
+
+from __future__ import annotations
+
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.quantize.grid import DTYPES
+from lfm2_export.quantize.scheme import QuantizationRule, Rules, quantizable, rule_for
+
+
+def matrix_bytes(shape: tuple[int, int], rule: QuantizationRule | None) -> int:
+    """Of one matrix `(rows, columns)`; fp32 where no rule fits."""
+    rows, columns = shape
+    if rule is None or rule.weight is None:
+        return 4 * rows * columns
+    if rule.weight.bits == 16:
+        return 2 * rows * columns
+    scales = rows * (columns // (rule.weight.group or columns))
+    return rows * columns * rule.weight.bits // 8 + scales * DTYPES[rule.weight.scale].itemsize
+
+
+def is_shared(config: LFM2Config, rules: Rules) -> bool:
+    """Whether embedding and head are stored once."""
+    table, head = (rule_for(path, kind, rules) for path, kind in (("embed_tokens", "embedding"), ("lm_head", "head")))
+    return config.tie_word_embeddings and (table and table.weight) == (head and head.weight)
+
+
+def model_bytes(config: LFM2Config, rules: Rules) -> int:
+    """Of all matrices; a shared embedding and head count once. Norms and convolution taps are left out."""
+    shared = is_shared(config, rules)
+    return sum(
+        matrix_bytes(shape, rule_for(path, kind, rules))
+        for path, kind, shape in quantizable(config)
+        if not (shared and kind == "embedding")
+    )

@@ -1,0 +1,108 @@
+"""Calibration windows on their way through a model, layer by layer, and what they say about each matrix's inputs.
+
+Only the residual stream between two layers is kept, so the layers themselves may come and go one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lfm2_export.model.attention import Positions
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.state import State, empty_state
+from lfm2_export.quantize.calibration import Windows
+
+# Within a layer, what is quantized together: each set sees inputs that the sets before it have already changed.
+STAGES = (("b_proj", "c_proj", "x_proj", "q_proj", "k_proj", "v_proj"), ("out_proj",), ("w1", "w3"), ("w2",))
+_BATCH_TOKENS = 2048  # padding included
+
+
+class Moments(NamedTuple):
+    """Second moments of a matrix's inputs over the calibration tokens, `[columns, columns] fp32` each."""
+
+    hessian: Tensor  # Σ x xᵀ, x as the quantized layers before it give them
+    cross: Tensor  # Σ y xᵀ, y at the same place in the exact model
+
+
+class _CapturedError(Exception):
+    """Ends a layer's forward once the wanted input is seen."""
+
+
+class _Batch:
+    """Windows of similar length, right-padded (causal layers never see that), each from an empty state."""
+
+    def __init__(self, decoder: Decoder, windows: Sequence[tuple[int, ...]]) -> None:
+        longest = max(map(len, windows))
+        ids = torch.tensor([[*window, *[0] * (longest - len(window))] for window in windows])
+        self.valid = torch.arange(longest) < torch.tensor([[len(window)] for window in windows])  # [B, T]
+        self.state: State = empty_state(decoder.config, 1, len(windows))
+        self.at: Positions = decoder.positions(ids, torch.zeros(len(windows), dtype=torch.long), self.state)
+        self.x: Tensor = decoder.embed_tokens(ids)  # [B, T, H]
+
+
+class Stream:
+    """All windows at the same depth of one model: after the embedding, then after each `advance`."""
+
+    def __init__(self, decoder: Decoder, windows: Windows) -> None:
+        self.batches = [_Batch(decoder, part) for part in _batched(windows)]
+
+    def advance(self, decoder: Decoder, layer: int) -> None:
+        """On through that layer."""
+        for batch in self.batches:
+            batch.x = decoder.advance(layer, batch.x, None, batch.state, batch.at, {})
+
+    def inputs(self, decoder: Decoder, layer: int, path: str) -> Iterator[Tensor]:
+        """What the module at `path` of that layer is called with, `[tokens, columns]` for one batch after another."""
+        seen: list[Tensor] = []
+        hook = decoder.get_submodule(path).register_forward_pre_hook(_capture(seen))
+        try:
+            for batch in self.batches:
+                try:
+                    decoder.advance(layer, batch.x, None, batch.state, batch.at, {})
+                except _CapturedError:
+                    yield seen.pop()[batch.valid]
+        finally:
+            hook.remove()
+
+    def outputs(self, through: nn.Module) -> Iterator[Tensor]:
+        """The stream itself through a norm, `[tokens, H]` for one batch after another."""
+        for batch in self.batches:
+            yield through(batch.x)[batch.valid]
+
+
+def moments(quantized: Iterator[Tensor], exact: Iterator[Tensor]) -> Moments:
+    """Of the same tokens on their way through both models."""
+    hessian, cross = torch.zeros(()), torch.zeros(())
+    for x, y in zip(quantized, exact, strict=True):
+        hessian, cross = hessian + x.T @ x, cross + y.T @ x
+    return Moments(hessian, cross)
+
+
+def second_moment(inputs: Iterator[Tensor]) -> Tensor:
+    """Σ x xᵀ, `[columns, columns] fp32`."""
+    total = torch.zeros(())
+    for x in inputs:
+        total = total + x.T @ x
+    return total
+
+
+def _batched(windows: Windows) -> Iterator[list[tuple[int, ...]]]:
+    part: list[tuple[int, ...]] = []
+    for window in sorted(windows, key=len):
+        if part and len(window) * (len(part) + 1) > _BATCH_TOKENS:
+            yield part
+            part = []
+        part.append(window)
+    yield part
+
+
+def _capture(into: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        into.append(inputs[0])
+        raise _CapturedError
+
+    return hook

@@ -1,0 +1,107 @@
+"""What each module costs alone: KLD against fp32 with nothing but that module quantized, for every option.
+
+The residual stream before a layer does not depend on what comes later, so it is computed once, and a module's trial
+begins at its own layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.quantize.apply import quantize_module
+from lfm2_export.quantize.calibration import Windows
+from lfm2_export.quantize.scheme import WeightScheme
+from lfm2_export.quantize.streams import Stream
+from lfm2_export.quantize.unpack import unpack
+from lfm2_export.tune.choices import Unit, rule
+
+Stage = Callable[[str], None]
+
+
+@torch.inference_mode()
+def sensitivities(
+    exact: Decoder, units: Sequence[Unit], target: str, windows: Windows, stage: Stage = lambda _: None
+) -> list[list[float]]:
+    """Mean KLD in nats per token, `[unit][option]`, over every token of `windows`. Deterministic."""
+    streams = [Stream(exact, windows)]
+    for layer in range(len(exact.layers)):
+        streams.append(copied(streams[-1]))
+        streams[-1].advance(exact, layer)
+    expected = _log_probabilities(exact, streams[-1])
+    found = []
+    for number, unit in enumerate(units):
+        stage(f"measuring {unit.paths[0]} ({number + 1} of {len(units)})")
+        found.append([_cost(exact, unit, option, target, windows, streams, expected) for option in unit.options])
+    return found
+
+
+@torch.inference_mode()
+def whole_cost(
+    exact: Decoder, units: Sequence[Unit], chosen: Sequence[WeightScheme], target: str, windows: Windows
+) -> float:
+    """Mean KLD with every module quantized as chosen, rounded to nearest."""
+    trial = _shared_copy(exact)
+    for unit, option in zip(units, chosen, strict=True):
+        _apply(trial, unit, option, target)
+    ours, theirs = Stream(unpack(trial), windows), Stream(exact, windows)
+    for layer in range(len(exact.layers)):
+        ours.advance(trial, layer)
+        theirs.advance(exact, layer)
+    return _kld(trial, ours, _log_probabilities(exact, theirs))
+
+
+def copied(stream: Stream) -> Stream:
+    """The same stream, to go on from here without moving the first."""
+    other = copy.copy(stream)
+    other.batches = [copy.copy(batch) for batch in stream.batches]
+    return other
+
+
+def _cost(
+    exact: Decoder,
+    unit: Unit,
+    option: WeightScheme,
+    target: str,
+    windows: Windows,
+    streams: list[Stream],
+    expected: list[Tensor],
+) -> float:
+    trial = _shared_copy(exact)
+    _apply(trial, unit, option, target)
+    unpack(trial)
+    if unit.paths == ("lm_head",):
+        return _kld(trial, streams[-1], expected)
+    start = unit.layer or 0
+    stream = Stream(trial, windows) if unit.layer is None else copied(streams[start])
+    for layer in range(start, len(exact.layers)):
+        stream.advance(trial, layer)
+    return _kld(trial, stream, expected)
+
+
+def _shared_copy(decoder: Decoder) -> Decoder:
+    """Modules of its own, the same tensors."""
+    return copy.deepcopy(decoder, {id(tensor): tensor for tensor in decoder.parameters()})
+
+
+def _apply(decoder: Decoder, unit: Unit, option: WeightScheme, target: str) -> None:
+    for path in unit.paths:
+        quantize_module(decoder, path, rule(path, option, target))
+
+
+def _log_probabilities(decoder: Decoder, stream: Stream) -> list[Tensor]:
+    head = nn.Sequential(decoder.embedding_norm, decoder.lm_head)
+    return [F.log_softmax(logits, dim=-1) for logits in stream.outputs(head)]
+
+
+def _kld(decoder: Decoder, stream: Stream, expected: list[Tensor]) -> float:
+    total, tokens = 0.0, 0
+    for ours, theirs in zip(_log_probabilities(decoder, stream), expected, strict=True):
+        total += float(F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1).double().sum())
+        tokens += len(theirs)
+    return total / tokens

@@ -1,0 +1,250 @@
+"""Weights chosen with their inputs in view: exact smoothing, GPTQ on every grid, records, going on after a stop."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from decoders import config, random_decoder, tokens
+from torch import Tensor
+
+from lfm2_export import recipes
+from lfm2_export.checkpoint.random_init import init_checkpoint
+from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
+from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.errors import ArtifactError, RecipeError
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.load import load_decoder
+from lfm2_export.parity.teacher_forcing import loss_of, score
+from lfm2_export.parity.text import evaluation_text
+from lfm2_export.pipeline import export
+from lfm2_export.quantize import calibrated
+from lfm2_export.quantize.apply import load_quantized, quantized_weight
+from lfm2_export.quantize.calibrated import load_calibrated
+from lfm2_export.quantize.calibration import Calibration, calibration_windows
+from lfm2_export.quantize.gptq import undrifted
+from lfm2_export.quantize.grid import Grid, grid_of, nearest, searched_scales
+from lfm2_export.quantize.method import CALIBRATED
+from lfm2_export.quantize.record import load_recorded, read_record, write_record
+from lfm2_export.quantize.scheme import Rules, WeightScheme
+from lfm2_export.quantize.smoothing import smooth
+from lfm2_export.quantize.streams import Moments, Stream, second_moment
+from lfm2_export.quantize.unpack import unpack
+from lfm2_export.runtimes.eager import EagerSession
+
+WINDOWS = tuple(tuple(tokens(length, seed)) for seed, length in enumerate((24, 9, 17)))
+
+
+@pytest.fixture(scope="module")
+def nano() -> Checkpoint:
+    return open_checkpoint("nano")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    init_checkpoint(config(), folder)
+    return open_checkpoint(str(folder))
+
+
+def rules(name: str = "xnnpack-int4") -> Rules:
+    return recipes.load(name).quantization
+
+
+def windows_for(checkpoint: Checkpoint) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(token % checkpoint.config.vocab_size for token in window) for window in WINDOWS)
+
+
+class TestSmoothing:
+    @pytest.mark.parametrize(
+        "shape",
+        [{}, {"conv_bias": True, "conv_L_cache": 5}, {"num_key_value_heads": 1}, {"num_key_value_heads": 4}],
+        ids=["plain", "conv with bias", "one KV head", "no sharing of KV heads"],
+    )
+    def test_it_leaves_the_model_as_it_was(self, shape: dict[str, object]) -> None:
+        decoder = random_decoder(**shape)
+        with torch.no_grad():  # inputs of very different size, as trained models have
+            for layer in range(len(decoder.layers)):
+                decoder.block(layer).operator_norm.weight[::7] *= 30
+                decoder.block(layer).ffn_norm.weight[::5] *= 30
+        smoothed = copy.deepcopy(decoder)
+        stream, changed = Stream(smoothed, WINDOWS), 0
+        with torch.no_grad():
+            for layer in range(len(smoothed.layers)):
+                block, prefix = smoothed.block(layer), f"layers.{layer}."
+                before = {name: tensor.clone() for name, tensor in block.named_parameters()}
+                grids = {
+                    name: grid_of(WeightScheme(bits=4, group=32))
+                    for name in (n.removesuffix(".weight") for n, t in before.items() if t.ndim == 2)
+                    if name != "conv.kernel"
+                }
+                smooth(
+                    block,
+                    grids,
+                    lambda path, layer=layer, prefix=prefix: second_moment(
+                        stream.inputs(smoothed, layer, prefix + path)
+                    ),
+                )
+                changed += sum(not torch.equal(tensor, before[name]) for name, tensor in block.named_parameters())
+                stream.advance(smoothed, layer)
+        assert changed > 4 * len(smoothed.layers)
+        ids = tokens(30, 9)
+        expected, found = (EagerSession(each, 32).score(ids) for each in (decoder, smoothed))
+        assert abs(found - expected).max() < 2e-5 * abs(expected).max()
+
+
+class TestGrid:
+    @pytest.mark.parametrize(
+        ("bits", "group", "scale"), [(4, 32, "bfloat16"), (4, 64, "float16"), (8, None, "float32")]
+    )
+    def test_searched_scales_can_be_stored_and_err_less(self, bits: int, group: int | None, scale: str) -> None:
+        weight = torch.randn(12, 128, generator=torch.Generator().manual_seed(1))
+        weight[:, ::40] *= 5
+        grid = grid_of(WeightScheme.model_validate({"bits": bits, "group": group, "scale": scale}))
+        full, best = (searched_scales(weight, grid, steps) for steps in (0, 40))
+        assert torch.equal(grid.storable(best), best)
+        errors = [(nearest(weight, scales, grid) - weight).square().sum() for scales in (full, best)]
+        assert errors[1] < errors[0] if bits == 4 else errors[1] == errors[0]  # 8 bits are enough for such outliers
+
+    def test_a_drift_of_the_inputs_is_made_up_for(self) -> None:
+        generator = torch.Generator().manual_seed(2)
+        exact = torch.randn(500, 24, generator=generator)
+        drifted = exact + 0.3 * torch.randn(500, 24, generator=generator) @ torch.randn(24, 24, generator=generator)
+        weight = torch.randn(8, 24, generator=generator)
+        mended = undrifted(weight, Moments(drifted.T @ drifted, exact.T @ drifted))
+
+        def error(matrix: Tensor) -> float:
+            return float((drifted @ matrix.T - exact @ weight.T).norm())
+
+        assert error(mended) < 0.7 * error(weight)
+        same = undrifted(weight, Moments(exact.T @ exact, exact.T @ exact))
+        torch.testing.assert_close(same, weight, rtol=1e-5, atol=1e-5)
+
+
+class TestWalk:
+    @pytest.mark.parametrize("method", CALIBRATED)
+    def test_the_record_rebuilds_the_same_model(self, method: str, tiny: Checkpoint, tmp_path: Path) -> None:
+        made, record = load_calibrated(tiny, rules(), "bfloat16", method, windows_for(tiny))  # type: ignore[arg-type]
+        write_record(tmp_path / "quantized.safetensors", record)
+        again = load_recorded(tiny, rules(), "bfloat16", read_record(tmp_path / "quantized.safetensors"))
+        assert_same(made, again)
+
+    def test_the_same_again(self, tiny: Checkpoint) -> None:
+        runs = [load_calibrated(tiny, rules(), "float32", "awq-gptq", windows_for(tiny))[1] for _ in range(2)]
+        assert runs[0].keys() == runs[1].keys()
+        assert all(torch.equal(tensor, runs[1][name]) for name, tensor in runs[0].items())
+
+    def test_a_stopped_run_goes_on_where_it_was(
+        self, tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole, _ = load_calibrated(tiny, rules(), "float32", "awq-gptq", windows_for(tiny))
+        last = len(tiny.config.layer_types)
+
+        def stop(announced: str) -> None:
+            if f"layer {last} of" in announced:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            load_calibrated(tiny, rules(), "float32", "awq-gptq", windows_for(tiny), stop, tmp_path)
+        placed: list[tuple[int, ...]] = []
+        place = calibrated.place
+        monkeypatch.setattr(
+            calibrated, "place", lambda weight, *rest: (placed.append(tuple(weight.shape)), place(weight, *rest))[1]
+        )
+        resumed, _ = load_calibrated(tiny, rules(), "float32", "awq-gptq", windows_for(tiny), kept=tmp_path)
+        assert len(placed) == 7  # the last layer's matrices alone
+        assert_same(whole, resumed)
+
+    def test_a_shared_embedding_stays_shared(self, tiny: Checkpoint) -> None:
+        made, record = load_calibrated(tiny, rules(), "float32", "gptq", windows_for(tiny))
+        table, head = quantized_weight(made.embed_tokens), quantized_weight(made.lm_head)
+        assert table is not None
+        assert head is not None
+        assert torch.equal(table.values, head.values)
+        assert torch.equal(table.scales, head.scales)
+        assert "lm_head.values" not in record
+
+    def test_another_models_record_is_refused(self, tiny: Checkpoint, nano: Checkpoint) -> None:
+        _, record = load_calibrated(tiny, rules(), "float32", "awq", windows_for(tiny))
+        with pytest.raises(ArtifactError, match="embed_tokens: missing, or not the"):
+            load_recorded(nano, rules(), "float32", record)
+        with pytest.raises(ArtifactError, match="missing, or not the"):
+            load_recorded(
+                tiny, rules(), "float32", {k: t for k, t in record.items() if k != "layers.1.feed_forward.w2.scales"}
+            )
+
+
+@pytest.mark.parametrize("recipe", ["xnnpack-int4", "onnx-int4"])
+def test_an_artifact_is_proven_by_the_integers_it_holds(
+    recipe: str, tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LFM2_EXPORT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.json").write_text(json.dumps(windows_for(tiny)))
+    changes = ["weights=awq-gptq", "window=64", f"calibration={{source: tokens, file: {tmp_path / 'text.json'}}}"]
+    changes += ["calibration.tokens=32"]
+    artifact, report = export(str(tiny.folder), recipe, tmp_path / "made", overrides=changes)
+    assert report is not None
+    assert report.passed
+    assert next(gate.value for gate in report.gates if gate.name == "lowering: weights alone") < 1e-5
+    proof = {name for name, entry in artifact.manifest.files.items() if entry.for_proof}
+    assert proof == {"quantized.safetensors", "calibration.json"}
+    total = sum(entry.size for entry in artifact.manifest.files.values())
+    assert artifact.manifest.shipped_bytes < total - (artifact.folder / "quantized.safetensors").stat().st_size
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert report.cache is not None
+    assert report.cache.window_bytes == 64 * report.cache.bytes_per_token
+
+
+def assert_same(one: Decoder, other: Decoder) -> None:
+    ids = [token % one.config.vocab_size for token in tokens(20, 5)]
+    first, second = (EagerSession(each, 32).score(ids) for each in (one, other))
+    assert (first == second).all()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "change", "message"),
+    [
+        ("xnnpack-fp32", "weights=gptq", "no rule has integer weights"),
+        ("xnnpack-int4", "weights=guess", "weights"),
+        ("onnx-qnn-16a8w", "weights=gptq", "onnxruntime's tool rounds to nearest"),
+        ("onnx-int4", "calibration={windows: 4}", "calibration is for int16"),
+    ],
+)
+def test_weights_that_cannot_be_had_are_refused(recipe: str, change: str, message: str, nano: Checkpoint) -> None:
+    from lfm2_export import targets
+
+    def check() -> None:
+        chosen = recipes.load(recipe, [change])
+        chosen.check(nano.config)
+        targets.find(chosen.target).check(chosen, nano.config)
+
+    with pytest.raises(RecipeError, match=message):
+        check()
+
+
+def test_calibration_text_is_not_evaluation_text(nano: Checkpoint) -> None:
+    tokenizer = ChatTokenizer.load(nano.folder, nano.config)
+    seen = set(calibration_windows(Calibration(windows=128), nano, tokenizer))
+    assert seen.isdisjoint(evaluation_text(nano.config, tokenizer, 1024, 50_000).windows)
+
+
+@pytest.mark.parametrize(("recipe", "limit"), [("xnnpack-int4", 0.4), ("onnx-int4", 0.4), ("xnnpack-int4-mixed", 0.4)])
+def test_gptq_loses_much_less_than_rounding_to_nearest(recipe: str, limit: float, nano: Checkpoint) -> None:
+    tokenizer = ChatTokenizer.load(nano.folder, nano.config)
+    windows = calibration_windows(Calibration(windows=64), nano, tokenizer)
+    text = evaluation_text(nano.config, tokenizer, 1024, 3000)
+    made_by = recipes.load(recipe)
+    plain = load_quantized(nano, made_by.quantization, made_by.cache)
+    chosen, _ = load_calibrated(nano, made_by.quantization, made_by.cache, "gptq", windows)
+    expected = score(load_decoder(nano), text.windows)
+    before, after = (loss_of(score(unpack(each), text.windows), expected, text.windows) for each in (plain, chosen))
+    assert after.mean_kld < limit * before.mean_kld  # 0.27, 0.26 and 0.17 over 8000 tokens
+    assert after.top1 > before.top1
+
+
+def test_the_grid_is_the_targets_own() -> None:
+    grid: Grid = grid_of(WeightScheme(bits=4, group=32, scale="bfloat16"))
+    assert (grid.lowest, grid.highest) == (-8, 7)

@@ -1,0 +1,89 @@
+"""The mixed-precision search: what it measures, what it chooses, and that `export` takes what it writes."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lfm2_export import recipes, targets
+from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
+from lfm2_export.cli.main import app
+from lfm2_export.errors import UsageError
+from lfm2_export.quantize.calibration import Calibration
+from lfm2_export.quantize.scheme import quantizable
+from lfm2_export.quantize.size import model_bytes
+from lfm2_export.tune.allocation import cheapest, front
+from lfm2_export.tune.choices import units
+from lfm2_export.tune.search import Tuning, tune
+
+COST = [[0.9, 0.3, 0.0], [0.2, 0.05, 0.01], [0.4, 0.39, 0.1]]
+WEIGHT = [[1, 2, 4], [10, 11, 20], [2, 3, 5]]
+
+
+@pytest.fixture(scope="module")
+def nano() -> Checkpoint:
+    return open_checkpoint("nano")
+
+
+class TestAllocation:
+    @pytest.mark.parametrize("budget", [13, 14.5, 17, 20, 29, 100])
+    def test_it_is_the_best_of_all_choices(self, budget: float) -> None:
+        def total(table: list[list[float]], choice: tuple[int, ...]) -> float:
+            return sum(row[at] for row, at in zip(table, choice, strict=True))
+
+        fitting = [c for c in itertools.product(range(3), repeat=3) if total(WEIGHT, c) <= budget]
+        found = cheapest(COST, WEIGHT, budget)
+        assert found.cost == pytest.approx(min(total(COST, choice) for choice in fitting))
+        assert found.weight == total(WEIGHT, found.chosen) <= budget
+
+    def test_a_budget_that_nothing_fits_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="the least there is, is 13"):
+            cheapest(COST, WEIGHT, 12.9)
+
+    def test_on_the_front_more_bytes_cost_less(self) -> None:
+        found = front(COST, WEIGHT)
+        assert len(found) > 3
+        assert [each.weight for each in found] == sorted(each.weight for each in found)
+        assert [each.cost for each in found] == sorted((each.cost for each in found), reverse=True)
+
+
+class TestUnits:
+    def test_every_matrix_is_decided_once(self, nano: Checkpoint) -> None:
+        paths = [path for unit in units(nano.config, "xnnpack") for path in unit.paths]
+        assert sorted(paths) == sorted(path for path, _, _ in quantizable(nano.config))
+
+    def test_a_target_without_a_choice_is_refused(self, nano: Checkpoint) -> None:
+        with pytest.raises(UsageError, match="not for 'qnn'"):
+            units(nano.config, "qnn")
+
+
+@pytest.mark.slow
+def test_a_budget_is_kept_and_used_where_it_counts(nano: Checkpoint, tmp_path: Path) -> None:
+    output, plot = tmp_path / "my-nano.yaml", tmp_path / "front.svg"
+    done = CliRunner().invoke(
+        app,
+        ["tune", "nano", "--budget", "0.9MB", "--windows", "6", "-o", str(output), "--plot", str(plot), "--json", "-q"],
+    )
+    assert done.exit_code == 0, done.output
+    found = Tuning.model_validate_json(done.stdout)
+    recipe = recipes.load(str(output))
+    recipe.check(nano.config)
+    targets.find("xnnpack").check(recipe, nano.config)
+    assert recipe.name == "my-nano"
+    assert 0.85e6 < model_bytes(nano.config, recipe.quantization) == found.chosen.stored_bytes <= 0.9e6
+    assert plot.read_text().count("<svg") == 1
+    costs = [(row["int4 g128"], row["int4 g32"], row["int8 per row"]) for row in found.modules.values()]
+    assert sum(coarse > fine > eight for coarse, fine, eight in costs) > 0.8 * len(costs)
+    assert found.measured_kld == pytest.approx(found.chosen.predicted_kld, rel=0.6)
+    even = sum(found.chosen.predicted_kld < point.predicted_kld for point in found.front)
+    assert even > 3
+
+
+def test_exactly_one_limit(nano: Checkpoint) -> None:
+    with pytest.raises(UsageError, match="exactly one limit"):
+        tune(nano, "onnx", "tuned", stored=1e6, kld=0.1, text=Calibration(windows=1))
+    done = CliRunner().invoke(app, ["tune", "nano", "--budget", "many"])
+    assert isinstance(done.exception, UsageError)
