@@ -302,3 +302,14 @@ def test_a_bfloat16_cache_is_refused_for_android_which_has_no_such_tensor(tmp_pa
         bundle(folder, "android")
     assert list(tmp_path.iterdir()) == [folder]
     assert bundle(folder, "desktop").path.is_file()
+
+
+def test_what_only_a_proof_reads_is_not_shipped(artifact: Artifact, packed: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(artifact.folder, tmp_path / "nano")
+    (folder / "quantized.safetensors").write_bytes(bytes(5000))
+    reseal(folder)
+    archive = bundle(folder, "android").path
+    with zipfile.ZipFile(archive) as opened, zipfile.ZipFile(packed) as plain:
+        assert opened.namelist() == plain.namelist()
+        assert set(json.loads(opened.read("bundle.json"))["files"]["manifest.json"]) == {"size", "sha256"}
+    assert verify(archive).form == "archive"

@@ -104,6 +104,10 @@ class Manifest(_Strict):
     parity: list[GateResult] = []  # empty: not proven
 
     @property
+    def shipped(self) -> dict[str, FileEntry]:
+        """Every file but those that only a proof reads."""
+        return {name: entry for name, entry in self.files.items() if not entry.for_proof}
+
+    @property
     def shipped_bytes(self) -> int:
-        """Of every file but those that only a proof reads."""
-        return sum(entry.size for entry in self.files.values() if not entry.for_proof)
+        return sum(entry.size for entry in self.shipped.values())

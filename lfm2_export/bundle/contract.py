@@ -50,7 +50,7 @@ def check_manifest(manifest: Manifest, where: str) -> LFM2Config:
     if not 0 < len(names) <= _MAX_METHODS or len(set(names)) != len(names):
         raise BundleError(f"{where}: methods: expected 1 to {_MAX_METHODS} of different names")
     for method in manifest.methods:
-        if method.file not in manifest.files:
+        if method.file not in manifest.shipped:
             raise BundleError(f"{where}: method {method.name!r:.80} names unlisted file {method.file!r:.120}")
         if not 1 <= method.max_tokens <= manifest.window:
             raise BundleError(

@@ -41,7 +41,8 @@ class Description(BaseModel):
 
     def to_json(self) -> bytes:
         """The same description gives the same bytes."""
-        document = {key: value for key, value in self.model_dump().items() if value is not None}
+        proof = {"files": {"__all__": {"for_proof"}}}  # nothing that only a proof reads is in a bundle
+        document = {key: value for key, value in self.model_dump(exclude=proof).items() if value is not None}
         return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 

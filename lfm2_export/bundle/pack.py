@@ -80,9 +80,9 @@ def bundle(
     tokenizer = _check(opened, kind)
     folder = opened.folder if opened.folder.name not in ("", "..") else opened.folder.resolve()
     place = _place(folder, kind, output, split, archive, sign is not None, force)
-    name, most = max(opened.manifest.files.items(), key=lambda item: item[1].size)
+    name, most = max(opened.manifest.shipped.items(), key=lambda item: item[1].size)
     largest = f"{name} with {most.size / 1e6:.1f} MB"
-    known = sum(entry.size for entry in opened.manifest.files.values())
+    known = opened.manifest.shipped_bytes
     check_budget(known, max_size, largest)
     if split is not None:
         part_names(place.name, known, split)  # an absurd size is refused before the model runs
@@ -157,9 +157,9 @@ def _place(
 def _gather(
     artifact: Artifact, kind: str, scratch: Path, node_modules: Path | None, stage: Stage
 ) -> dict[str, Content]:
-    """Every file but the golden cases and the description, by its name in the bundle."""
+    """Every file but the golden cases, the description and what only `parity` reads, by its name in the bundle."""
     prefix = WEB_MODEL if kind == "web" else ""
-    names = [*artifact.manifest.files, MANIFEST]
+    names = [*artifact.manifest.shipped, MANIFEST]
     files: dict[str, Content] = {f"{prefix}{name}": artifact.folder / name for name in names}
     if kind == "web":
         stage("collecting page and JavaScript runtime")
@@ -168,7 +168,7 @@ def _gather(
 
 
 def _check_unchanged(artifact: Artifact, prefix: str, measured: Mapping[str, Sums]) -> None:
-    for name, entry in artifact.manifest.files.items():
+    for name, entry in artifact.manifest.shipped.items():
         if measured[f"{prefix}{name}"].sha256 != entry.sha256:
             raise UsageError(f"{artifact.folder / name} changed while it was packed; try again")
 

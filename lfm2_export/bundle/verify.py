@@ -116,11 +116,11 @@ def _check_bundle(container: Container, described: Description) -> tuple[Manifes
     _check_sums(container, described.files, {BUNDLE})
     prefix = WEB_MODEL if described.kind == "web" else ""
     manifest, config, eos_ids = _check_contract(container, prefix)
-    if missing := {f"{prefix}{name}" for name in manifest.files} - described.files.keys():
+    if missing := {f"{prefix}{name}" for name in manifest.shipped} - described.files.keys():
         raise BundleError(f"{where}: {MANIFEST} lists {min(missing)!r:.120}, which is not there")
-    if prefix == "" and (extra := described.files.keys() - manifest.files.keys() - {MANIFEST, GOLDEN}):
+    if prefix == "" and (extra := described.files.keys() - manifest.shipped.keys() - {MANIFEST, GOLDEN}):
         raise BundleError(f"{where}: {min(extra)!r:.120} is not listed in {MANIFEST}")
-    for name, entry in manifest.files.items():
+    for name, entry in manifest.shipped.items():
         if described.files[f"{prefix}{name}"] != entry:
             raise BundleError(f"{where}: {name!r:.120}: {MANIFEST} and {BUNDLE} differ")
     web = {**web_fields(manifest), "versions": described.versions} if prefix else {}
