@@ -29,6 +29,11 @@ class TensorSpec(_Strict):
     written: bool = False  # an input that the call writes into: the caller's own state, changed in place
 
 
+def point_name(path: str, side: Literal["in", "out"]) -> str:
+    """What goes into or comes out of a module of the decoder, as traces and tapped methods call it."""
+    return f"{path}:{side}"
+
+
 class Delegation(_Strict):
     """Where a method's operators ended up: calls into the delegate, operators inside it, operators left outside."""
 

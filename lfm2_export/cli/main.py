@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from lfm2_export import __version__
-from lfm2_export.cli import bench, bundle, chat, doctor, export, init, inspect, parity, recipes, run_on_device
+from lfm2_export.cli import bench, bundle, chat, compare, doctor, export, init, inspect, parity, recipes, run_on_device
 from lfm2_export.errors import Lfm2ExportError
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for command in (export, parity, chat, bench, bundle, inspect, run_on_device, recipes, init, doctor):
+for command in (export, parity, compare, chat, bench, bundle, inspect, run_on_device, recipes, init, doctor):
     app.command(command.NAME)(command.run)
 
 
