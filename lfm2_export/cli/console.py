@@ -14,6 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from lfm2_export.artifact.manifest import Delegation, GateResult
     from lfm2_export.parity.report import ParityReport
+    from lfm2_export.parity.tracing import Trace
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -80,11 +81,35 @@ def print_report(report: ParityReport) -> None:
             kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in runtime.task_accuracy.items())
             fp32 = f"{report.reference_task_accuracy['all']:.0%}"
             out.print(f"{runtime.quality_of}: nano's questions {kinds} (fp32 eager {fp32})")
+    if report.trace is not None:
+        out.print(_trace_table(report.trace))
+        out.print(f"first divergence: {report.trace.verdict}", markup=False)
     for delegation in report.delegation:
         out.print(delegation_line(delegation))
     if report.random_weights:
         out.print("[yellow]random weights[/]: quality figures say nothing about a trained model")
     out.print("[bold green]proven[/]" if report.passed else "[bold red]NOT proven[/]")
+
+
+def _trace_table(trace: Trace) -> Table:
+    """The points around the culprit, or those with the largest errors of their own."""
+    table = Table(title=f"trace through {trace.runtime}, tolerance {trace.tolerance:.2g}", title_justify="left")
+    for heading in ("layer", "operation"):
+        table.add_column(heading)
+    for heading in ("own error", "accumulated"):
+        table.add_column(heading, justify="right")
+    if trace.first is not None:
+        chosen = list(range(max(0, trace.first - 4), min(len(trace.points), trace.first + 5)))
+    else:
+        ranked = sorted(range(len(trace.points)), key=lambda number: -(trace.points[number].own or 0.0))
+        chosen = sorted(ranked[:8])
+    for number in chosen:
+        point = trace.points[number]
+        own = "–" if point.own is None else f"{point.own:.2g}"
+        style = "bold red" if number == trace.first else None
+        layer = "–" if point.layer is None else str(point.layer)
+        table.add_row(layer, point.operation, own, f"{point.accumulated:.2g}", style=style)
+    return table
 
 
 def delegation_line(delegation: Delegation) -> str:

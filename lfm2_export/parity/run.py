@@ -186,8 +186,19 @@ def _reference(artifact: Artifact, runtime: str) -> Session | None:
     return runtimes.find(runtime).reference_session(artifact.folder, artifact.manifest)
 
 
+def quantized_decoder(artifact: Artifact, checkpoint: Checkpoint) -> Decoder:
+    """The quantized eager model that was lowered, on its integer grids."""
+    recipe = Recipe.model_validate(artifact.manifest.recipe)
+    return load_quantized(checkpoint, recipe.quantization, recipe.cache)
+
+
+def traced_text(artifact: Artifact, checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
+    """The first tokens of the evaluation text."""
+    return _Subject(artifact, checkpoint, Effort(quality_tokens=count), lambda _: None).long_text(count)
+
+
 def _quantized(subject: _Subject) -> Decoder:
-    return load_quantized(subject.checkpoint, subject.recipe.quantization, subject.recipe.cache)
+    return quantized_decoder(subject.artifact, subject.checkpoint)
 
 
 def _question_1(

@@ -51,11 +51,13 @@ def block_outputs(decoder: Decoder, taps: Mapping[str, np.ndarray]) -> list[np.n
     return [taps[point_name(path, "in")] for path in following]
 
 
-def describe(point: str) -> tuple[int | None, str]:
+def describe(point: str, layers: int) -> tuple[int | None, str]:
     """(layer, operation) that made a point's value; no layer for the embedding, the final norm and the head."""
     path, _, side = point.rpartition(":")
     head, _, rest = path.partition(".")
     layer, _, module = rest.partition(".")
+    if point == point_name("embedding_norm", "in"):
+        return layers - 1, "residual sum after feed_forward"
     if head != "layers":
         return (None, path) if side == "out" else (None, f"input of {path}")
     number = int(layer)
