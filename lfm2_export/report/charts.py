@@ -87,13 +87,13 @@ def error_by_layer(layers: Sequence[LayerError]) -> str:
 
 
 def state_drift(found: Drift) -> str:
-    """Logits, conv states and new cache columns along one long conversation."""
+    """Logits, conv states and new cache columns (each of its worst layer) along one long conversation."""
     figure, axes = _figure("decode steps", "RMS error, relative")
     steps = [sample.step for sample in found.samples]
     for name, label, colour in (
         ("logits", "logits", _SERIES[0]),
-        ("conv", "conv states (worst layer)", _SERIES[1]),
-        ("cache", "new keys and values (worst layer)", _SERIES[2]),
+        ("conv", "conv states", _SERIES[1]),
+        ("cache", "new keys, values", _SERIES[2]),
     ):
         values = [getattr(sample, name) for sample in found.samples]
         if all(value is not None for value in values):

@@ -101,7 +101,7 @@ def _charts(runtime: RuntimeReport) -> Iterator[tuple[str, str, Markup]]:
     if details.drift is not None:
         drift = details.drift
         short = f", of {drift.asked:,} asked: {drift.reason}" if drift.reason else ""
-        told = f"{drift.steps:,} decode steps{short}; the artifact against {runtime.reference}, fed the same tokens."
+        told = f"{drift.steps:,} decode steps{short}; the worst layer, against {runtime.reference} on the same tokens."
         yield "Drift of the state", told, Markup(charts.state_drift(drift))
 
 
