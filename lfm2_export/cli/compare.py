@@ -45,7 +45,10 @@ def _table(found: Comparison) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("", Text(found.left), Text(found.right))
+    table = Table()
+    table.add_column("")
+    for name in (found.left, found.right):
+        table.add_column(Text(name))
     for section, rows in found.sections:
         table.add_section()
         table.add_row(Text(section, style="bold"), "", "")

@@ -294,14 +294,14 @@ def _along_the_layers(subject: _Subject, session: Session, truth: Session) -> De
     assert subject.detail is not None
     found = Details()
     if session.has_state:
-        found.layers = details.state_errors(session, truth, subject.config, subject.tokens)
+        found.layers = details.state_errors(session, truth, subject.config, subject.tokens[: subject.window])
     else:
         found.layers = [LayerError(layer=layer, kind=kind) for layer, kind in enumerate(subject.config.layer_types)]
     asked = subject.detail.drift_steps
     subject.stage(f"{session.runtime}: a conversation of up to {asked} decode steps")
     found.drift = details.drift(session, truth, subject.long_text(asked), asked, subject.detail.drift_samples)
     if isinstance(truth, EagerSession) and subject.residual_stream is None:
-        subject.residual_stream = details.residual_stream(truth, subject.tokens)
+        subject.residual_stream = details.residual_stream(truth, subject.tokens[: subject.window])
     return found
 
 
@@ -309,7 +309,7 @@ def _add_cost_by_layer(subject: _Subject, found: Details, fp32: EagerSession) ->
     """How far quantization has moved the residual stream after each layer."""
     if subject.residual_stream is None:
         return
-    streams = zip(subject.residual_stream, details.residual_stream(fp32, subject.tokens), strict=True)
+    streams = zip(subject.residual_stream, details.residual_stream(fp32, subject.tokens[: subject.window]), strict=True)
     for layer, (ours, theirs) in zip(found.layers, streams, strict=True):
         layer.quantization = details.rounded(rms_error(ours, theirs))
 

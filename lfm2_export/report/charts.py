@@ -33,7 +33,7 @@ def kld_histogram(found: TokenDivergence) -> str:
     values = np.maximum(np.array(found.kld), _SMALLEST)
     low, high = np.floor(np.log10(values.min())), np.ceil(np.log10(values.max()))
     figure, axes = _figure("KL divergence from fp32 (nats per token)", "tokens")
-    axes.hist(values, bins=np.logspace(low, max(high, low + 1), _BUCKETS + 1), color=_SERIES[0])
+    axes.hist(values, bins=np.logspace(low, max(high, low + 1), _BUCKETS + 1).tolist(), color=_SERIES[0])
     axes.set_xscale("log")
     axes.axvline(float(values.mean()), color=_INK, linestyle="--", linewidth=1, label=f"mean {values.mean():.2g}")
     axes.axvline(
