@@ -96,7 +96,7 @@ def _trace_table(trace: Trace) -> Table:
     table = Table(title=f"trace through {trace.runtime}, tolerance {trace.tolerance:.2g}", title_justify="left")
     for heading in ("layer", "operation"):
         table.add_column(heading)
-    for heading in ("own error", "accumulated"):
+    for heading in ("own error", "median token", "accumulated"):
         table.add_column(heading, justify="right")
     if trace.first is not None:
         chosen = list(range(max(0, trace.first - 4), min(len(trace.points), trace.first + 5)))
@@ -105,10 +105,10 @@ def _trace_table(trace: Trace) -> Table:
         chosen = sorted(ranked[:8])
     for number in chosen:
         point = trace.points[number]
-        own = "–" if point.own is None else f"{point.own:.2g}"
+        own, typical = ("–" if each is None else f"{each:.2g}" for each in (point.own, point.typical))
         style = "bold red" if number == trace.first else None
         layer = "–" if point.layer is None else str(point.layer)
-        table.add_row(layer, point.operation, own, f"{point.accumulated:.2g}", style=style)
+        table.add_row(layer, point.operation, own, typical, f"{point.accumulated:.2g}", style=style)
     return table
 
 

@@ -12,6 +12,7 @@ class TracePoint(BaseModel):
     layer: int | None
     operation: str  # that made it
     own: float | None  # given the artifact's own inputs: this operation's fault alone; None: they are not known
+    typical: float | None = None  # its own again, of the median token: a rounding that falls the other way is not in it
     accumulated: float  # against eager's undisturbed run: with all that came before
 
 
