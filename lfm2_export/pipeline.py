@@ -15,6 +15,7 @@ from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import GateError
 from lfm2_export.files import check_free, staged_folder
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.parity.detail import Detail
 from lfm2_export.parity.report import ParityReport
 from lfm2_export.quantize import cache
 from lfm2_export.quantize.apply import load_quantized
@@ -37,12 +38,13 @@ def export(
     force: bool = False,
     verify: bool = True,
     stage: Stage = lambda _: None,
+    detail: Detail | None = None,
 ) -> tuple[Artifact, ParityReport | None]:
     """Make an artifact folder and prove it.
 
     `source` is a checkpoint folder, a hub id or "nano"; `recipe` a name or a path, `overrides` its
     `key.path=value` changes; `output` defaults to `out/<checkpoint>-<recipe>`. Without `verify` the manifest says
-    that nothing was proven and the report is None.
+    that nothing was proven and the report is None. `detail` is what a written report shows beyond the gates.
 
     Raises Lfm2ExportError; GateError when the proof fails. Whatever is raised, `output` is left as it was.
     """
@@ -78,7 +80,7 @@ def export(
             **lowered._asdict(),
         )
         write_manifest(folder, manifest)
-        report = _prove(folder, output.name, manifest, checkpoint, stage) if verify else None
+        report = _prove(folder, output.name, manifest, checkpoint, stage, detail) if verify else None
     if chosen.is_calibrated:
         shutil.rmtree(_kept(checkpoint, chosen, windows), ignore_errors=True)
     return Artifact(output, open_artifact(output).manifest), report
@@ -98,10 +100,12 @@ def _kept(checkpoint: Checkpoint, recipe: Recipe, windows: Windows) -> Path:
     return cache.folder_for(checkpoint, recipe.quantization, recipe.weights, windows)
 
 
-def _prove(folder: Path, name: str, manifest: Manifest, checkpoint: Checkpoint, stage: Stage) -> ParityReport:
+def _prove(
+    folder: Path, name: str, manifest: Manifest, checkpoint: Checkpoint, stage: Stage, detail: Detail | None
+) -> ParityReport:
     from lfm2_export.parity.run import prove  # opens the runtimes: not needed to lower
 
-    report = prove(open_artifact(folder), checkpoint, stage=stage)
+    report = prove(open_artifact(folder), checkpoint, stage=stage, detail=detail)
     report.artifact = name  # not the temporary one it still has
     write_manifest(folder, manifest.model_copy(update={"parity": report.gates}))
     if not report.passed:

@@ -52,6 +52,7 @@ def test_every_command_has_help():
         "parity",
         "chat",
         "bench",
+        "compare",
         "bundle",
         "verify",
         "inspect",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
+TAP = "tap:"  # how the outputs of a tapped method begin; the point follows
 
 
 class _Strict(BaseModel):
@@ -28,6 +29,11 @@ class TensorSpec(_Strict):
     dtype: str
     shape: list[int | str]
     written: bool = False  # an input that the call writes into: the caller's own state, changed in place
+
+
+def point_name(path: str, side: Literal["in", "out"]) -> str:
+    """What goes into or comes out of a module of the decoder, as traces and tapped methods call it."""
+    return f"{path}:{side}"
 
 
 class Delegation(_Strict):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lfm2_export.artifact.manifest import Delegation, GateResult
     from lfm2_export.parity.cache import CacheFigures
     from lfm2_export.parity.report import ParityReport
+    from lfm2_export.parity.tracing import Trace
     from lfm2_export.tune.search import Tuning
 
 out = Console(highlight=False)
@@ -90,6 +91,9 @@ def print_report(report: ParityReport) -> None:
             out.print(f"{runtime.quality_of}: nano's questions {kinds} (fp32 eager {fp32})")
     if report.cache is not None:
         out.print(cache_line(report.cache))
+    if report.trace is not None:
+        out.print(_trace_table(report.trace))
+        out.print(f"first divergence: {report.trace.verdict}", markup=False)
     for delegation in report.delegation:
         out.print(delegation_line(delegation))
     if report.random_weights:
@@ -104,6 +108,27 @@ def cache_line(cache: CacheFigures) -> str:
         f"{cache.window_bytes / 1e6:.1f} MB for {cache.window}{saved if cache.saved_bytes else ''}; "
         f"conv states {cache.conv_bytes / 1e3:.0f} kB"
     )
+
+
+def _trace_table(trace: Trace) -> Table:
+    """The points around the culprit, or those with the largest errors of their own."""
+    table = Table(title=f"trace through {trace.runtime}, tolerance {trace.tolerance:.2g}", title_justify="left")
+    for heading in ("layer", "operation"):
+        table.add_column(heading)
+    for heading in ("own error", "median token", "accumulated"):
+        table.add_column(heading, justify="right")
+    if trace.first is not None:
+        chosen = list(range(max(0, trace.first - 4), min(len(trace.points), trace.first + 5)))
+    else:
+        ranked = sorted(range(len(trace.points)), key=lambda number: -(trace.points[number].own or 0.0))
+        chosen = sorted(ranked[:8])
+    for number in chosen:
+        point = trace.points[number]
+        own, typical = ("–" if each is None else f"{each:.2g}" for each in (point.own, point.typical))
+        style = "bold red" if number == trace.first else None
+        layer = "–" if point.layer is None else str(point.layer)
+        table.add_row(layer, point.operation, own, typical, f"{point.accumulated:.2g}", style=style)
+    return table
 
 
 def delegation_line(delegation: Delegation) -> str:

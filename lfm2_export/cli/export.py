@@ -26,12 +26,18 @@ def run(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub checkpoint.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
     verify: Annotated[bool, typer.Option(help="Prove the artifact before it is written.")] = True,
+    report: Annotated[
+        list[Path] | None, typer.Option(help="Write the proof to this .html, .md, .xml or .json, passed or not.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Export a checkpoint, and prove the artifact against eager PyTorch before it appears."""
     from lfm2_export.cli import console
+    from lfm2_export.errors import UsageError
+    from lfm2_export.parity.detail import Detail
     from lfm2_export.pipeline import ParityError, export
+    from lfm2_export.report import outputs
 
     changes = list(overrides or [])
     changes += [f"form={form}"] if form is not None else []
@@ -40,20 +46,36 @@ def run(
     changes += [f"options.soc={soc}"] if soc is not None else []
     changes += [f"options.prefill_chunk={chunk}"] if chunk is not None else []
     changes += ["options.allow_fallback=true"] if fallback else []
+    paths = report or []
+    outputs.check(paths, force)
+    if paths and not verify:
+        raise UsageError("--report shows the proof, and --no-verify leaves it out; choose one")
+    detail = Detail() if outputs.wants_detail(paths) else None
     try:
         with console.progress(quiet) as stage:
-            artifact, report = export(
-                source, recipe, output, revision=revision, overrides=changes, force=force, verify=verify, stage=stage
+            artifact, proof = export(
+                source,
+                recipe,
+                output,
+                revision=revision,
+                overrides=changes,
+                force=force,
+                verify=verify,
+                stage=stage,
+                detail=detail,
             )
     except ParityError as failure:
+        outputs.write(failure.report, paths)
         if not as_json:
             console.print_report(failure.report)
         raise
+    if proof is not None:
+        outputs.write(proof, paths)
     if as_json:
         console.print_json(artifact.manifest.model_dump_json(indent=2))
         return
-    if report is None:
+    if proof is None:
         console.out.print("[yellow]not proven[/]: --no-verify was given; `lfm2-export parity` proves it later")
     else:
-        console.print_report(report)
+        console.print_report(proof)
     console.out.print(f"wrote {artifact.folder}", markup=False)

@@ -19,6 +19,7 @@ from lfm2_export.cli import (
     bench,
     bundle,
     chat,
+    compare,
     doctor,
     export,
     init,
@@ -38,7 +39,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for command in (export, parity, chat, bench, bundle, verify, inspect, run_on_device, recipes, tune, init, doctor):
+_COMMANDS = (export, parity, compare, chat, bench, bundle, verify, inspect, run_on_device, recipes, tune, init, doctor)
+for command in _COMMANDS:
     app.command(command.NAME)(command.run)
 
 

@@ -21,26 +21,50 @@ def run(
     text: Annotated[
         Path | None, typer.Option(help="Judge what quantization cost on this UTF-8 text, not on held-out chats.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Also write the JSON report to this file.")] = None,
+    report: Annotated[
+        list[Path] | None, typer.Option(help="Write it to this .html, .md, .xml (JUnit) or .json (repeatable).")
+    ] = None,
+    bench: Annotated[Path | None, typer.Option(help="Show these speeds too: what `bench --json` printed.")] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Find the first layer and operation that diverges.")] = False,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Of --trace, relative. [the recipe's max_error, at most 0.01]")
+    ] = None,
+    drift_steps: Annotated[
+        int, typer.Option(help="Decode steps of a report's drift, if the window holds them.")
+    ] = 2000,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing reports.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Prove an artifact against eager PyTorch. Exit code 1 if any gate fails."""
     from lfm2_export.artifact.folder import open_artifact
     from lfm2_export.cli import console
-    from lfm2_export.files import write_text
+    from lfm2_export.errors import UsageError
+    from lfm2_export.parity.detail import Detail
     from lfm2_export.parity.run import checkpoint_of, prove
+    from lfm2_export.report import outputs
 
+    paths = report or []
+    outputs.check(paths, force)
+    speeds = outputs.read_bench(bench)
+    if drift_steps < 1 or (tolerance is not None and tolerance <= 0):
+        raise UsageError("--drift-steps and --tolerance are above 0")
     opened = open_artifact(artifact)
+    detail = Detail(drift_steps=drift_steps) if outputs.wants_detail(paths) else None
     with console.progress(quiet) as stage:
         stage("checking the checkpoint")
-        result = prove(opened, checkpoint_of(opened, checkpoint), only=runtime or (), stage=stage, text=text)
-    document = result.model_dump_json(indent=2)
-    if report is not None:
-        write_text(report, document + "\n")
+        made_from = checkpoint_of(opened, checkpoint)
+        result = prove(opened, made_from, only=runtime or (), stage=stage, text=text, detail=detail)
+        if trace:
+            from lfm2_export.parity.divergence import find_divergence
+
+            result.trace = find_divergence(opened, made_from, tolerance, stage)
+    outputs.write(result, paths, speeds)
     if as_json:
-        console.print_json(document)
+        console.print_json(result.model_dump_json(indent=2))
     else:
         console.print_report(result)
-    if not result.passed:
+        for path in paths:
+            console.out.print(f"wrote {path}", markup=False)
+    if not result.passed or (result.trace is not None and result.trace.first is not None):
         raise typer.Exit(1)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from lfm2_export.artifact.manifest import Delegation, GateResult
 from lfm2_export.parity.cache import CacheFigures
+from lfm2_export.parity.detail import Details
 from lfm2_export.parity.laws import LawResult
 from lfm2_export.parity.lowering import NOISE_RMS, LoweringFigures, TwinFigures, allowed_error, noise_rules
 from lfm2_export.parity.metrics import QuantizationLoss
+from lfm2_export.parity.tracing import Trace
 from lfm2_export.recipes import Gates
 
 WEIGHTS_LIMIT = 1e-4  # with float activations quantized kernels are as exact as fp32 ones
@@ -39,6 +41,7 @@ class RuntimeReport(BaseModel):
     quality: QuantizationLoss | None = None
     task_accuracy: dict[str, float] | None = None  # nano only, by kind and "all"
     gates: list[GateResult] = []
+    details: Details | None = None  # measured only where a report is asked for
 
 
 class ParityReport(BaseModel):
@@ -55,7 +58,12 @@ class ParityReport(BaseModel):
     delegation: list[Delegation] = []
     size_bytes: int
     versions: dict[str, str]
+    settings: dict[str, Any] = {}  # the recipe in full
+    files: dict[str, int] = {}  # bytes
+    quantization: dict[str, str] = {}  # module class → how
+    reproduce: list[str] = []  # shell commands
     runtimes: list[RuntimeReport]
+    trace: Trace | None = None  # where it first leaves eager; only when asked for
 
     @property
     def gates(self) -> list[GateResult]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,9 +19,11 @@ from lfm2_export.errors import ArtifactError, MissingDependencyError, UsageError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.model.resident import ResidentDecoder
+from lfm2_export.parity import detail as details
 from lfm2_export.parity import quality, stock_runner
 from lfm2_export.parity.cache import CacheFigures, cache_figures
 from lfm2_export.parity.cases import Case, lowering_cases, random_ids
+from lfm2_export.parity.detail import Detail, Details, LayerError
 from lfm2_export.parity.laws import LawContext, state_laws
 from lfm2_export.parity.lowering import (
     TwinFigures,
@@ -31,9 +33,11 @@ from lfm2_export.parity.lowering import (
     median_step,
     same_greedy_text,
 )
+from lfm2_export.parity.metrics import rms_error
 from lfm2_export.parity.noise import noise_floor
 from lfm2_export.parity.quantized import quantized_model
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
+from lfm2_export.parity.reproduce import commands
 from lfm2_export.parity.text import EvaluationText, evaluation_text, text_of_file
 from lfm2_export.quantize.calibration import read_windows
 from lfm2_export.quantize.unpack import unpack
@@ -70,6 +74,8 @@ class _Subject:
     effort: Effort
     stage: Stage
     own_text: Path | None = None
+    detail: Detail | None = None
+    residual_stream: list[np.ndarray] | None = None  # of the quantized eager model, layer by layer, for a report
 
     def __post_init__(self) -> None:
         self.recipe = Recipe.model_validate(self.artifact.manifest.recipe)
@@ -92,6 +98,12 @@ class _Subject:
         joined = [token for window in self.text.windows[:8] for token in window]
         return tuple(joined[:48]) if len(joined) >= 48 else random_ids(self.config, 48, seed=1)
 
+    def long_text(self, count: int) -> tuple[int, ...]:
+        """Evaluation text of `count` tokens, or of the window if that is less: one chat after the other, repeated."""
+        count = min(count, self.window)
+        joined = [token for window in self.text.windows for token in window]
+        return tuple((joined * (count // len(joined) + 1))[:count])
+
     @property
     def has_tasks(self) -> bool:
         """Nano alone has questions with known answers."""
@@ -105,15 +117,16 @@ def prove(
     effort: Effort | None = None,
     stage: Stage = lambda _: None,
     text: Path | None = None,
+    detail: Detail | None = None,
 ) -> ParityReport:
-    """Run the whole ladder on an artifact made from `checkpoint`.
+    """Run the whole ladder on an artifact made from `checkpoint`; with `detail`, measure what only a report shows.
 
     `text` is a UTF-8 file to judge quality on, all of it, instead of held-out chats; UsageError if it cannot be read.
 
     `only` names the runtimes to use; UsageError if one of them does not run such an artifact, and
     MissingDependencyError if it is not installed. Without `only`, an absent runtime is reported as skipped.
     """
-    subject = _Subject(artifact, checkpoint, effort or Effort(), stage, text)
+    subject = _Subject(artifact, checkpoint, effort or Effort(), stage, text, detail)
     reports = [RuntimeReport(runtime=name) for name in _runtimes_for(artifact, only)]
     sessions = {report.runtime: session for report in reports if (session := _open(subject, report, bool(only)))}
     opened = [report for report in reports if report.runtime in sessions]
@@ -122,6 +135,7 @@ def prove(
     if effort is None and slow:
         cpus = all(isinstance(runtimes.find(name), runtimes.Emulated) for name in slow)
         subject.effort = EMULATED_CPU if cpus else EMULATED
+        subject.detail = detail and replace(detail, drift_steps=min(detail.drift_steps, subject.effort.law_tokens))
     _question_1(subject, opened, sessions, references)
     accuracy, cache = _question_2(subject, opened, sessions, references)
     for report in opened:
@@ -141,6 +155,10 @@ def prove(
         delegation=[method.delegation for method in manifest.methods if method.delegation],
         size_bytes=manifest.shipped_bytes,
         versions=manifest.versions,
+        settings=manifest.recipe,
+        files={name: entry.size for name, entry in manifest.files.items()},
+        quantization=manifest.quantization,
+        reproduce=commands(manifest),
         runtimes=reports,
     )
 
@@ -188,6 +206,11 @@ def _reference(artifact: Artifact, runtime: str) -> Session | None:
     return runtimes.find(runtime).reference_session(artifact.folder, artifact.manifest)
 
 
+def traced_text(artifact: Artifact, checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
+    """The first tokens of the evaluation text."""
+    return _Subject(artifact, checkpoint, Effort(quality_tokens=count), lambda _: None).long_text(count)
+
+
 def _quantized(subject: _Subject) -> Decoder:
     return quantized_model(subject.artifact, subject.checkpoint)
 
@@ -217,6 +240,8 @@ def _question_1(
         tokens = subject.tokens[: min(subject.window // 2, subject.effort.law_tokens)]
         context = LawContext(session, subject.config, tokens, tolerance, other)
         report.laws = list(state_laws(context))
+        if subject.detail is not None:
+            report.details = _along_the_layers(subject, session, truth)
     del eager, decoder
     for report in reports if rounds else ():
         report.weights_error = stored
@@ -279,6 +304,10 @@ def _question_2(
         report.quality_of = asked.runtime
         subject.stage(f"{asked.runtime}: against fp32 on {subject.text.kind}")
         report.quality = quality.measure(asked, fp32, subject.text)
+        if report.details is not None:
+            subject.stage(f"{asked.runtime}: token by token, and layer by layer, for the report")
+            report.details.tokens = details.token_divergence(asked, fp32, subject.text)
+            _add_cost_by_layer(subject, report.details, fp32)
         if subject.tokenizer is not None and subject.has_tasks:
             subject.stage(f"{asked.runtime}: nano's held-out questions")
             report.task_accuracy = quality.task_accuracy(asked, subject.tokenizer, subject.effort.questions)
@@ -287,6 +316,31 @@ def _question_2(
         return None, cache
     subject.stage("eager: nano's held-out questions")
     return quality.task_accuracy(fp32, subject.tokenizer, subject.effort.questions), cache
+
+
+def _along_the_layers(subject: _Subject, session: Session, truth: Session) -> Details:
+    """Of the artifact from its reference: each layer's state, and the drift of a long conversation."""
+    assert subject.detail is not None
+    found = Details()
+    if session.has_state:
+        found.layers = details.state_errors(session, truth, subject.config, subject.tokens[: subject.window])
+    else:
+        found.layers = [LayerError(layer=layer, kind=kind) for layer, kind in enumerate(subject.config.layer_types)]
+    asked = subject.detail.drift_steps
+    subject.stage(f"{session.runtime}: a conversation of up to {asked} decode steps")
+    found.drift = details.drift(session, truth, subject.long_text(asked), asked, subject.detail.drift_samples)
+    if isinstance(truth, EagerSession) and subject.residual_stream is None:
+        subject.residual_stream = details.residual_stream(truth, subject.tokens[: subject.window])
+    return found
+
+
+def _add_cost_by_layer(subject: _Subject, found: Details, fp32: EagerSession) -> None:
+    """How far quantization has moved the residual stream after each layer."""
+    if subject.residual_stream is None:
+        return
+    streams = zip(subject.residual_stream, details.residual_stream(fp32, subject.tokens[: subject.window]), strict=True)
+    for layer, (ours, theirs) in zip(found.layers, streams, strict=True):
+        layer.quantization = details.rounded(rms_error(ours, theirs))
 
 
 def _other_form(decoder: Decoder, subject: _Subject) -> Callable[[tuple[int, ...]], np.ndarray]:

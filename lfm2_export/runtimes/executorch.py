@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfm2_export.artifact.manifest import Manifest
+from lfm2_export.artifact.manifest import TAP, Manifest
 from lfm2_export.errors import ArtifactError, MissingDependencyError, UsageError
 from lfm2_export.native_log import silenced
 from lfm2_export.runtimes._huge_pages import HugePages
@@ -62,6 +62,7 @@ class _Module:
 
         self.method = manifest.methods[0]
         self._called = False
+        self.taps: dict[str, np.ndarray] = {}
         path = folder / self.method.file
         try:
             with silenced(2):
@@ -75,6 +76,8 @@ class _Module:
     def __call__(self, inputs: list[Tensor]) -> np.ndarray:
         """The method's one output, logits `[1, vocab]`, copied out as `[vocab]`."""
         outputs = self._run(inputs) if self._called else self._first_run(inputs)
+        shown = zip(self.method.outputs[1:], outputs[1:], strict=False)
+        self.taps = {spec.name.removeprefix(TAP): tensor.numpy().copy() for spec, tensor in shown}
         return outputs[0][0].numpy().copy()  # it aliases the program's memory until the next call
 
     def _first_run(self, inputs: list[Tensor]) -> list[Tensor]:
@@ -111,6 +114,10 @@ class _Conversation:
     @property
     def position(self) -> int:
         return self._position
+
+    def taps(self) -> dict[str, np.ndarray]:
+        """The points of the last call, of a tapped method (`targets/__init__.py`); else nothing."""
+        return self._module.taps
 
     def reset(self) -> None:
         self._position = 0

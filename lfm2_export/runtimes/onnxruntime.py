@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lfm2_export.artifact.manifest import Manifest, TensorSpec
+from lfm2_export.artifact.manifest import TAP, Manifest, TensorSpec
 from lfm2_export.errors import ArtifactError, MissingDependencyError
 from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes.session import Snapshot, check_room, check_snapshot
@@ -87,6 +87,7 @@ class OnnxRuntimeSession:
         states = [spec for spec in method.inputs if spec.name.startswith("past_")]
         types = {given.name: _NUMPY[given.type] for given in self._session.get_inputs()}
         self._buffers = {spec.name: np.zeros(_shape(spec, self.window), dtype=types[spec.name]) for spec in states}
+        self._tapped = [spec.name for spec in method.outputs if spec.name.startswith(TAP)]
         self._binding = self._session.io_binding()
         self._bind_buffers()
 
@@ -108,9 +109,17 @@ class OnnxRuntimeSession:
         }
         for name, array in inputs.items():
             self._binding.bind_cpu_input(name, array)
+        for name in self._tapped:
+            self._binding.bind_output(name, "cpu")  # anew: it would keep the last call's shape
         self._session.run_with_iobinding(self._binding)
         self._position += count
         return self._logits[0, 0].copy()
+
+    def taps(self) -> dict[str, np.ndarray]:
+        """The points of the last call, of a tapped graph (`targets/__init__.py`); else nothing."""
+        shown = self._binding.copy_outputs_to_cpu()[-len(self._tapped) :] if self._tapped else []
+        values = zip(self._tapped, shown, strict=True)
+        return {name.removeprefix(TAP): array.astype(np.float32) for name, array in values}
 
     def decode(self, token: int) -> np.ndarray:
         return self.prefill([token])

@@ -63,6 +63,14 @@ class Session(Protocol):
         ...
 
 
+class TappedSession(Session, Protocol):
+    """A session of a tapped method (`targets/__init__.py`)."""
+
+    def taps(self) -> dict[str, np.ndarray]:
+        """Of the last call, by point, fp32, `[…, width]`; rows that only the last token has may be fewer."""
+        ...
+
+
 def check_room(position: int, tokens: int, window: int, vocab: int, ids: Sequence[int]) -> None:
     """What every session checks before it touches a runtime; a bad shape or id aborts some of them outright.
 

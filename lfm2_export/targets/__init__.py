@@ -12,6 +12,9 @@ A target module has four functions, the whole of what `export` and `parity` know
   they are judged by running them;
 - `reference(decoder, recipe, windows) -> Methods | None`: the artifact's methods in eager PyTorch, where the target
   itself quantizes; None where `decoder` already is the model that the artifact must equal.
+
+A target may have a fifth, for `parity --trace`: `lower_tapped(decoder, recipe, folder, stage) -> Lowered`, the explicit
+form whose method has an output `tap:<point>` for what goes into and comes out of the decoder's modules (`point_name`).
 """
 
 from __future__ import annotations
@@ -56,9 +59,19 @@ class Target(Protocol):
     def reference(self, decoder: Decoder, recipe: Recipe, windows: Windows) -> Methods | None: ...
 
 
+class Tapping(Protocol):
+    def lower_tapped(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered: ...
+
+
 def names() -> list[str]:
     """Every target, by name."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def tapping(name: str) -> Tapping | None:
+    """The target of that name if it can lower a network with its points as outputs."""
+    target = find(name)
+    return cast(Tapping, target) if hasattr(target, "lower_tapped") else None
 
 
 def find(name: str) -> Target:

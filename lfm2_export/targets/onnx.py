@@ -64,7 +64,14 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
             raise RecipeError(f"{recipe.name}: {path}: fp16 weights and activations need options.precision: float16")
 
 
-def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
+def lower_tapped(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
+    """The same graph, which also returns what goes into and comes out of every module."""
+    return lower(decoder, recipe, folder, stage, tapped=True)
+
+
+def lower(
+    decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = (), tapped: bool = False
+) -> Lowered:
     """Write `onnx/model….onnx` (with `…_data`, `…_data_1` when the weights outgrow one file) and genai's config."""
     stage("building the ONNX graph")
     graph = build(
@@ -74,6 +81,8 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows:
         real=str(_option(recipe, "precision")),
         fused_conv=_option(recipe, "conv") == "fused",
     )
+    if tapped:
+        graph.tap()
     file = companions.model_file(recipe)
     stage(f"packing weights into {file}")
     (folder / file).parent.mkdir(exist_ok=True)

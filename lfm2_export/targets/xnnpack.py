@@ -17,7 +17,7 @@ from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 from executorch.exir.passes import MemoryPlanningPass
 from torch.export import Dim, ExportedProgram
 
-from lfm2_export.artifact.manifest import MethodSpec, TensorSpec
+from lfm2_export.artifact.manifest import TAP, MethodSpec, TensorSpec
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.model.decoder import Decoder
@@ -29,7 +29,7 @@ from lfm2_export.targets import Lowered, Stage
 from lfm2_export.targets._compiling import no_collection, quiet
 from lfm2_export.targets._xnnpack.decoder import DelegatedDecoder
 from lfm2_export.targets._xnnpack.delegation import delegation
-from lfm2_export.targets._xnnpack.forms import Explicit, Resident, native_state
+from lfm2_export.targets._xnnpack.forms import Explicit, Resident, Tapped, native_state
 from lfm2_export.targets._xnnpack.in_place import drop_state_copies
 from lfm2_export.targets._xnnpack.pte_file import intact_weights, tidy
 
@@ -87,14 +87,21 @@ def _fits_blocks(scheme: WeightScheme) -> bool:
     return scheme.group is not None and scheme.group % _BLOCK == 0 and scheme.scale == "bfloat16"
 
 
-def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
+def lower_tapped(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
+    """The explicit form, whose method also returns what goes into and comes out of every module."""
+    return lower(decoder, recipe.model_copy(update={"form": "explicit"}), folder, stage, tapped=True)
+
+
+def lower(
+    decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = (), tapped: bool = False
+) -> Lowered:
     """Write `model.pte`. LoweringError if the delegate left a matrix product or convolution behind."""
     limit = min(recipe.window, recipe.options.get("max_tokens", _MAX_TOKENS))
     state = native_state(decoder.config, recipe.window, CACHE_DTYPES[recipe.cache])
     explicit = recipe.form == "explicit"
     with quiet(), no_collection(), torch.no_grad():
         stage("packing weights for XNNPACK")
-        network = DelegatedDecoder(decoder, limit).eval()
+        network = DelegatedDecoder(decoder, limit, tapped).eval()
         stage("tracing")
         program = _trace(network, state if explicit else None, state, limit)
         edge = to_edge(
@@ -114,7 +121,11 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows:
             tidy(Path(raw.name), folder / FILE)
     inputs = _inputs(state if explicit else {}, "position" if explicit else "start_pos")
     logits = TensorSpec(name="logits", dtype="float32", shape=[1, decoder.config.vocab_size])
-    method = MethodSpec(name=METHOD, file=FILE, inputs=inputs, outputs=[logits], max_tokens=limit, delegation=report)
+    points = [point for call in network.points for point in call]
+    taps = [TensorSpec(name=f"{TAP}{point}", dtype="float32", shape=[]) for point in points]
+    method = MethodSpec(
+        name=METHOD, file=FILE, inputs=inputs, outputs=[logits, *taps], max_tokens=limit, delegation=report
+    )
     return Lowered(
         methods=[method],
         transport="inplace",
@@ -130,7 +141,8 @@ def _trace(decoder: DelegatedDecoder, given: State | None, state: State, limit: 
     if given is None:
         return torch.export.export(Resident(decoder, state), call, dynamic_shapes=(tokens, None), strict=True)
     dynamic = (tokens, None, dict.fromkeys(given))
-    return torch.export.export(Explicit(decoder), (*call, given), dynamic_shapes=dynamic, strict=True)
+    form = Tapped(decoder) if any(decoder.points) else Explicit(decoder)
+    return torch.export.export(form, (*call, given), dynamic_shapes=dynamic, strict=True)
 
 
 def _runner_metadata(config: LFM2Config, window: int, limit: int) -> dict[str, Any]:

@@ -139,10 +139,13 @@ def _add_norm(graph: Graph, path: str, norm: RMSNorm, x: str, delta: str) -> tup
     """`(x + delta, RMSNorm(x + delta))`, `[B, T, hidden]` each; no delta before the first layer."""
     gamma = vector(graph, f"{path}.weight", norm.weight)
     if not delta:
-        return x, _norm(graph, path, x, gamma, norm.eps)
+        normed = _norm(graph, path, x, gamma, norm.eps)
+        graph.seen[path] = x, normed
+        return x, normed
     outputs = (f"{path}/norm", "", "", f"{path}/sum")
     kind = "SkipSimplifiedLayerNormalization"
     graph.op_many(kind, f"{path}/{kind}", (x, delta, gamma), outputs, CONTRIB, epsilon=norm.eps)
+    graph.seen[path] = outputs[3], outputs[0]
     return outputs[3], outputs[0]
 
 
@@ -231,7 +234,9 @@ def _head_norm(graph: Graph, path: str, name: str, norm: RMSNorm, x: str) -> str
     path, width = f"{path}.{name}_layernorm", norm.weight.shape[0]
     heads = graph.op("Reshape", f"{path}/heads", x, graph.ints(0, 0, -1, width))
     normed = _norm(graph, path, heads, vector(graph, f"{path}.weight", norm.weight), norm.eps)
-    return graph.op("Reshape", f"{path}/flat", normed, graph.ints(0, 0, -1))
+    flat = graph.op("Reshape", f"{path}/flat", normed, graph.ints(0, 0, -1))
+    graph.seen[path] = x, flat
+    return flat
 
 
 def _feed_forward(graph: Graph, path: str, mlp: FeedForward, x: str) -> str:

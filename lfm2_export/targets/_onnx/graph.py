@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from lfm2_export.artifact.manifest import TensorSpec
+from lfm2_export.artifact.manifest import TAP, TensorSpec, point_name
 
 OPSET = 18
 IR_VERSION = 8  # the oldest that knows opset 18: old runtimes may load the file
@@ -61,6 +61,7 @@ class Graph:
         self._nodes: list[onnx.NodeProto] = []
         self._weights: dict[str, _Weight] = {}
         self._optional: list[TensorSpec] = []
+        self.seen: dict[str, tuple[str, str]] = {}  # module of the decoder → what goes in, what comes out
 
     def op(self, kind: str, name: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """Add a node with one output, called like the node; "" stands for an absent optional input."""
@@ -86,6 +87,15 @@ class Graph:
     def output(self, name: str, dtype: str, *shape: int | str) -> None:
         """Declare a value as an output."""
         self.outputs.append(TensorSpec(name=name, dtype=dtype, shape=list(shape)))
+
+    def tap(self) -> None:
+        """Make what goes into and comes out of every module of the decoder an output too, `[B, rows, width]`."""
+        for path, (x, out) in self.seen.items():
+            sides: tuple[tuple[Literal["in", "out"], str], ...] = (("in", x), ("out", out))
+            for side, value in sides:
+                name = f"{TAP}{point_name(path, side)}"
+                self.op("Identity", name, value)
+                self.output(name, self.real, *(f"{name}/{axis}" for axis in ("batch", "rows", "width")))
 
     def weight(
         self, name: str, dtype: np.typing.DTypeLike, shape: Sequence[int], make: Callable[[], np.ndarray]

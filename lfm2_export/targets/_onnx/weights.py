@@ -35,7 +35,9 @@ def pack(values: np.ndarray, bits: int, group: int) -> np.ndarray:
 
 def linear(graph: Graph, path: str, module: Linear, x: str) -> str:
     """`x [..., columns]` → `[..., rows]` through a linear module of the decoder, bias included."""
-    return _stacked(graph, path, [module], x)
+    out = _stacked(graph, path, [module], x)
+    graph.seen[path] = x, out
+    return out
 
 
 def linears(graph: Graph, path: str, name: str, modules: Mapping[str, Linear], x: str) -> list[str]:
@@ -45,6 +47,7 @@ def linears(graph: Graph, path: str, name: str, modules: Mapping[str, Linear], x
     product = _stacked(graph, f"{path}.{name}", list(modules.values()), x)
     rows = graph.ints(*(module.weight.shape[0] for module in modules.values()))
     parts = [f"{path}.{each}" for each in modules]
+    graph.seen |= {part: (x, part) for part in parts}
     return list(graph.op_many("Split", f"{path}.{name}/Split", (product, rows), parts, axis=-1))
 
 
@@ -122,6 +125,12 @@ def _dequantized_rows(graph: Graph, path: str, grid: QuantizedWeight, packed: st
 
 def head(graph: Graph, decoder: Decoder, x: str) -> str:
     """`x [..., hidden]` → logits `[..., vocab]`; reads the embedding's stored matrix where both are the same."""
+    logits = _head(graph, decoder, x)
+    graph.seen["lm_head"] = x, logits
+    return logits
+
+
+def _head(graph: Graph, decoder: Decoder, x: str) -> str:
     module, grid = decoder.lm_head, quantized_weight(decoder.lm_head)
     table = quantized_weight(decoder.embed_tokens)
     if grid is not None and table is not None and _same(grid, table):

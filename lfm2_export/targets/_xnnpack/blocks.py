@@ -49,7 +49,9 @@ def norm(graph: Graph, x: Value, module: RMSNorm) -> Value:
     width = module.weight.shape[0]
     mean = graph.product(graph.multiply(x, x), torch.full((1, width), 1.0 / width))
     scale = graph.rsqrt(graph.add(mean, graph.constant(torch.tensor([module.eps]))))
-    return graph.multiply(graph.multiply(x, scale), graph.constant(module.weight))
+    out = graph.multiply(graph.multiply(x, scale), graph.constant(module.weight))
+    graph.seen[module] = x, out
+    return out
 
 
 def feed_forward(graph: Graph, x: Value, block: Block) -> Value:

@@ -11,6 +11,7 @@ three times faster than the operator's usual layout of time before heads (measur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -28,25 +29,28 @@ from lfm2_export.targets._xnnpack.stretch import head, stretch, stretches
 class DelegatedDecoder(nn.Module):
     """A `Decoder` whose network is XNNPACK payloads, for at most `limit` tokens a call, over caches that it writes."""
 
-    def __init__(self, decoder: Decoder, limit: int) -> None:
+    def __init__(self, decoder: Decoder, limit: int, tapped: bool = False) -> None:
         super().__init__()
         self.config = decoder.config
         self.embed_tokens = embedding(decoder.embed_tokens)
         weights = NamedDataStore()
         swapped = isinstance(self.embed_tokens, NibbleEmbedding)
         self.plan = stretches(self.config.layer_types)
-        made = [stretch(decoder, part, limit, weights, swapped and part.finishes is None) for part in self.plan]
-        made.append(head(decoder, weights))
+        made = [stretch(decoder, part, limit, weights, swapped and part.finishes is None, tapped) for part in self.plan]
+        made.append(head(decoder, weights, tapped))
         self.weights = frozenset(weights.pte_data)  # keys: SHA-256 of the bytes, with a prefix for scales
         made[-1].lowered._named_data_store_output = weights.get_named_data_store_output()  # one list for all calls
+        self.points = [call.points for call in made]
         self.calls = nn.ModuleList(call.lowered for call in made)
         self.operators = sum(call.operators for call in made)  # inside the delegate
 
-    def forward(self, tokens: Tensor, position: Tensor, length: None, state: State) -> tuple[Tensor, State]:
+    def forward(
+        self, tokens: Tensor, position: Tensor, length: None, state: State, taps: list[Tensor] | None = None
+    ) -> tuple[Tensor, State]:
         """tokens `[1, T] int64`, position `[1] int64`, no padding → logits `[1, vocab]`, new conv states.
 
         The caches in `state`, `[kv_heads, S, 1, head_dim]`, are written in place; conv states, `[1, L-1, hidden]`, are
-        only read.
+        only read. Of a tapped network `taps` gets the values of `points`, in their order.
         """
         x = self.embed_tokens(tokens)
         start = position.item()
@@ -55,10 +59,10 @@ class DelegatedDecoder(nn.Module):
         rotary: list[Tensor] = []
         mixed: list[Tensor] = []
         new: State = {}
-        for part, call in zip(self.plan, self.calls, strict=False):
+        for part, call, points in zip(self.plan, self.calls, self.points, strict=False):
             before = (times if part.finishes is None else [*mixed, *rotary]) if part.attention is not None else mixed
             states = [state[f"conv_state.{layer}"] for layer in part.convs]
-            results = list(executorch_call_delegate(call, x, *before, *states))
+            results = _untapped(executorch_call_delegate(call, x, *before, *states), points, taps)
             if part.finishes is None and part.attention is not None:
                 rotary = [results.pop(0), results.pop(0)]
             for layer in part.convs:
@@ -69,7 +73,15 @@ class DelegatedDecoder(nn.Module):
                 mixed = [_attend(query, key, value, *caches, cast(int, start))]
             if results:
                 x = results[0]
-        return executorch_call_delegate(self.calls[-1], x[:, -1:])[0], new
+        return _untapped(executorch_call_delegate(self.calls[-1], x[:, -1:]), self.points[-1], taps)[0], new
+
+
+def _untapped(results: Sequence[Tensor], points: list[str], taps: list[Tensor] | None) -> list[Tensor]:
+    """A call's own results; those of its points, which come last, go into `taps`."""
+    own = len(results) - len(points)
+    if taps is not None:
+        taps += results[own:]
+    return list(results[:own])
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:

@@ -40,6 +40,21 @@ class Explicit(nn.Module):
         return logits
 
 
+class Tapped(nn.Module):
+    """`Explicit`, with the values of the network's points after the logits."""
+
+    def __init__(self, decoder: DelegatedDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, tokens: Tensor, position: Tensor, state: State) -> tuple[Tensor, ...]:
+        taps: list[Tensor] = []
+        logits, new = self.decoder(tokens, position, None, state, taps)
+        for name, tensor in new.items():
+            state[name].copy_(tensor)
+        return (logits, *taps)
+
+
 class Resident(nn.Module):
     """(tokens `[1, T]`, start_pos `[1]`) → logits `[1, vocab]`: the signature of ExecuTorch's stock LLM runners.
 

@@ -54,6 +54,7 @@ class Graph:
         self.inputs: list[Edge] = []
         self.outputs: list[Edge] = []
         self._rounded: dict[int, Value] = {}  # value → the same in fp16, or dynamically quantized
+        self.seen: dict[nn.Module, tuple[Value, Value]] = {}  # module of the decoder → what goes in, what comes out
 
     @property
     def operators(self) -> int:
@@ -69,6 +70,11 @@ class Graph:
     def output(self, value: Value, varies: int | None = None) -> None:
         """Hand a value to the caller; T is its axis `varies`."""
         self.outputs.append(Edge(value.shape, varies, value.id))
+
+    def copy(self, x: Value, varies: int | None) -> Value:
+        """The same once more, for an input or output that shall be an output as well; T is its axis `varies`."""
+        shape = (0 if axis == varies else size for axis, size in enumerate(x.shape))
+        return self.reshape(x, *shape, to=x.shape)
 
     def constant(self, tensor: Tensor) -> Value:
         """An fp32 constant, stored as it lies."""
@@ -109,6 +115,11 @@ class Graph:
 
     def linear(self, x: Value, module: nn.Module) -> Value:
         """A product with a linear module, as its weight says: fp32, fp16, or integers on dynamically rounded inputs."""
+        out = self._product_with(x, module)
+        self.seen[module] = x, out
+        return out
+
+    def _product_with(self, x: Value, module: nn.Module) -> Value:
         weight, bias = quantized_weight(module), getattr(module, "bias", None)
         if weight is None and cast(Tensor, module.weight).dtype == torch.float16:
             product = self._half_product(x, cast(Tensor, module.weight))

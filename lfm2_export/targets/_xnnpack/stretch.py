@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from executorch.exir._serialize._named_data_store import NamedDataStore
@@ -11,9 +11,10 @@ from executorch.exir.lowered_backend_module import LoweredBackendModule
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from lfm2_export.artifact.manifest import point_name
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.targets._xnnpack import blocks
-from lfm2_export.targets._xnnpack.graph import Edge, Graph
+from lfm2_export.targets._xnnpack.graph import Edge, Graph, Value
 
 BACKEND = "XnnpackBackend"
 
@@ -31,6 +32,7 @@ class Call(NamedTuple):
 
     lowered: LoweredBackendModule
     operators: int
+    points: list[str]  # what its last outputs show, of a tapped network (see `tap`)
 
 
 def stretches(layer_types: Sequence[str]) -> list[Stretch]:
@@ -47,12 +49,12 @@ def stretches(layer_types: Sequence[str]) -> list[Stretch]:
     return [*found, Stretch(finishes, tuple(convs), None)]
 
 
-def stretch(decoder: Decoder, part: Stretch, limit: int, weights: NamedDataStore, swapped: bool) -> Call:
+def stretch(decoder: Decoder, part: Stretch, limit: int, weights: NamedDataStore, swapped: bool, tapped: bool) -> Call:
     """Inputs: x `[1, T, H]`, then for the first `rows [T]` and `position [1]`, for later ones the attention's output
     and cos and sin (times only where an attention follows), then the conv states `[1, L-1, H]`.
 
     Outputs: cos and sin from the first, the conv columns `[1, L-1+T, H]`, queries, keys and values, and x, each only
-    where there is one (x is missing where it would be returned as it came).
+    where there is one (x is missing where it would be returned as it came). When tapped, points follow.
     """
     config, graph = decoder.config, Graph(weights)
     came = x = graph.input(1, limit, config.hidden_size, varies=1)
@@ -82,20 +84,35 @@ def stretch(decoder: Decoder, part: Stretch, limit: int, weights: NamedDataStore
             graph.output(value, varies=1)
     if x != came:
         graph.output(x, varies=1)
-    return _call(graph, limit)
+    return _call(graph, limit, tap(graph, decoder, varies=1) if tapped else [])
 
 
-def head(decoder: Decoder, weights: NamedDataStore) -> Call:
+def head(decoder: Decoder, weights: NamedDataStore, tapped: bool) -> Call:
     """x `[1, 1, H]` of the last token → logits `[1, vocab]`."""
     graph, hidden = Graph(weights), decoder.config.hidden_size
     x = graph.reshape(graph.input(1, 1, hidden), 1, hidden, to=(1, hidden))
     graph.output(graph.linear(blocks.norm(graph, x, decoder.embedding_norm), decoder.lm_head))
-    return _call(graph, limit=1)
+    return _call(graph, 1, tap(graph, decoder, varies=None) if tapped else [])
 
 
-def _call(graph: Graph, limit: int) -> Call:
+def tap(graph: Graph, decoder: Decoder, varies: int | None) -> list[str]:
+    """Make what goes into and comes out of every module an output too. Returns the points, in the outputs' order."""
+    paths = {module: path for path, module in decoder.named_modules()}
+    border = {edge.id for edge in graph.inputs + graph.outputs}
+    points = []
+    for module, (x, out) in graph.seen.items():
+        sides: tuple[tuple[Literal["in", "out"], Value], ...] = (("in", x), ("out", out))
+        for side, value in sides:
+            shown = graph.copy(value, varies) if value.id in border else value
+            border.add(shown.id)
+            graph.output(shown, varies)
+            points.append(point_name(paths[module], side))
+    return points
+
+
+def _call(graph: Graph, limit: int, points: list[str]) -> Call:
     lowered = LoweredBackendModule(_shapes_alone(graph, limit), BACKEND, graph.serialize(), [])
-    return Call(lowered, graph.operators)
+    return Call(lowered, graph.operators, points)
 
 
 def _shapes_alone(graph: Graph, limit: int) -> ExportedProgram:

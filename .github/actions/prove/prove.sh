@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Export and prove each recipe; the Markdown goes to the job's summary. Exit code: the worst of the exports.
+#
+# LFM2_CHECKPOINT, LFM2_RECIPES (one per line), LFM2_SET (key.path=value, one per line), LFM2_REPORTS (folder to fill).
+# Whatever they hold is passed on as arguments and never read by the shell. Works without GitHub as well.
+set -uo pipefail
+
+reports=${LFM2_REPORTS:-lfm2-export}
+summary=${GITHUB_STEP_SUMMARY:-/dev/stdout}
+changes=()
+while IFS= read -r line; do
+  if [ -n "$line" ]; then changes+=(--set "$line"); fi
+done <<<"${LFM2_SET:-}"
+
+worst=0
+proven=0
+mkdir -p "$reports" || exit 2
+while IFS= read -r recipe; do
+  if [ -z "$recipe" ]; then continue; fi
+  name=$(basename "$recipe" .yaml)
+  rm -f "$reports/$name".{html,md,xml,json}
+  python -m lfm2_export export "${LFM2_CHECKPOINT:-nano}" --recipe "$recipe" --output "$reports/$name" --force \
+    --report "$reports/$name.html" --report "$reports/$name.md" --report "$reports/$name.xml" \
+    --report "$reports/$name.json" ${changes[@]+"${changes[@]}"} 2>&1 | tee "$reports/$name.log"
+  code=${PIPESTATUS[0]}
+  if [ -f "$reports/$name.md" ]; then
+    cat "$reports/$name.md" >>"$summary"
+  else
+    { printf '### %s: ❌ no artifact\n\n```\n' "$name"; tail -n 5 "$reports/$name.log" | tr '`' "'"; printf '```\n'; } >>"$summary"
+  fi
+  if [ "$code" -eq 0 ]; then proven=$((proven + 1)); fi
+  if [ "$code" -gt "$worst" ]; then worst=$code; fi
+done <<<"${LFM2_RECIPES:-xnnpack-int8}"
+
+if [ "$proven" -eq 0 ] && [ "$worst" -eq 0 ]; then
+  echo "error: LFM2_RECIPES names no recipe" >&2
+  worst=2
+fi
+if [ -n "${GITHUB_OUTPUT:-}" ]; then
+  if [ "$worst" -eq 0 ]; then echo "passed=true" >>"$GITHUB_OUTPUT"; else echo "passed=false" >>"$GITHUB_OUTPUT"; fi
+fi
+exit "$worst"

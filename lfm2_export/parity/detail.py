@@ -1,0 +1,144 @@
+"""What only a report shows: divergence token by token, error layer by layer, drift over a long conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel
+
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.parity.metrics import rms_error
+from lfm2_export.parity.taps import block_outputs, recorded
+from lfm2_export.parity.text import EvaluationText
+from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.runtimes.session import Session
+
+
+@dataclass(frozen=True)
+class Detail:
+    """How much of it is measured."""
+
+    drift_steps: int = 2000  # decode steps; fewer where the window ends
+    drift_samples: int = 40  # of them, where the states are compared
+
+
+class TokenDivergence(BaseModel):
+    """KL(fp32 ‖ artifact) of every teacher-forced prediction, nats, and how many tokens came before it."""
+
+    kld: list[float]
+    position: list[int]
+
+
+class LayerError(BaseModel):
+    """RMS errors of one layer, relative to the reference's own RMS."""
+
+    layer: int
+    kind: str  # conv or full_attention
+    lowering: float | None = None  # the artifact's state from its reference's; None: this form hides its state
+    quantization: float | None = None  # residual stream, quantized eager from fp32; None: eager is not the reference
+
+
+class DriftSample(BaseModel):
+    """RMS errors after `step` decode steps, relative; None where there is no such state, or it is hidden."""
+
+    step: int
+    logits: float
+    conv: float | None
+    cache: float | None  # of the columns written since the last sample
+
+
+class Drift(BaseModel):
+    """The artifact from its reference over one long conversation, both fed the same tokens."""
+
+    asked: int  # steps
+    steps: int  # taken
+    reason: str | None = None  # why fewer were taken
+    samples: list[DriftSample]
+
+
+class Details(BaseModel):
+    """Of one runtime."""
+
+    tokens: TokenDivergence | None = None
+    layers: list[LayerError] = []
+    drift: Drift | None = None
+
+
+def token_divergence(session: Session, fp32: EagerSession, text: EvaluationText) -> TokenDivergence:
+    """Token by token through the runtime, window by window, so that one window's logits are alive at a time."""
+    kld: list[float] = []
+    position: list[int] = []
+    for window in text.windows:
+        session.reset()
+        fp32.reset()
+        actual = np.stack([session.decode(token) for token in window[:-1]])
+        expected = fp32.score(window[:-1])
+        ours, theirs = (F.log_softmax(torch.from_numpy(x).double(), dim=-1) for x in (actual, expected))
+        rows = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+        kld += [rounded(max(float(row), 0.0)) for row in rows]
+        position += range(1, len(window))
+    return TokenDivergence(kld=kld, position=position)
+
+
+def state_errors(session: Session, reference: Session, config: LFM2Config, tokens: Sequence[int]) -> list[LayerError]:
+    """After a prefill of the same tokens: where along the layers does the state first differ?"""
+    session.reset()
+    reference.reset()
+    session.prefill(tokens)
+    reference.prefill(tokens)
+    ours, theirs = session.state().tensors, reference.state().tensors
+    errors = []
+    for layer, kind in enumerate(config.layer_types):
+        names = [name for name in theirs if name.endswith(f".{layer}")]
+        worst = max(rms_error(ours[name], theirs[name]) for name in names)
+        errors.append(LayerError(layer=layer, kind=kind, lowering=rounded(worst)))
+    return errors
+
+
+def residual_stream(eager: EagerSession, tokens: Sequence[int]) -> list[np.ndarray]:
+    """After each layer of an eager model, `[1, T, hidden]`."""
+    eager.reset()
+    with recorded(eager.decoder) as taps:
+        eager.score(tokens)
+    return block_outputs(eager.decoder, taps)
+
+
+def drift(session: Session, reference: Session, tokens: Sequence[int], asked: int, samples: int) -> Drift:
+    """Decode `tokens`, comparing at evenly spaced steps. The reference prefills from one sample to the next."""
+    steps = min(asked, session.window, len(tokens))
+    session.reset()
+    reference.reset()
+    found, before = [], 0
+    for step in sorted({max(1, round(steps * number / samples)) for number in range(1, samples + 1)}):
+        for token in tokens[before:step]:
+            ours = session.decode(token)
+        theirs = reference.prefill(tokens[before:step])
+        found.append(_sample(session, reference, ours, theirs, before, step))
+        before = step
+    reason = None if steps == asked else f"the window holds {session.window} tokens"
+    return Drift(asked=asked, steps=steps, reason=reason, samples=found)
+
+
+def _sample(
+    session: Session, reference: Session, ours: np.ndarray, theirs: np.ndarray, before: int, step: int
+) -> DriftSample:
+    logits = rounded(rms_error(ours, theirs))
+    if not session.has_state:
+        return DriftSample(step=step, logits=logits, conv=None, cache=None)
+    actual, expected = session.state().tensors, reference.state().tensors
+    errors: dict[bool, list[float]] = {True: [], False: []}
+    for name, tensor in expected.items():
+        conv = name.startswith("conv_state.")
+        new = (actual[name], tensor) if conv else (actual[name][:, :, before:step], tensor[:, :, before:step])
+        errors[conv].append(rms_error(*new))
+    conv_error, cache_error = (rounded(max(errors[conv])) if errors[conv] else None for conv in (True, False))
+    return DriftSample(step=step, logits=logits, conv=conv_error, cache=cache_error)
+
+
+def rounded(value: float) -> float:
+    """Four significant digits: more are noise, and make a report long."""
+    return float(f"{value:.4g}")

@@ -1,0 +1,157 @@
+"""The report's charts: SVG that lies in the page itself and takes its colours from the page's style sheet.
+
+Text stays text, so that it prints and can be searched. Equal input gives equal bytes: no date, no random ids.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lfm2_export.parity.detail import Drift, LayerError, TokenDivergence
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# drawn in colours that nothing else has, then replaced by the page's own
+_INK, _GRID, _SERIES = "#010203", "#040506", ("#0a0b01", "#0a0b02", "#0a0b03")
+_NAMES = {_INK: "currentColor", _GRID: "var(--line)"} | {
+    colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)
+}
+_SMALLEST = 1e-9  # what a logarithmic axis shows of a zero
+_BUCKETS = 40
+
+
+def kld_histogram(found: TokenDivergence) -> str:
+    """How many tokens have which divergence, on a logarithmic axis."""
+    values = np.maximum(np.array(found.kld), _SMALLEST)
+    low, high = np.floor(np.log10(values.min())), np.ceil(np.log10(values.max()))
+    figure, axes = _figure("KL divergence from fp32 (nats per token)", "tokens")
+    axes.hist(values, bins=np.logspace(low, max(high, low + 1), _BUCKETS + 1).tolist(), color=_SERIES[0])
+    axes.set_xscale("log")
+    axes.axvline(float(values.mean()), color=_INK, linestyle="--", linewidth=1, label=f"mean {values.mean():.2g}")
+    axes.axvline(
+        float(np.quantile(values, 0.99)),
+        color=_INK,
+        linestyle=":",
+        linewidth=1,
+        label=f"99th percentile {np.quantile(values, 0.99):.2g}",
+    )
+    _legend(axes)
+    return _svg(figure, "Histogram of the KL divergence per token")
+
+
+def kld_by_position(found: TokenDivergence) -> str:
+    """Mean divergence by how many tokens came before: a state that decays would show as a slope."""
+    position, kld = np.array(found.position), np.array(found.kld)
+    edges = np.unique(np.linspace(1, position.max() + 1, min(_BUCKETS, position.max()) + 1).astype(int))
+    bucket = np.digitize(position, edges[1:-1])
+    used = [number for number in range(len(edges) - 1) if (bucket == number).any()]
+    middle = [float(position[bucket == number].mean()) for number in used]
+    figure, axes = _figure("tokens before it", "KL divergence (nats)")
+    means = [max(float(kld[bucket == number].mean()), _SMALLEST) for number in used]
+    worst = [max(float(kld[bucket == number].max()), _SMALLEST) for number in used]
+    axes.plot(middle, means, color=_SERIES[0], marker="o", markersize=3, label="mean")
+    axes.plot(middle, worst, color=_SERIES[1], linewidth=1, linestyle=":", label="largest")
+    axes.set_yscale("log")
+    _legend(axes)
+    return _svg(figure, "KL divergence by position in the conversation")
+
+
+def error_by_layer(layers: Sequence[LayerError]) -> str:
+    """Two bars a layer: what lowering did to its state, and what quantization did to the residual stream."""
+    figure, axes = _figure("layer", "RMS error, relative")
+    lowering = [each.lowering for each in layers]
+    quantization = [each.quantization for each in layers]
+    places = np.arange(len(layers))
+    for offset, values, label, colour in (
+        (-0.2, lowering, "lowering: state, artifact from eager", _SERIES[0]),
+        (0.2, quantization, "quantization: after the layer, eager from fp32", _SERIES[1]),
+    ):
+        if any(value is not None for value in values):
+            heights = [max(value or 0.0, _SMALLEST) for value in values]
+            axes.bar(places + offset, heights, width=0.4, color=colour, label=label)
+    step = max(1, len(layers) // 12)
+    axes.set_xticks(
+        places[::step], [f"{each.layer}\n{'conv' if each.kind == 'conv' else 'attn'}" for each in layers[::step]]
+    )
+    axes.set_yscale("log")
+    _legend(axes)
+    return _svg(figure, "Error of each layer")
+
+
+def state_drift(found: Drift) -> str:
+    """Logits, conv states and new cache columns (each of its worst layer) along one long conversation."""
+    figure, axes = _figure("decode steps", "RMS error, relative")
+    steps = [sample.step for sample in found.samples]
+    for name, label, colour in (
+        ("logits", "logits", _SERIES[0]),
+        ("conv", "conv states", _SERIES[1]),
+        ("cache", "new keys, values", _SERIES[2]),
+    ):
+        values = [getattr(sample, name) for sample in found.samples]
+        if all(value is not None for value in values):
+            axes.plot(steps, [max(value, _SMALLEST) for value in values], color=colour, linewidth=1.3, label=label)
+    axes.set_yscale("log")
+    _legend(axes)
+    return _svg(figure, "Drift of the state over a long conversation")
+
+
+def _figure(x: str, y: str) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
+    axes = figure.subplots()
+    figure.patch.set_visible(False)
+    axes.patch.set_visible(False)
+    axes.set_xlabel(x, color=_INK)
+    axes.set_ylabel(y, color=_INK)
+    axes.tick_params(which="both", color=_GRID, labelcolor=_INK)
+    axes.grid(visible=True, color=_GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for name, spine in axes.spines.items():
+        spine.set_color(_GRID)
+        spine.set_visible(name in ("left", "bottom"))
+    return figure, axes
+
+
+def _legend(axes: Axes) -> None:
+    """Above the drawing, so that it never covers a line."""
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(
+        handles,
+        labels,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=1 if len(max(labels, key=len)) > 35 else 3,
+        frameon=False,
+        labelcolor=_INK,
+        fontsize="small",
+        borderpad=0,
+    )
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """The drawing as an element of a page: no XML header, no ids of matplotlib's, the page's colours."""
+    import matplotlib as mpl
+
+    file = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="(?:figure|axes|patch|matplotlib|xtick|ytick|line2d|text|legend)[^"]*"', "", text)
+    for drawn, shown in _NAMES.items():
+        text = text.replace(drawn, shown)
+    text = re.sub(r'font: ([\d.]+)px [^;"]*', r"font: \1px var(--font)", text)
+    sizes = re.search(r'viewBox="0 0 [\d.]+ [\d.]+"', text)
+    assert sizes is not None  # matplotlib always writes it
+    start = f'<svg class="chart" role="img" aria-label="{escape(label)}" {sizes[0]} xmlns:xlink="http://www.w3.org/1999/xlink">'
+    return start + text[text.index(">") + 1 :].rstrip()
