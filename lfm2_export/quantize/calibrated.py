@@ -149,7 +149,9 @@ class _Walk:
         part, block = f"layers.{layer}", exact.block(layer)
         self.stage(f"weights: layer {layer + 1} of {len(exact.layers)} by {self.method}")
         self.result.layers[layer] = copy.deepcopy(block, {id(tensor): tensor for tensor in block.parameters()})
+        unsmoothed = copy.deepcopy(block, {id(tensor): tensor for tensor in block.parameters()})
         self._done(part, lambda: self._place_layer(exact, layer))
+        exact.layers[layer] = unsmoothed  # so that a run that goes on from kept layers sees the same bits
 
     def _place_layer(self, exact: Decoder, layer: int) -> None:
         part, block = f"layers.{layer}", exact.block(layer)
