@@ -27,6 +27,7 @@ from lfm2_export.cli import (
     parity,
     recipes,
     run_on_device,
+    score,
     tune,
     verify,
 )
@@ -39,7 +40,10 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-_COMMANDS = (export, parity, compare, chat, bench, bundle, verify, inspect, run_on_device, recipes, tune, init, doctor)
+_COMMANDS = (
+    *(export, parity, compare, score, chat, bench, bundle, verify),
+    *(inspect, run_on_device, recipes, tune, init, doctor),
+)
 for command in _COMMANDS:
     app.command(command.NAME)(command.run)
 
