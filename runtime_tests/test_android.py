@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from android_cases import CHATS, CONVERSATIONS, TOOL, texts
 from android_tools import APP, PROJECT, Refused
+from stock_runner_process import StockRunner
 
 from lfm2_export import runtimes
 from lfm2_export.checkpoint.template import ChatTemplate
@@ -243,27 +244,18 @@ def test_explicit_chat_is_pythons(bundled, kotlin, runtime, tokenizer, tmp_path)
 
 def test_resident_chat_goes_on_through_the_stock_runner(bundled, kotlin, tokenizer, tmp_path):
     """`TextLLMRunner` is what Android's LlmModule wraps. Its turns are those of the same file, fed whole each time."""
-    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  registers attention and cache kernels
-    from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
-    from executorch.kernels import quantized  # noqa: F401  registers the quantized embedding's kernels
-
     artifact, files = bundled("resident")
     folder = android_bundle.write_folder(files, tmp_path / "bundle")
-    runner = TextLLMRunner(str(folder / "model.pte"), str(folder / "tokenizer.json"))
+    runner = StockRunner(folder / "model.pte", folder / "tokenizer.json")
     prompts = []
 
     def answer(call):
-        if "reset" in call:
-            runner.reset()
-            return {}
-        prompts.append(call["generate"])
-        pieces, stats = [], []
-        config = GenerationConfig(echo=False, seq_len=call["sequence_length"], temperature=0.0)
-        runner.generate(call["generate"], config, pieces.append, stats.append)
-        return {"pieces": pieces, "prompt": stats[0].num_prompt_tokens, "generated": stats[0].num_generated_tokens}
+        prompts.extend([call["generate"]] if "generate" in call else [])
+        return runner(call)
 
     job = {"folder": str(folder), "shared": str(tmp_path), "limit": LIMIT}
     found = kotlin("chat", answer, conversations=CONVERSATIONS, **job)
+    runner.close()
     assert sum(prompt.startswith("<|im_end|>") for prompt in prompts) >= 3  # turns that went on from the state
     for turns, replies in zip(CONVERSATIONS, found, strict=True):
         messages = []

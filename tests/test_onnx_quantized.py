@@ -14,7 +14,8 @@ from onnx_artifacts import FLIP_ERROR, FP32_ERROR, QUANTIZED, lower, model_file,
 from onnxruntime.capi import _pybind_state as kernels
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-from lfm2_export.quantize.apply import BlockActivationLinear, _to_grid, quantize
+from lfm2_export.quantize.apply import BlockActivationLinear, install, quantize
+from lfm2_export.quantize.grid import grid_of, searched_scales
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
 from lfm2_export.runtimes.onnxruntime import weights_session
 from lfm2_export.targets._onnx import graph as graph_module
@@ -98,7 +99,8 @@ class TestQuantized:
             module.weight = torch.nn.Parameter(weight, requires_grad=False)
             if kind == "quantized":
                 scheme = WeightScheme(bits=bits, group=group)
-                module.weight = torch.nn.Parameter(_to_grid(weight, scheme, None), requires_grad=False)
+                scales = searched_scales(weight, grid_of(scheme), steps=0)
+                install(torch.nn.Sequential(module), "0", QuantizationRule(match="*", weight=scheme), weight, scales)
             graph = graph_module.Graph(kind)
             graph.output("y", "float32", "n", rows)
             graph.op("Identity", "y", linear(graph, "w", module, graph.input("x", "float32", "n", columns)))
