@@ -37,6 +37,7 @@ class LoweringGates(BaseModel):
     max_error: float = Field(gt=0)  # max |Δ| over logits and states, relative to the eager tensor's max |x|
     top1: float = Field(default=1.0, ge=0, le=1)  # agreement on rows whose margin exceeds the error
     greedy: float = Field(default=1.0, ge=0, le=1)  # share of prompts whose greedy continuation is the same
+    twin_step: float = Field(default=1e-5, gt=0)  # of the same program on two processors, median single step
 
 
 class QualityGates(BaseModel):

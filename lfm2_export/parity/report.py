@@ -16,7 +16,6 @@ from lfm2_export.parity.tracing import Trace
 from lfm2_export.recipes import Gates
 
 WEIGHTS_LIMIT = 1e-4  # with float activations quantized kernels are as exact as fp32 ones
-TWIN_STEP = 1e-5  # median, of the same program on two processors; measured 1e-7 to 1e-6
 
 
 class RuntimeReport(BaseModel):
@@ -91,7 +90,7 @@ def judge(report: RuntimeReport, gates: Gates, reference: dict[str, float] | Non
         judged.at_most("lowering: weights alone", report.weights_error, WEIGHTS_LIMIT, report.weights_reason)
     if report.twin is not None:
         judged.at_most(f"{report.twin.runtime}: max error", report.twin.max_error, gates.lowering.max_error)
-        judged.at_most(f"{report.twin.runtime}: median step", report.twin.median_step, TWIN_STEP)
+        judged.at_most(f"{report.twin.runtime}: median step", report.twin.median_step, gates.lowering.twin_step)
     meaningless = "random weights: their margins and quality say nothing" if random_weights else None
     unclear = "every choice was closer than the allowed error" if report.greedy is None else None
     judged.at_least("lowering: greedy text", report.greedy, gates.lowering.greedy, meaningless or unclear)

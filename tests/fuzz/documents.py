@@ -9,6 +9,7 @@ only spoil the syntax, and the checks behind it would hardly be seen. YAML gets 
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import sys
@@ -151,11 +152,11 @@ def _change(document: Any, dice: random.Random) -> None:
     elif how == 1 and isinstance(node, dict):
         node[str(dice.choice(STRANGE))] = node.pop(place)
     elif how == 2 and isinstance(node, list):
-        node.append(node[place])
+        node.append(copy.deepcopy(node[place]))
     elif how == 3 and type(node[place]) is int:
         node[place] += dice.choice((-1, 1, 1 << 16))
     else:
-        node[place] = dice.choice(STRANGE)
+        node[place] = copy.deepcopy(dice.choice(STRANGE))  # it may be changed in its turn
 
 
 if __name__ == "__main__":
