@@ -24,8 +24,9 @@ from lfm2_export.quantize.scheme import QuantizationRule, check_rules, has_integ
 _PACKAGE = Path(__file__).parent
 FOLDER = next(p for p in (_PACKAGE / "_recipes", _PACKAGE.parent / "recipes") if p.is_dir())
 _MAX_BYTES = 1 << 20
-# what ruamel.yaml lets through for a scalar that is not what its tag or its looks say, beside its own errors
-_UNREADABLE = (YAMLError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)
+# of ruamel.yaml alone: for a scalar that is not what its tag or its looks say it lets through whatever Python's own
+# conversions raise (fuzzing found nine kinds), beside its own errors
+_UNREADABLE = Exception
 _WINDOWS = 128  # of calibration text for weights
 
 

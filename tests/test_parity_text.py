@@ -14,7 +14,7 @@ from lfm2_export.parity.text import text_of_file
 from lfm2_export.pipeline import export
 
 TEXT = "The sky is blue. My name is Anna.\n" * 12
-SMALL = Effort(quality_tokens=50, questions=1, prompts=1, continuation=4, law_tokens=8)
+SMALL = Effort(quality_tokens=50, questions=1, prompts=1, continuation=4, law_tokens=24)
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,7 @@ HOSTILE = {
     "a tag that does not fit, int": (GOOD + "options: {x: !!int abc}\n", "not valid YAML"),
     "a tag that does not fit, bool": (GOOD + "options: {x: !!bool abc}\n", "not valid YAML"),
     "a character beyond Unicode": (GOOD + 'options: {x: "\\U00110000"}\n', "not valid YAML"),
+    "a character far beyond Unicode": (GOOD + 'options: {x: "\\U999999999"}\n', "not valid YAML"),
     "half a character": (GOOD + 'options: {x: "\\ud800"}\n', "plain values"),
     "a value that holds itself": (GOOD + "options: &x {a: *x}\n", "aliases"),
     "a billion laughs": (GOOD + "options:\n  a: &a [x, x]\n  b: &b [*a, *a]\n  c: [*b, *b]\n", "aliases"),
