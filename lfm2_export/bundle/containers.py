@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from lfm2_export.files import BUNDLE
 _MAX_FILES = 10_000
 
 
-class Container:
+class Container(ABC):
     """`sizes` are the files in order, in bytes; `form` says in what they lie. Every name is a safe one."""
 
     form: str
@@ -38,9 +39,9 @@ class Container:
         """The CRC-32 that the container states; None for one that states none."""
         return None
 
+    @abstractmethod
     def chunks(self, name: str) -> Iterator[memoryview]:
         """The file's bytes. Each piece is gone when the next one is asked for."""
-        raise NotImplementedError
 
     def read(self, name: str, limit: int) -> bytes:
         """A whole small file. BundleError when it is missing or larger than `limit` bytes."""

@@ -32,7 +32,7 @@ class RefusalError(Exception):
 class GenerationBlock(Extension):
     """`{% generation %}` marks the assistant's text for training; rendered, it is only its content."""
 
-    tags = {"generation"}  # noqa: RUF012
+    tags = {"generation"}  # noqa: RUF012  jinja declares it so, and a ClassVar would not match
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

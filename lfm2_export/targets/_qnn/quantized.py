@@ -190,5 +190,5 @@ def _join_concatenated(module: GraphModule) -> None:
 
 def _observers(module: GraphModule, node: Node) -> list[Any]:
     """Of a concatenation's inputs and of its result."""
-    around = [*node.args[0], *node.users]  # type: ignore[misc]
+    around = [*cast(list[Node], node.args[0]), *node.users]
     return [module.get_submodule(str(each.target)) for each in around if each.op == "call_module"]
