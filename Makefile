@@ -13,7 +13,7 @@ demo: .venv/installed  ## export nano to a .pte and to ONNX, prove both, chat wi
 
 # one thread for each of the two workers: torch's would wait for each other's cores
 test: .venv/installed-test .venv/installed-web .venv/installed-android .venv/installed-runner .venv/installed-runner-asan lint  ## what CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --max-worker-restart=0 --durations=10
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
