@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import save_transformers
-from hostile_checkpoints import shard, with_tensors
+from hostile_checkpoints.shards import shard
+from hostile_checkpoints.weights import with_tensors
 from transformers import Lfm2ForCausalLM
 
 from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from checkpoints import tiny_config
-from hostile_checkpoints import edit
+from hostile_checkpoints.spoil import edit
 from transformers import PreTrainedTokenizerFast
 
 from lfm2_export.checkpoint import template
