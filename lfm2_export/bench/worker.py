@@ -17,6 +17,7 @@ from lfm2_export.bench.contenders import Contender, InOwnProcess, Memory, find
 from lfm2_export.bench.quiet import Samples, collect
 from lfm2_export.bench.spec import Spec
 from lfm2_export.errors import Lfm2ExportError
+from lfm2_export.runtimes import _huge_pages
 
 _PREFILLS = 2  # samples per length and round
 
@@ -79,6 +80,7 @@ def _work(job: Job) -> Result:
     loaded = time.perf_counter() - started
     tokens = _tokens(job, contender)
     _warm_up(contender, job, tokens)
+    _huge_pages.wait()  # or the first figures would tell who allocated less
     # before positions are restored from copies, which only a benchmark does
     memory = contender.memory() if isinstance(contender, InOwnProcess) else Memory(baseline, _peak())
     return Result(

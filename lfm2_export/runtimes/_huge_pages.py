@@ -16,6 +16,7 @@ from pathlib import Path
 _PAGE = 2 << 20  # bytes; what x86-64 and (with 4 KB pages) ARM64 call huge
 _MADV_COLLAPSE = 25  # asm-generic/mman-common.h
 _MAPS = Path("/proc/self/maps")
+_NAME = "huge pages"  # of the threads that move
 
 Range = tuple[int, int]  # addresses, the second one exclusive
 
@@ -29,9 +30,16 @@ class HugePages:
     def adopt(self) -> threading.Thread:
         """Start moving all that was mapped since. The thread ends by itself; nobody needs to wait for it."""
         ranges = [part for whole in _anonymous() for part in _without(whole, self._before)]
-        thread = threading.Thread(target=_collapse, args=(ranges,), daemon=True, name="huge pages")
+        thread = threading.Thread(target=_collapse, args=(ranges,), daemon=True, name=_NAME)
         thread.start()
         return thread
+
+
+def wait() -> None:
+    """Until all that is being moved has been: where free memory lies in pieces that takes seconds, and slows decode."""
+    for thread in threading.enumerate():
+        if thread.name == _NAME:
+            thread.join()
 
 
 def _collapse(ranges: list[Range]) -> None:
