@@ -30,8 +30,9 @@ export async function launch() {
 }
 
 /** A page that remembers what went wrong in it: console errors, exceptions, and requests to any other place. */
-export async function openPage(browser, url, { scheme = "light", width = 900, height = 900 } = {}) {
+export async function openPage(browser, url, { scheme = "light", width = 900, height = 900, prepare } = {}) {
   const page = await browser.newPage();
+  await prepare?.(page);
   const complaints = [];
   page.on("console", (message) => ["error", "warn"].includes(message.type()) && complaints.push(message.text()));
   page.on("pageerror", (error) => complaints.push(String(error)));
