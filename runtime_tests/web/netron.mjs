@@ -27,6 +27,7 @@ page.on("request", (request) => read.push(new URL(request.url()).pathname));
 // "default" once a graph is shown; "alert" and "notification" are its dialogs
 await page.waitForFunction(() => /default|alert|notification/.test(document.body.className), { timeout: 120_000 });
 const dialog = await page.evaluate(() => document.body.className !== "default" && document.body.innerText);
+if (dialog) throw new Error(dialog);
 
 const drawn = await page.$$eval("#nodes .node-item", (items) =>
   items
@@ -47,4 +48,4 @@ const tensor = await page.waitForSelector(`${value}//pre`);
 const values = (await tensor.evaluate((text) => text.textContent.match(/-?\d[\d.e+-]*/g))).map(Number);
 if (job.screenshot) await page.screenshot({ path: job.screenshot.replace(".png", "-weight.png") });
 await browser.close();
-finish({ dialog, drawn, values, read, complaints });
+finish({ drawn, values, read, complaints });
