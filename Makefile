@@ -12,7 +12,7 @@ demo: .venv/installed  ## export nano to a .pte and to ONNX, prove both, chat wi
 	$(BIN)/lfm2-export chat out/demo-onnx --prompt "What color is the sky?"
 
 # one thread for each of the two workers: torch's would wait for each other's cores
-test: .venv/installed-test .venv/installed-web .venv/installed-android .venv/installed-runner .venv/installed-runner-asan lint  ## what CI runs
+test: .venv/installed-test .venv/installed-web .venv/installed-android .venv/installed-runner .venv/installed-runner-asan .venv/installed-oldest lint  ## what CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --max-worker-restart=0 --durations=10
 
 lint: .venv/installed-test
@@ -45,6 +45,14 @@ bench: .venv/installed-bench  ## 350M beside llama.cpp, ExecuTorch's own export,
 # transformers.js, onnxruntime-web and a Chromium for the web tests; no package's script is run
 .venv/installed-web: .venv/installed-test runtime_tests/web/package-lock.json
 	PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --ignore-scripts --no-audit --no-fund --loglevel=error --prefix runtime_tests/web
+	@touch $@
+
+# onnxruntime once more in each version that a manifest names as the oldest for its file, beside the current one
+.venv/installed-oldest: .venv/installed-test lfm2_export/targets/onnx.py
+	for version in $$(sed -n 's/^_OLDEST.* = "\([0-9.]*\)".*/\1/p' lfm2_export/targets/onnx.py); do \
+		test -d .venv/onnxruntime/$$version || $(PYTHON) -m pip --python .venv/bin/python install --quiet --no-deps \
+			--target .venv/onnxruntime/$$version onnxruntime==$$version || exit 1; \
+	done
 	@touch $@
 
 # Kotlin's compiler, ExecuTorch's Android classes, Debian's Android tools and Java, unpacked; nothing is installed

@@ -324,7 +324,9 @@ class TestFile:
     [
         ("onnx-fp32", {"conv": "plain"}, "1.20.1"),
         ("onnx-fp16", {"conv": "plain", "precision": "float16"}, "1.20.1"),
-        ("onnx-int4", {"conv": "plain"}, "1.23.2"),
+        ("onnx-int4", {"conv": "plain"}, "1.20.1"),
+        ("onnx-int8", {"conv": "plain"}, "1.22.0"),
+        ("onnx-q4f16", {"conv": "plain", "precision": "float16", "fused_embedding": True}, "1.23.0"),
         ("onnx-fp32", {}, "1.25.1"),
     ],
 )

@@ -16,7 +16,7 @@ const { default: chromium } = await import("@sparticuz/chromium");
 const { default: puppeteer } = await import("puppeteer-core");
 
 /** Launch; with the shared libraries that the package brings along, for machines that have none. */
-export async function launch() {
+export async function launch(flags = []) {
   const bundled = path.join(here, "node_modules", "@sparticuz", "chromium", "bin", "al2023.tar.br");
   await pipeline(createReadStream(bundled), createBrotliDecompress(), tar.extract(unpacked));
   const libraries = path.join(unpacked, "lib");
@@ -24,14 +24,15 @@ export async function launch() {
   return puppeteer.launch({
     executablePath: await chromium.executablePath(),
     headless: "shell",
-    args: ["--no-sandbox"], // tests run as root in containers, where Chromium's sandbox does not start
+    args: ["--no-sandbox", ...flags], // tests run as root in containers, where Chromium's sandbox does not start
     env: { ...process.env, LD_LIBRARY_PATH: inherited ? `${libraries}:${inherited}` : libraries },
   });
 }
 
 /** A page that remembers what went wrong in it: console errors, exceptions, and requests to any other place. */
-export async function openPage(browser, url, { scheme = "light", width = 900, height = 900 } = {}) {
+export async function openPage(browser, url, { scheme = "light", width = 900, height = 900, prepare } = {}) {
   const page = await browser.newPage();
+  await prepare?.(page);
   const complaints = [];
   page.on("console", (message) => ["error", "warn"].includes(message.type()) && complaints.push(message.text()));
   page.on("pageerror", (error) => complaints.push(String(error)));
