@@ -44,29 +44,36 @@ def _side_by_side(
     texts = [list(prompt) for prompt in prompts]
     rows = [row for row, text in enumerate(texts) if len(text) < limit]  # those still being written
     state = empty_state(decoder.config, limit, len(rows))
-    seen = [0] * len(rows)
+    said = [_next_tokens(decoder, [texts[row]], [0], _row(state, at))[0] for at, row in enumerate(rows)]  # no padding
     while rows:
-        said = _next_tokens(decoder, [texts[row][at:] for row, at in zip(rows, seen, strict=True)], seen, state)
-        seen = [len(texts[row]) for row in rows]
         for row, token in zip(rows, said, strict=True):
             texts[row].append(token)
         told(sum(map(len, texts)))
         going = [at for at, row in enumerate(rows) if said[at] not in stop and len(texts[row]) < limit]
         if len(going) < len(rows):
-            rows, seen = [rows[at] for at in going], [seen[at] for at in going]
-            state = {name: tensor[going] for name, tensor in state.items()}
+            rows, state = [rows[at] for at in going], {name: tensor[going] for name, tensor in state.items()}
+        if rows:
+            said = _next_tokens(
+                decoder, [texts[row][-1:] for row in rows], [len(texts[row]) - 1 for row in rows], state
+            )
     return [tuple(text) for text in texts]
 
 
 def _next_tokens(decoder: Decoder, calls: Sequence[Sequence[int]], seen: Sequence[int], state: State) -> list[int]:
-    """The likeliest token after each row's call, of which `seen` tokens came before; `state` goes on, in place."""
-    lengths = [len(call) for call in calls]
-    tokens = torch.tensor([[*call, *[0] * (max(lengths) - len(call))] for call in calls])
-    position, length = torch.tensor(seen), torch.tensor(lengths)
-    logits, new = decoder(tokens, position, length, state)
+    """The likeliest token after each row's call, all of one length, before which there were `seen` tokens.
+
+    `state` goes on, in place.
+    """
+    position, length = torch.tensor(seen), torch.tensor([len(call) for call in calls])
+    logits, new = decoder(torch.tensor(calls), position, length, state)
     write_slices(state, new, position, length)
     chosen: list[int] = logits.argmax(-1).tolist()
     return chosen
+
+
+def _row(state: State, at: int) -> State:
+    """One conversation's part of it, the same memory."""
+    return {name: tensor[at : at + 1] for name, tensor in state.items()}
 
 
 def _seldom(told: str, stage: Callable[[str], None]) -> Callable[[int], None]:
