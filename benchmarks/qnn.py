@@ -33,7 +33,7 @@ from lfm2_export.cli import console
 from lfm2_export.errors import Lfm2ExportError
 from lfm2_export.files import write_text
 from lfm2_export.npu_call import DECODE, PREFILL
-from lfm2_export.parity.run import reference
+from lfm2_export.parity.subject import reference
 from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes import qnn as emulator

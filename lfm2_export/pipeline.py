@@ -61,7 +61,7 @@ def export(
         windows: Windows = ()
         if chosen.calibration is not None:
             stage(f"choosing calibration tokens ({chosen.calibration.source})")
-            windows = calibration_windows(chosen.calibration, checkpoint, tokenizer)
+            windows = calibration_windows(chosen.calibration, checkpoint, tokenizer, stage)
             write_windows(folder, windows)
         stage("reading and quantizing weights")
         decoder = _quantized(checkpoint, chosen, windows, folder, stage)

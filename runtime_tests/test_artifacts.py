@@ -14,7 +14,8 @@ from artifacts import WINDOW, open_session
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.conversation import Conversation
 from lfm2_export.errors import UsageError, WindowExceededError
-from lfm2_export.parity.run import EMULATED, Effort, prove, reference
+from lfm2_export.parity.run import prove
+from lfm2_export.parity.subject import EMULATED, Effort, reference
 from lfm2_export.runtimes import _text_llm_runner
 from lfm2_export.saved_state import save_state
 

@@ -13,7 +13,8 @@ from lfm2_export.artifact.folder import Artifact, open_artifact, seal, write_man
 from lfm2_export.errors import ArtifactError, GateError
 from lfm2_export.parity import run
 from lfm2_export.parity.laws import LawContext, state_laws
-from lfm2_export.parity.run import Effort, prove
+from lfm2_export.parity.run import prove
+from lfm2_export.parity.subject import Effort
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Snapshot
 

@@ -17,7 +17,8 @@ from lfm2_export.artifact.folder import Artifact, seal
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.errors import LoweringError
 from lfm2_export.npu_call import graph_inputs, native_state
-from lfm2_export.parity.run import Effort, prove
+from lfm2_export.parity.run import prove
+from lfm2_export.parity.subject import Effort
 from lfm2_export.runtimes import onnxruntime_qnn
 
 pytest.importorskip("onnxruntime_qnn", reason="QNN is not installed: pip install 'lfm2-export[qnn]'")

@@ -8,8 +8,10 @@ from pathlib import Path
 import javascript
 import pytest
 
+from lfm2_export.bench.report import BenchReport, ContenderReport, Speed, Spread
 from lfm2_export.parity.detail import Detail
-from lfm2_export.parity.run import Effort, prove
+from lfm2_export.parity.run import prove
+from lfm2_export.parity.subject import Effort
 from lfm2_export.report import outputs
 
 QUICK = Effort(quality_tokens=150, questions=4, prompts=1, continuation=4, law_tokens=48)
@@ -18,7 +20,10 @@ CHARTS = [
     "KL divergence by position in the conversation",
     "Error of each layer",
     "Drift of the state over a long conversation",
+    "Decode speed by context",
+    "Prefill speed by prompt",
 ]
+CONTENDERS = ("nano xnnpack-int4", "nano xnnpack-int8", "llama.cpp Q4_0", "my_$model$ <b>")
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +32,48 @@ def report(make_artifact, nano):
 
 
 @pytest.fixture(scope="module")
-def page(report, tmp_path_factory) -> Path:
+def speeds() -> BenchReport:
+    """Four contenders at three contexts, the last of which one of them does not hold."""
+
+    def at(tokens: int, typical: float | None) -> Speed:
+        if typical is None:
+            return Speed(tokens=tokens, status="window")
+        spread = Spread(median=typical, min=0.9 * typical, max=1.1 * typical, n=3)
+        return Speed(tokens=tokens, status="measured", tokens_per_second=spread)
+
+    some = Spread(median=1, min=1, max=1, n=3)
+    contenders = [
+        ContenderReport(
+            name=name,
+            kind="artifact",
+            runtime="executorch",
+            random_weights=False,
+            window=1024,
+            size_bytes=10**6,
+            load_seconds=some,
+            baseline_rss_bytes=some,
+            peak_rss_bytes=some,
+            decode=[at(128, 90 - 9 * rank), at(512, 80 - 9 * rank), at(1024, None if rank == 2 else 60 - 9 * rank)],
+            prefill=[at(128, 400 + 50 * rank), at(512, 500 + 50 * rank), at(1024, None)],
+        )
+        for rank, name in enumerate(CONTENDERS)
+    ]
+    machine = {"processor": "a processor"}
+    return BenchReport(
+        machine=machine,
+        versions={},
+        threads=2,
+        rounds=3,
+        steps=8,
+        bandwidth_bytes_per_second=some,
+        contenders=contenders,
+    )
+
+
+@pytest.fixture(scope="module")
+def page(report, speeds, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    outputs.write(report, [path])
+    outputs.write(report, [path], speeds)
     return path
 
 
@@ -55,6 +99,9 @@ def test_the_page_in_a_browser(page, scheme, width):
     assert "Proven" in seen["verdict"]
     assert [chart["label"] for chart in seen["charts"]] == CHARTS
     assert all(chart["drawn"] > 10 and chart["width"] > 250 for chart in seen["charts"])
+    speed_charts = seen["charts"][-2:]
+    assert all(set(CONTENDERS) <= set(chart["texts"]) for chart in speed_charts)
+    assert all(len(set(chart["lines"])) >= len(CONTENDERS) for chart in speed_charts)  # a colour for each
     dark = scheme == "dark"
     assert (seen["background"] == "rgb(20, 23, 26)") is dark
     assert {chart["ink"] for chart in seen["charts"]} == {"rgb(231, 234, 238)" if dark else "rgb(28, 32, 36)"}

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from command import code_of
 
 from lfm2_export.artifact.folder import open_artifact
 from lfm2_export.bench.bytes_read import cache_bytes, weight_bytes
@@ -19,17 +20,10 @@ from lfm2_export.bench.plot import figure
 from lfm2_export.bench.quiet import collect
 from lfm2_export.bench.report import BenchReport
 from lfm2_export.bench.stages import STAGES, shares
-from lfm2_export.cli.main import run
 from lfm2_export.pipeline import export
 
 WINDOW = 96
 QUICK = ("--contexts", "32,64", "--prefill", "16", "--rounds", "1", "--threads", "1", "--quiet")
-
-
-def code_of(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        run(list(arguments))
-    return int(left.value.code or 0)
 
 
 @pytest.fixture(scope="module")

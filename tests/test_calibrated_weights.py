@@ -28,10 +28,11 @@ from lfm2_export.quantize.calibration import Calibration, calibration_windows
 from lfm2_export.quantize.gptq import undrifted
 from lfm2_export.quantize.grid import Grid, grid_of, nearest, searched_scales
 from lfm2_export.quantize.method import CALIBRATED
+from lfm2_export.quantize.moments import Moments, second_moment
 from lfm2_export.quantize.record import load_recorded, read_record, write_record
 from lfm2_export.quantize.scheme import Rules, WeightScheme
 from lfm2_export.quantize.smoothing import smooth
-from lfm2_export.quantize.streams import Moments, Stream, second_moment
+from lfm2_export.quantize.streams import Stream
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.runtimes.eager import EagerSession
 

@@ -13,6 +13,7 @@ from lfm2_export.checkpoint.nano.tasks import questions
 from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import ArtifactError, RecipeError
+from lfm2_export.model.load import load_decoder
 from lfm2_export.quantize.calibration import (
     FILE,
     Calibration,
@@ -21,6 +22,8 @@ from lfm2_export.quantize.calibration import (
     read_windows,
     write_windows,
 )
+from lfm2_export.quantize.own_text import continued
+from lfm2_export.runtimes.eager import EagerSession
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,25 @@ def test_own_text_is_the_models_reply_and_the_same_every_time(nano, tokenizer):
     right = [question.answer in text for question, text in zip(questions(77, 6), said, strict=True)]
     assert sum(right) >= 5  # nano answers what it was trained on
     assert all(window[-1] in tokenizer.eos_ids or len(window) == 96 for window in windows)
+
+
+def test_conversations_side_by_side_are_what_each_is_alone(nano, tokenizer):
+    decoder = load_decoder(nano)
+    messages = [question.messages for question in questions(5, 5, split="train")]
+    prompts = [tokenizer.encode(tokenizer.render(each)) for each in messages]
+    prompts.append(prompts[0][:1])
+    prompts.append([5] * 48)  # full before a word is said
+    stop, limit = tokenizer.eos_ids, 48
+    told: list[str] = []
+    together = continued(decoder, [prompt[:limit] for prompt in prompts], stop, limit, told.append)
+    for prompt, text in zip(prompts, together, strict=True):
+        eager, alone = EagerSession(decoder, limit), list(prompt[:limit])
+        logits = eager.prefill(alone)
+        while len(alone) < limit and (len(alone) == len(prompt) or alone[-1] not in stop):
+            alone.append(int(logits.argmax()))
+            logits = eager.decode(alone[-1]) if len(alone) < limit else logits
+        assert text == tuple(alone)
+    assert len({len(text) for text in together}) > 2  # they did not end at the same step
 
 
 def test_a_text_is_cut_into_windows(nano, tokenizer, tmp_path: Path):

@@ -10,21 +10,14 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_tiny
+from command import code_of
 from hostile_checkpoints import HOSTILE
-
-from lfm2_export.cli.main import run
 
 
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "lfm2_export", *arguments], capture_output=True, text=True, check=False, timeout=300
     )
-
-
-def code_of(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        run(list(arguments))
-    return int(left.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from command import code_of
 from runner_program import need_runner
 
 from lfm2_export import runtimes
 from lfm2_export.artifact.folder import Artifact
-from lfm2_export.cli.main import run
 from lfm2_export.pipeline import export
 
 QUICK = ("--contexts", "32", "--prefill", "16", "--rounds", "1", "--threads", "1", "--quiet")
-
-
-def code_of(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        run(list(arguments))
-    return int(left.value.code or 0)
 
 
 @pytest.fixture(scope="module")

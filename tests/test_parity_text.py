@@ -9,7 +9,8 @@ import pytest
 from lfm2_export.checkpoint.source import open_checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError
-from lfm2_export.parity.run import Effort, prove
+from lfm2_export.parity.run import prove
+from lfm2_export.parity.subject import Effort
 from lfm2_export.parity.text import text_of_file
 from lfm2_export.pipeline import export
 

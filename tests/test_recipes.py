@@ -5,27 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from decoders import config
 
 from lfm2_export import recipes, targets
-from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import MissingDependencyError, RecipeError
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme, check_rules, describe, rule_for
 
-CONFIG = LFM2Config(
-    vocab_size=320,
-    hidden_size=128,
-    intermediate_size=384,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-    layer_types=("conv", "full_attention"),
-    conv_L_cache=3,
-    conv_bias=False,
-    norm_eps=1e-5,
-    rope_theta=1e6,
-    tie_word_embeddings=True,
-    max_position_embeddings=1024,
-)
+SHAPE = {"hidden_size": 128, "intermediate_size": 384, "head_dim": 32, "max_position_embeddings": 1024}
+CONFIG = config(**SHAPE, layer_types=("conv", "full_attention"))
 
 GOOD = """\
 name: mine

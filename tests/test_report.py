@@ -155,6 +155,8 @@ def test_measured_speed_is_shown(tmp_path):
     assert "decode 128 100 90 to 110" in text
     assert "past the window" in text
     assert "a processor, 2 threads" in text
+    assert '<svg class="chart" role="img" aria-label="Decode speed by context"' in page.parity_html(quick, bench)
+    assert "Prefill speed by prompt" not in page.parity_html(quick, bench)  # nothing of it was measured
     assert "decode 100 tok/s at 128" in page.parity_markdown(a_report(), bench)
     (tmp_path / "bench.json").write_text("{}")
     with pytest.raises(UsageError, match=r"not a report of `lfm2-export bench"):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import code_of
 from lm_eval.api.instance import Instance
 
 from lfm2_export.checkpoint.source import open_checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.cli.main import run
 from lfm2_export.errors import UsageError
 from lfm2_export.model.load import load_decoder
 from lfm2_export.pipeline import export
@@ -117,12 +117,6 @@ def test_sampling_and_a_continuation_beyond_the_window_are_refused(model):
         model.generate_until([asked("generate_until", "Hi", {"temperature": 0.7})], True)
     with pytest.raises(UsageError, match="window"):
         model.loglikelihood([asked("loglikelihood", "Hi", " blue" * 200)], True)
-
-
-def code_of(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        run(list(arguments))
-    return int(left.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,18 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import onnx
 import pytest
+from decoders import config
+from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from lfm2_export import recipes, targets
+from lfm2_export.bench.bytes_read import weight_bytes
 from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
 from lfm2_export.cli.main import app
 from lfm2_export.errors import UsageError
+from lfm2_export.pipeline import export
 from lfm2_export.quantize.calibration import Calibration
 from lfm2_export.quantize.scheme import quantizable
 from lfm2_export.quantize.size import model_bytes
@@ -81,6 +86,39 @@ def test_a_budget_is_kept_and_used_where_it_counts(nano: Checkpoint, tmp_path: P
     for point in found.front:
         assert point.stored_bytes > found.chosen.stored_bytes or point.predicted_kld >= found.chosen.predicted_kld
     assert found.chosen.predicted_kld < 0.7 * sum(row["int4 g32"] for row in found.modules.values())
+
+
+def matrix_product_bytes(path: Path) -> int:
+    """What the products of an ONNX graph read of its file: integers and scales."""
+    graph = onnx.load(path).graph
+    stored = {tensor.name: len(numpy_helper.to_array(tensor).tobytes()) for tensor in graph.initializer}
+    read = {name for node in graph.node if node.op_type == "MatMulNBits" for name in node.input[1:]}
+    return sum(stored[name] for name in read if name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["xnnpack", "onnx"])
+def test_an_exported_model_reads_no_more_than_the_read_budget(target: str, tmp_path: Path) -> None:
+    output, budget = tmp_path / "quick.yaml", 0.8e6
+    limit = ["--read-budget", "800 kB", "--target", target, "--windows", "4"]
+    done = CliRunner().invoke(app, ["tune", "nano", *limit, "-o", str(output), "--json", "-q"])
+    assert done.exit_code == 0, done.output
+    chosen = Tuning.model_validate_json(done.stdout).chosen
+    artifact, _ = export("nano", str(output), tmp_path / "made", overrides=["window=64"], verify=False)
+    assert 0.95 * budget < weight_bytes(artifact.manifest) == chosen.read_bytes <= budget
+    file = artifact.folder / artifact.manifest.methods[0].file
+    if target == "onnx":
+        assert matrix_product_bytes(file) <= budget
+    else:  # the head is the embedding, so all weights are read; beside them lies the program
+        assert 0 < file.stat().st_size - chosen.read_bytes < 0.15e6
+
+
+def test_an_embedding_of_its_own_is_read_a_row_at_a_time() -> None:
+    table, *others = units(config(tie_word_embeddings=False), "xnnpack")
+    option = table.options[0]
+    assert table.paths == ("embed_tokens",)
+    assert table.read(option) * table.shape[0] == table.stored(option)
+    assert all(unit.read(each) == unit.stored(each) for unit in others for each in unit.options)
 
 
 def test_exactly_one_limit(nano: Checkpoint) -> None:

@@ -34,7 +34,7 @@ def run(
     from lfm2_export.device.adb import Phone
     from lfm2_export.device.run import prove_on_device
     from lfm2_export.files import write_text
-    from lfm2_export.parity.run import checkpoint_of
+    from lfm2_export.parity.subject import checkpoint_of
 
     opened = open_artifact(artifact)
     phone = Phone(adb, serial)

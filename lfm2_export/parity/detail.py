@@ -68,6 +68,29 @@ class Details(BaseModel):
     drift: Drift | None = None
 
 
+def from_reference(
+    session: Session,
+    reference: Session,
+    config: LFM2Config,
+    tokens: Sequence[int],
+    conversation: Sequence[int],
+    wanted: Detail,
+) -> Details:
+    """An artifact beside its reference: each layer's state after `tokens`, and the drift along a `conversation`."""
+    if session.has_state:
+        layers = state_errors(session, reference, config, tokens)
+    else:
+        layers = [LayerError(layer=layer, kind=kind) for layer, kind in enumerate(config.layer_types)]
+    drifted = drift(session, reference, conversation, wanted.drift_steps, wanted.drift_samples)
+    return Details(layers=layers, drift=drifted)
+
+
+def add_cost_by_layer(found: Details, quantized: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> None:
+    """How far quantization has moved the residual stream after each layer, in place."""
+    for layer, ours, theirs in zip(found.layers, quantized, exact, strict=True):
+        layer.quantization = rounded(rms_error(ours, theirs))
+
+
 def token_divergence(session: Session, fp32: EagerSession, text: EvaluationText) -> TokenDivergence:
     """Token by token through the runtime, window by window, so that one window's logits are alive at a time."""
     kld: list[float] = []

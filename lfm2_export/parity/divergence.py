@@ -29,7 +29,7 @@ from lfm2_export.errors import UsageError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.parity.metrics import relative_error
 from lfm2_export.parity.quantized import quantized_model
-from lfm2_export.parity.run import Stage, reference, traced_text
+from lfm2_export.parity.subject import Stage, reference, traced_text
 from lfm2_export.parity.taps import Taps, describe, recorded, visited
 from lfm2_export.parity.tracing import Trace, TracePoint
 from lfm2_export.quantize.unpack import unpack
@@ -128,8 +128,8 @@ def _lead(eager: EagerSession, call: Sequence[int], ours: Taps, errors: Errors, 
 
 
 def _by_state(artifact: Artifact, decoder: Decoder, tokens: Sequence[int], limit: float, stage: Stage) -> Trace:
-    session = _any_session(artifact)
-    truth = reference(artifact, decoder)
+    runtime, session = _any_session(artifact)
+    truth = runtime.reference_session(artifact.folder, artifact.manifest) or reference(artifact, decoder)
     stage(f"{session.runtime}: state by state against {truth.runtime}")
     errors: Errors = {}
     for call in _calls(tokens):
@@ -150,11 +150,12 @@ def _by_state(artifact: Artifact, decoder: Decoder, tokens: Sequence[int], limit
     return _trace(session.runtime, method, limit, points, beyond[0] if beyond else None)
 
 
-def _any_session(artifact: Artifact) -> Session:
+def _any_session(artifact: Artifact) -> tuple[runtimes.Runtime, Session]:
     for name in runtimes.able(artifact.manifest):
-        session = runtimes.find(name).open_session(artifact.folder, artifact.manifest)
+        runtime = runtimes.find(name)
+        session = runtime.open_session(artifact.folder, artifact.manifest)
         if session.has_state:
-            return session
+            return runtime, session
     raise UsageError(f"--trace: {artifact.manifest.target} shows neither its network's inside nor this form's state")
 
 

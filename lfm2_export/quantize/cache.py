@@ -18,7 +18,7 @@ from lfm2_export.quantize.calibration import Windows, digest
 from lfm2_export.quantize.method import Method
 from lfm2_export.quantize.scheme import Rules
 
-_ALGORITHM = 1  # raise it when the same input gives other integers
+_ALGORITHM = 2  # raise it when the same input gives other integers
 
 
 def folder_for(checkpoint: Checkpoint, rules: Rules, method: Method, windows: Windows) -> Path:

@@ -26,10 +26,11 @@ from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.gptq import gptq, undrifted
 from lfm2_export.quantize.grid import Grid, grid_of, nearest, searched_scales
 from lfm2_export.quantize.method import Method
+from lfm2_export.quantize.moments import Moments, moments, second_moment
 from lfm2_export.quantize.record import Record, read_record, recorded, replay, write_record
 from lfm2_export.quantize.scheme import Rules, quantizable, rule_for
 from lfm2_export.quantize.smoothing import smooth
-from lfm2_export.quantize.streams import STAGES, Moments, Stream, moments, second_moment
+from lfm2_export.quantize.streams import STAGES, Stream
 
 Stage = Callable[[str], None]
 _EVEN = 1.0  # weight of plain error beside the head's mean one, for a matrix that is embedding and head at once
@@ -63,7 +64,7 @@ def place(weight: Tensor, grid: Grid, method: Method, seen: Moments) -> tuple[Te
         return nearest(weight, scales, grid), scales
     wanted = undrifted(weight, seen)
     scales = searched_scales(wanted, grid, importance=importance)
-    values = gptq(wanted, seen.hessian, scales, grid.highest, grid.lowest)
+    values = gptq(wanted, seen.hessian, scales, grid.highest, grid.lowest, seen.spread)
     return (values.unflatten(1, (scales.shape[1], -1)) * scales.unsqueeze(-1)).flatten(1), scales
 
 

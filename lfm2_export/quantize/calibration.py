@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lfm2_export.checkpoint.config import LFM2Config
@@ -20,14 +20,14 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import ArtifactError, RecipeError
 from lfm2_export.files import write_text
-from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
-from lfm2_export.model.state import empty_state, write_slices
+from lfm2_export.quantize.own_text import continued
 
 FILE = "calibration.json"
 _SEED = 77  # of the prompts for "self"; they are training questions, parity asks held-out ones
 _MAX_BYTES = 64 << 20
 
+Stage = Callable[[str], None]
 Windows = tuple[tuple[int, ...], ...]  # token ids, one tuple per conversation
 
 
@@ -56,14 +56,16 @@ class Calibration(BaseModel):
         return self
 
 
-def calibration_windows(wanted: Calibration, checkpoint: Checkpoint, tokenizer: ChatTokenizer | None) -> Windows:
+def calibration_windows(
+    wanted: Calibration, checkpoint: Checkpoint, tokenizer: ChatTokenizer | None, stage: Stage = lambda _: None
+) -> Windows:
     """The token windows for this checkpoint; the same arguments give the same windows.
 
     Raises RecipeError for a missing tokenizer or template, and a file that is missing, empty, malformed or outside
     the vocabulary.
     """
     if wanted.source == "self":
-        return _own_text(wanted, checkpoint, tokenizer)
+        return _own_text(wanted, checkpoint, tokenizer, stage)
     path = Path(str(wanted.file))
     if not path.is_file():
         raise RecipeError(f"calibration.file: {path}: no such file")
@@ -102,34 +104,17 @@ def _document(windows: Windows) -> str:
     return json.dumps([list(window) for window in windows], separators=(",", ":")) + "\n"
 
 
-def _own_text(wanted: Calibration, checkpoint: Checkpoint, tokenizer: ChatTokenizer | None) -> Windows:
+def _own_text(wanted: Calibration, checkpoint: Checkpoint, tokenizer: ChatTokenizer | None, stage: Stage) -> Windows:
     if tokenizer is None or not tokenizer.has_template:
         raise RecipeError(
             f"calibration: source 'self' needs the checkpoint's tokenizer and chat template, {checkpoint.folder} has "
             "not both; use source: text or tokens, with a file"
         )
-    decoder = load_decoder(checkpoint)
-    windows = []
+    prompts = []
     for question in questions(_SEED, wanted.windows, split="train"):
         prompt = tokenizer.encode(tokenizer.render(question.messages, tools=question.tools or None))
-        windows.append(_continued(decoder, prompt[: wanted.tokens], tokenizer.eos_ids, wanted.tokens))
-    return tuple(windows)
-
-
-@torch.inference_mode()
-def _continued(decoder: Decoder, prompt: list[int], stop: tuple[int, ...], limit: int) -> tuple[int, ...]:
-    """The prompt and its greedy continuation up to a stop token (included) or `limit` tokens in all."""
-    state = empty_state(decoder.config, limit)
-    tokens, call = list(prompt), list(prompt)
-    while len(tokens) < limit:
-        position, length = torch.tensor([len(tokens) - len(call)]), torch.tensor([len(call)])
-        logits, new = decoder(torch.tensor([call]), position, length, state)
-        write_slices(state, new, position, length)
-        call = [int(logits[0].argmax())]
-        tokens += call
-        if call[0] in stop:
-            break
-    return tuple(tokens)
+        prompts.append(prompt[: wanted.tokens])
+    return continued(load_decoder(checkpoint), prompts, tokenizer.eos_ids, wanted.tokens, stage)
 
 
 def _text(path: Path, tokenizer: ChatTokenizer | None) -> list[int]:

@@ -14,62 +14,57 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lfm2_export.quantize.streams import Moments
+from lfm2_export.quantize.moments import Moments, Spread, spread_of
 
-_DAMPING = 0.01  # of the Hessian's mean diagonal: keeps it invertible where inputs are few or always zero
-_RIDGE = 0.03  # likewise, for the least squares: directions that few tokens show keep the matrix as it is
 _BLOCK = 128  # columns between two corrections of all later ones
+_ROWS = 1024  # at a time: rows do not depend on each other, and so few of them stay in the processor's cache
 
 
-def gptq(weight: Tensor, hessian: Tensor, scales: Tensor, limit: int, lowest: int | None = None) -> Tensor:
+def gptq(
+    weight: Tensor,
+    hessian: Tensor,
+    scales: Tensor,
+    limit: int,
+    lowest: int | None = None,
+    spread: Spread | None = None,
+) -> Tensor:
     """Integers `[rows, columns] int16` for `weight [rows, columns]`, from `lowest` (else -limit) to `limit`.
 
     Deterministic. `hessian [columns, columns]` is Σ x xᵀ over the inputs x that the matrix is to be multiplied with;
-    `scales` `[rows, groups]`, positive, each for columns / groups neighbours. With a diagonal Hessian this is rounding
-    to nearest.
+    `spread` is what `spread_of` makes of it, where it is known already; `scales` `[rows, groups]`, positive, each for
+    columns / groups neighbours. With a diagonal Hessian this is rounding to nearest.
     """
-    columns, lowest = weight.shape[1], -limit if lowest is None else lowest
-    order = hessian.diagonal().argsort(descending=True, stable=True)
-    left = weight.double()[:, order]
-    grid = scales.double().repeat_interleave(columns // scales.shape[1], dim=1)[:, order]
-    spread = _inverse_factor(hessian[order][:, order])
+    spread = spread_of(hessian) if spread is None else spread
+    values = torch.empty(weight.shape, dtype=torch.int16)
+    for start in range(0, len(weight), _ROWS):
+        rows = slice(start, start + _ROWS)
+        values[rows] = _rounded(weight[rows], scales[rows], spread, -limit if lowest is None else lowest, limit)
+    return values
+
+
+def _rounded(weight: Tensor, scales: Tensor, spread: Spread, lowest: int, highest: int) -> Tensor:
+    """Those rows' integers, `[rows, columns] int16`. Columns lie one after the other in memory here: one at a time."""
+    order, factor = spread
+    columns = weight.shape[1]
+    left = weight.double().T[order]  # [columns, rows]
+    grid = scales.double().T[order // (columns // scales.shape[1])]
     values = torch.empty_like(left)
     for start in range(0, columns, _BLOCK):
         end = min(start + _BLOCK, columns)
-        errors = torch.empty(weight.shape[0], end - start, dtype=torch.float64)
+        errors = torch.empty(end - start, weight.shape[0], dtype=torch.float64)
         for at in range(start, end):
-            values[:, at] = (left[:, at] / grid[:, at]).round().clamp(lowest, limit)
-            error = (left[:, at] - values[:, at] * grid[:, at]) / spread[at, at]
-            left[:, at:end] -= error.unsqueeze(1) * spread[at, at:end]
-            errors[:, at - start] = error
-        left[:, end:] -= errors @ spread[start:end, end:]
-    return values[:, order.argsort()].to(torch.int16)
+            values[at] = (left[at] / grid[at]).round_().clamp_(lowest, highest)
+            errors[at - start] = (left[at] - values[at] * grid[at]) / factor[at, at]
+            left[at:end].addr_(factor[at, at:end], errors[at - start], alpha=-1)
+        left[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
+    return values[order.argsort()].T.to(torch.int16)
 
 
 def undrifted(weight: Tensor, moments: Moments) -> Tensor:
     """The matrix whose products with the drifted inputs come closest to those of `weight` with the exact ones.
 
-    Both are `[rows, columns] fp32`. It is W (C + λ) (H + λ)⁻¹ for cross moment C and Hessian H: `weight` itself where
-    nothing has drifted.
+    Both are `[rows, columns] fp32`. It is W + W (C - H) (H + λ)⁻¹ for cross moment C and Hessian H: `weight` itself
+    where nothing has drifted.
     """
-    ridge = _damping(moments.hessian, _RIDGE)
-    wanted = weight.double() @ moments.cross.double() + ridge * weight.double()
-    factor = torch.linalg.cholesky(_with_diagonal(moments.hessian, ridge))
-    return torch.cholesky_solve(wanted.T, factor).T.float()
-
-
-def _inverse_factor(hessian: Tensor) -> Tensor:
-    """Upper triangular U with UᵀU = H⁻¹, of the damped Hessian; that of the identity where all inputs are zero."""
-    damped = _with_diagonal(hessian, _damping(hessian, _DAMPING))
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
-
-
-def _damping(hessian: Tensor, share: float) -> float:
-    mean = float(hessian.diagonal().mean())
-    return share * mean if mean > 0 else 1.0
-
-
-def _with_diagonal(hessian: Tensor, extra: float) -> Tensor:
-    damped = hessian.double().clone()
-    damped.diagonal().add_(extra)
-    return damped
+    drift = (weight @ (moments.cross - moments.hessian)).double()
+    return weight + torch.cholesky_solve(drift.T, moments.ridge).T.float()

@@ -17,6 +17,7 @@ from lfm2_export.quantize.scheme import WeightScheme
 
 STEPS, _TIGHTEST = 40, 0.4  # ranges tried between this share of the largest weight and all of it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ELEMENTS = 1 << 18  # of a matrix at a time: they stay in the processor's cache
 _SMALLEST = 2.0**-23  # scale of a group of zeros: fp16 can still store it
 
 
@@ -44,14 +45,20 @@ def searched_scales(weight: Tensor, grid: Grid, steps: int = STEPS, importance: 
 
     The best has the least squared error of rounding to nearest; `importance [columns]` weighs those squares.
     """
+    cost = torch.ones(weight.shape[1]) if importance is None else importance.float()
+    rows = max(1, _ELEMENTS // weight.shape[1])
+    return torch.cat([_searched(part, grid, steps, cost) for part in weight.split(rows)])
+
+
+def _searched(weight: Tensor, grid: Grid, steps: int, cost: Tensor) -> Tensor:
     groups = weight.unflatten(1, (-1, grid.group or weight.shape[1]))
     full = torch.maximum(groups.amax(-1) / grid.highest, groups.amin(-1) / grid.lowest).clamp_min(grid.smallest)
-    cost = torch.ones(weight.shape[1]) if importance is None else importance.float()
+    cost = cost.view(groups.shape[1:])
     best, least = full, torch.full_like(full, torch.inf)
     for step in range(steps + 1):
         scales = grid.storable((full * (1 - (1 - _TIGHTEST) * step / max(steps, 1))).clamp_min(grid.smallest))
-        rounded = (groups / scales.unsqueeze(-1)).round().clamp(grid.lowest, grid.highest) * scales.unsqueeze(-1)
-        error = ((rounded - groups).square() * cost.view(groups.shape[1:])).sum(-1)
+        rounded = (groups / scales.unsqueeze(-1)).round_().clamp_(grid.lowest, grid.highest).mul_(scales.unsqueeze(-1))
+        error = rounded.sub_(groups).square_().mul_(cost).sum(-1)
         best, least = torch.where(error < least, scales, best), torch.minimum(error, least)
     return grid.storable(best)
 

@@ -18,8 +18,9 @@ from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.gptq import gptq, undrifted
 from lfm2_export.quantize.grid import STEPS, Grid, searched_scales
 from lfm2_export.quantize.method import Method
+from lfm2_export.quantize.moments import Moments, moments
 from lfm2_export.quantize.scheme import Rules, WeightScheme, quantizable, rule_for
-from lfm2_export.quantize.streams import STAGES, Moments, Stream, moments
+from lfm2_export.quantize.streams import STAGES, Stream
 
 METHODS: tuple[Method, ...] = ("nearest", "mse", "gptq")
 _SHARES = 16  # LPBQ: a group's scale is 1 to 16 sixteenths of its row's largest
@@ -92,7 +93,7 @@ def _by_gptq(exact: Decoder, decoder: Decoder, schemes: dict[str, WeightScheme],
 def _move_onto_grid(module: nn.Linear, scheme: WeightScheme, seen: Moments) -> Tensor:
     grid, weight = htp_grid(scheme), undrifted(module.weight.detach(), seen)
     scales = searched_scales(weight, grid, importance=seen.hessian.diagonal())
-    values = gptq(weight, seen.hessian, scales, grid.highest)
+    values = gptq(weight, seen.hessian, scales, grid.highest, spread=seen.spread)
     moved = (values.unflatten(1, (scales.shape[1], -1)) * scales.unsqueeze(-1)).flatten(1)
     module.weight = nn.Parameter(moved, requires_grad=False)
     return scales

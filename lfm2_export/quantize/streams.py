@@ -6,7 +6,6 @@ Only the residual stream between two layers is kept, so the layers themselves ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +18,6 @@ from lfm2_export.quantize.calibration import Windows
 # Within a layer, what is quantized together: each set sees inputs that the sets before it have already changed.
 STAGES = (("b_proj", "c_proj", "x_proj", "q_proj", "k_proj", "v_proj"), ("out_proj",), ("w1", "w3"), ("w2",))
 _BATCH_TOKENS = 2048  # padding included
-
-
-class Moments(NamedTuple):
-    """Second moments of a matrix's inputs over the calibration tokens, `[columns, columns] fp32` each."""
-
-    hessian: Tensor  # Σ x xᵀ, x as the quantized layers before it give them
-    cross: Tensor  # Σ y xᵀ, y at the same place in the exact model
 
 
 class _CapturedError(Exception):
@@ -72,22 +64,6 @@ class Stream:
         """The stream itself through a norm, `[tokens, H]` for one batch after another."""
         for batch in self.batches:
             yield through(batch.x)[batch.valid]
-
-
-def moments(quantized: Iterator[Tensor], exact: Iterator[Tensor]) -> Moments:
-    """Of the same tokens on their way through both models."""
-    hessian, cross = torch.zeros(()), torch.zeros(())
-    for x, y in zip(quantized, exact, strict=True):
-        hessian, cross = hessian + x.T @ x, cross + y.T @ x
-    return Moments(hessian, cross)
-
-
-def second_moment(inputs: Iterator[Tensor]) -> Tensor:
-    """Σ x xᵀ, `[columns, columns] fp32`."""
-    total = torch.zeros(())
-    for x in inputs:
-        total = total + x.T @ x
-    return total
 
 
 def _batched(windows: Windows) -> Iterator[list[tuple[int, ...]]]:

@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lfm2_export.bench.report import Speed
 from lfm2_export.parity.detail import Drift, LayerError, TokenDivergence
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # drawn in colours that nothing else has, then replaced by the page's own
-_INK, _GRID, _SERIES = "#010203", "#040506", ("#0a0b01", "#0a0b02", "#0a0b03")
+_INK, _GRID, _SERIES = "#010203", "#040506", tuple(f"#0a0b0{number}" for number in range(1, 7))
 _NAMES = {_INK: "currentColor", _GRID: "var(--line)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)
 }
+_MARKERS = "os^Dvx"  # beside the colour, for who prints it in grey
+_LONGEST = 40  # characters of a name in a legend
 _SMALLEST = 1e-9  # what a logarithmic axis shows of a zero
 _BUCKETS = 40
 
@@ -103,6 +107,43 @@ def state_drift(found: Drift) -> str:
     return _svg(figure, "Drift of the state over a long conversation")
 
 
+def speed(contenders: Sequence[tuple[str, Sequence[Speed]]], what: str, x: str) -> str:
+    """Tokens per second by contexts or lengths, a line for each contender: medians, and bars from least to most.
+
+    Some contender must have been measured somewhere.
+    """
+    figure, axes = _figure(x, "tokens per second")
+    handles: list[Artist] = []
+    labels, ticks = [], set()
+    for number, (name, speeds) in enumerate(contenders):
+        points = [(each.tokens, each.tokens_per_second) for each in speeds if each.tokens_per_second]
+        if not points:
+            continue
+        medians = [spread.median for _, spread in points]
+        reach = [[s.median - s.min for _, s in points], [s.max - s.median for _, s in points]]
+        again, at = divmod(number, len(_SERIES))
+        drawn = axes.errorbar(
+            [tokens for tokens, _ in points],
+            medians,
+            yerr=reach,
+            color=_SERIES[at],
+            marker=_MARKERS[at],
+            linestyle="--" if again else "-",
+            markersize=4,
+            linewidth=1.3,
+            capsize=2,
+        )
+        handles.append(drawn.lines[0])
+        labels.append("".join(letter for letter in " ".join(name.split()) if letter.isprintable())[:_LONGEST])
+        ticks |= {tokens for tokens, _ in points}
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    _legend(axes, handles, labels)
+    return _svg(figure, what)
+
+
 def _figure(x: str, y: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
@@ -121,20 +162,24 @@ def _figure(x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(axes: Axes) -> None:
-    """Above the drawing, so that it never covers a line."""
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(
+def _legend(axes: Axes, handles: Sequence[Artist] | None = None, labels: Sequence[str] = ()) -> None:
+    """Above the drawing, so that it never covers a line; of what is labelled there, unless handles are given."""
+    if handles is None:
+        handles, labels = axes.get_legend_handles_labels()
+    longest = len(max(labels, key=len))
+    legend = axes.legend(
         handles,
         labels,
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=1 if len(max(labels, key=len)) > 35 else 3,
+        ncols=1 if longest > 35 else 2 if longest > 16 else 3,
         frameon=False,
         labelcolor=_INK,
         fontsize="small",
         borderpad=0,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may hold dollars
 
 
 def _svg(figure: Figure, label: str) -> str:
@@ -147,7 +192,9 @@ def _svg(figure: Figure, label: str) -> str:
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="(?:figure|axes|patch|matplotlib|xtick|ytick|line2d|text|legend)[^"]*"', "", text)
+    text = re.sub(
+        r' id="(?:figure|axes|patch|matplotlib|xtick|ytick|line2d|text|legend|LineCollection)[^"]*"', "", text
+    )
     for drawn, shown in _NAMES.items():
         text = text.replace(drawn, shown)
     text = re.sub(r'font: ([\d.]+)px [^;"]*', r"font: \1px var(--font)", text)

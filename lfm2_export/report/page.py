@@ -40,7 +40,9 @@ _MARKS = {"pass": "✅ pass", "fail": "❌ FAIL", "skipped": "⚪ skipped"}
 def parity_html(report: ParityReport, bench: BenchReport | None = None) -> str:
     """The whole report as a page. Needs matplotlib."""
     charts = [(runtime, list(_charts(runtime))) for runtime in report.runtimes]
-    return _environment(autoescape=True).get_template("parity.html.jinja").render(r=report, charts=charts, bench=bench)
+    speeds = list(_speed_charts(bench)) if bench else []
+    template = _environment(autoescape=True).get_template("parity.html.jinja")
+    return template.render(r=report, charts=charts, bench=bench, speeds=speeds)
 
 
 def parity_markdown(report: ParityReport, bench: BenchReport | None = None) -> str:
@@ -103,6 +105,21 @@ def _charts(runtime: RuntimeReport) -> Iterator[tuple[str, str, Markup]]:
         short = f", of {drift.asked:,} asked: {drift.reason}" if drift.reason else ""
         told = f"{drift.steps:,} decode steps{short}; the worst layer, against {runtime.reference} on the same tokens."
         yield "Drift of the state", told, Markup(charts.state_drift(drift))
+
+
+def _speed_charts(bench: BenchReport) -> Iterator[tuple[str, str, Markup]]:
+    """(title, what it tells, drawing)."""
+    from lfm2_export.report import charts
+
+    decode = [(contender.name, contender.decode) for contender in bench.contenders]
+    prefill = [(contender.name, contender.prefill) for contender in bench.contenders]
+    for title, speeds, told, x in (
+        ("Decode speed", decode, "Single tokens after so many. ", "context (tokens)"),
+        ("Prefill speed", prefill, "A whole prompt of that length. ", "prompt (tokens)"),
+    ):
+        if any(each.tokens_per_second for _, points in speeds for each in points):
+            told += f"Medians of {bench.rounds} rounds, and bars from the slowest to the fastest sample."
+            yield title, told, Markup(charts.speed(speeds, f"{title} by {x.partition(' ')[0]}", x))
 
 
 def _environment(autoescape: bool) -> Environment:

@@ -66,7 +66,7 @@ def tune(
     found = units(checkpoint.config, target)
     stage("text to measure on")
     text = text or Calibration(windows=32)
-    windows = calibration_windows(text, checkpoint, ChatTokenizer.load(checkpoint.folder, checkpoint.config))
+    windows = calibration_windows(text, checkpoint, ChatTokenizer.load(checkpoint.folder, checkpoint.config), stage)
     exact = load_decoder(checkpoint)
     costs = sensitivities(exact, found, target, windows, stage)
     bytes_stored = [[unit.stored(option) for option in unit.options] for unit in found]

@@ -20,6 +20,8 @@ const seen = await page.evaluate(() => ({
     label: chart.getAttribute("aria-label"),
     width: chart.getBoundingClientRect().width,
     drawn: chart.querySelectorAll("path").length,
+    texts: [...chart.querySelectorAll("text")].map((text) => text.textContent),
+    lines: [...chart.querySelectorAll("path")].map((path) => getComputedStyle(path).stroke),
     ink: getComputedStyle(chart.querySelector("text")).fill,
   })),
   background: getComputedStyle(document.body).backgroundColor,

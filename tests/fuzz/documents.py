@@ -24,7 +24,8 @@ with atheris.instrument_imports(include=["lfm2_export", "ruamel.yaml"]):
     from lfm2_export.bundle.contract import check_manifest, max_error
     from lfm2_export.bundle.description import describe, parse_description, web_fields
     from lfm2_export.bundle.golden_schema import check_golden
-    from lfm2_export.checkpoint.config import LFM2Config
+    from lfm2_export.checkpoint import nano
+    from lfm2_export.checkpoint.config import read_config
     from lfm2_export.errors import Lfm2ExportError
 
 DICTIONARY = (
@@ -41,21 +42,7 @@ DICTIONARY = (
     "? ",
     "%YAML ",
 )
-NANO = LFM2Config(
-    vocab_size=1024,
-    hidden_size=128,
-    intermediate_size=384,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-    layer_types=("conv", "full_attention"),
-    conv_L_cache=3,
-    conv_bias=False,
-    norm_eps=1e-5,
-    rope_theta=1e6,
-    tie_word_embeddings=True,
-    max_position_embeddings=1024,
-)
+NANO = read_config(nano.PATH / "config.json")
 STRANGE: list[Any] = [
     *(
         None,

@@ -1,0 +1,124 @@
+"""What is on trial, the text it is tried on, how much of it is measured, and what it must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lfm2_export import targets
+from lfm2_export.artifact.folder import Artifact
+from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
+from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.errors import ArtifactError, UsageError
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.parity.cases import random_ids
+from lfm2_export.parity.detail import Detail
+from lfm2_export.parity.text import EvaluationText, evaluation_text, text_of_file
+from lfm2_export.quantize.calibration import read_windows
+from lfm2_export.recipes import Recipe
+from lfm2_export.runtimes._slices import SliceSession, pte_call
+from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.runtimes.session import Session
+
+Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured."""
+
+    quality_tokens: int = 2000
+    questions: int = 60  # of nano's held-out ones
+    prompts: int = 4
+    continuation: int = 16  # greedy tokens after each prompt
+    law_tokens: int = 1024  # most that a state law feeds
+
+
+EMULATED = Effort(quality_tokens=150, questions=12, prompts=2, continuation=8, law_tokens=24)  # 0.1 to 0.5 s a call
+EMULATED_CPU = Effort(quality_tokens=600, questions=24, prompts=2, continuation=8, law_tokens=24)  # nano: 0.01 s a call
+
+
+@dataclass
+class Subject:
+    """What is on trial, and the references it is judged against."""
+
+    artifact: Artifact
+    checkpoint: Checkpoint
+    effort: Effort
+    stage: Stage
+    own_text: Path | None = None
+    detail: Detail | None = None
+    residual_stream: list[np.ndarray] | None = None  # of the quantized eager model, layer by layer, for a report
+
+    def __post_init__(self) -> None:
+        self.recipe = Recipe.model_validate(self.artifact.manifest.recipe)
+        self.window = self.artifact.manifest.window
+        self.config = self.checkpoint.config
+
+    @cached_property
+    def tokenizer(self) -> ChatTokenizer | None:
+        return ChatTokenizer.load(self.artifact.folder, self.config)
+
+    @cached_property
+    def text(self) -> EvaluationText:
+        if self.own_text is not None:
+            return text_of_file(self.own_text, self.tokenizer, self.window)
+        return evaluation_text(self.config, self.tokenizer, self.window, self.effort.quality_tokens)
+
+    @cached_property
+    def tokens(self) -> tuple[int, ...]:
+        """A run of at least 48 tokens of the evaluation text."""
+        joined = [token for window in self.text.windows[:8] for token in window]
+        return tuple(joined[:48]) if len(joined) >= 48 else random_ids(self.config, 48, seed=1)
+
+    def long_text(self, count: int) -> tuple[int, ...]:
+        """Evaluation text of `count` tokens, or of the window if that is less: one chat after the other, repeated."""
+        count = min(count, self.window)
+        joined = [token for window in self.text.windows for token in window]
+        return tuple((joined * (count // len(joined) + 1))[:count])
+
+    @property
+    def has_tasks(self) -> bool:
+        """Nano alone has questions with known answers."""
+        return self.checkpoint.name == "nano" and self.tokenizer is not None
+
+
+def checkpoint_of(artifact: Artifact, given: str | None = None) -> Checkpoint:
+    """The checkpoint an artifact was made from: `given`, or nano, or the hub id in the manifest.
+
+    Raises UsageError when it is a local folder that was not given, ArtifactError when the weights differ.
+    """
+    source = artifact.manifest.source
+    if given is None and source.name != "nano" and "/" not in source.name:
+        raise UsageError(f"{artifact.folder} was made from the local folder {source.name!r}; pass --checkpoint FOLDER")
+    checkpoint = open_checkpoint(given or source.name, None if given else source.revision)
+    if checkpoint.digest() != source.weights_sha256:
+        raise ArtifactError(
+            f"{checkpoint.folder}: not the weights that {artifact.folder} was made from (digest differs)"
+        )
+    return checkpoint
+
+
+def traced_text(artifact: Artifact, checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
+    """The first tokens of the evaluation text."""
+    return Subject(artifact, checkpoint, Effort(quality_tokens=count), lambda _: None).long_text(count)
+
+
+def reference(artifact: Artifact, decoder: Decoder) -> Session:
+    """What the artifact must equal, in eager: the quantized decoder, or what its target makes of it by calibration.
+
+    Raises ArtifactError when the artifact's calibration tokens are missing or wrong.
+    """
+    manifest = artifact.manifest
+    recipe = Recipe.model_validate(manifest.recipe)
+    windows = read_windows(artifact.folder, decoder.config) if recipe.calibration is not None else ()
+    methods = targets.find(manifest.target).reference(decoder, recipe, windows)
+    if methods is None:
+        return EagerSession(decoder, manifest.window)
+    call = pte_call(lambda name, inputs: methods[name](*inputs), manifest)
+    return SliceSession(call, manifest, "eager", torch.__version__, emulated=False)
