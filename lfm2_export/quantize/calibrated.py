@@ -68,8 +68,8 @@ def place(weight: Tensor, grid: Grid, method: Method, seen: Moments) -> tuple[Te
     return (values.unflatten(1, (scales.shape[1], -1)) * scales.unsqueeze(-1)).flatten(1), scales
 
 
-def last_hidden_moment(checkpoint: Checkpoint, windows: Windows) -> Tensor:
-    """Σ x xᵀ of what the exact model's head is called with, `[H, H] fp32`."""
+def last_hidden_moment(checkpoint: Checkpoint, windows: Windows, stage: Stage = lambda _: None) -> Tensor:
+    """Σ x xᵀ of what the exact model's head is called with, `[H, H] fp32`. One layer is in memory at a time."""
     streams: list[Stream] = []
     found: list[Tensor] = []
 
@@ -78,6 +78,7 @@ def last_hidden_moment(checkpoint: Checkpoint, windows: Windows) -> Tensor:
             streams.append(Stream(decoder, windows))
         elif part.startswith("layers."):
             layer = int(part.partition(".")[2])
+            stage(f"weights: what the shared embedding and head are used with, layer {layer + 1} of {len(decoder.layers)}")
             streams[0].advance(decoder, layer)
             decoder.layers[layer] = nn.Identity()
         elif part == "embedding_norm":
@@ -137,8 +138,7 @@ class _Walk:
             return
         grid = grid_of(scheme)
         if self.shared:
-            self.stage("weights: what the shared embedding and head are used with")
-            hessian = last_hidden_moment(self.checkpoint, self.windows)
+            hessian = last_hidden_moment(self.checkpoint, self.windows, self.stage)
             hessian = hessian / hessian.diagonal().mean() + _EVEN * torch.eye(len(hessian))
             placed = place(weight, grid, self.method, Moments(hessian, hessian))
         else:
