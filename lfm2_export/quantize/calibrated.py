@@ -78,7 +78,7 @@ def last_hidden_moment(checkpoint: Checkpoint, windows: Windows, stage: Stage = 
             streams.append(Stream(decoder, windows))
         elif part.startswith("layers."):
             layer = int(part.partition(".")[2])
-            stage(f"weights: what the shared embedding and head are used with, layer {layer + 1} of {len(decoder.layers)}")
+            stage(f"weights: inputs of the shared embedding and head, layer {layer + 1} of {len(decoder.layers)}")
             streams[0].advance(decoder, layer)
             decoder.layers[layer] = nn.Identity()
         elif part == "embedding_norm":
