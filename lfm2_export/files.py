@@ -81,6 +81,12 @@ def check_free_file(path: Path, force: bool) -> None:
         raise UsageError(f"{path} exists already; choose another file or pass --force to replace it")
 
 
+def cache_root() -> Path:
+    """This user's cache folder; `LFM2_EXPORT_CACHE` names another place than `~/.cache/lfm2-export`."""
+    given = os.environ.get("LFM2_EXPORT_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "lfm2-export"
+
+
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with path.open("rb") as file:

@@ -7,6 +7,7 @@ import shutil
 
 import javascript
 import numpy as np
+import onnx
 import pytest
 from artifacts import WINDOW
 
@@ -77,6 +78,22 @@ def test_transformers_js_gives_eagers_tokens(script, recipe, make_artifact, eage
     else:  # rounded activations differ between processors: the questions nano was taught, where choices are clear
         assert replies[0] == eager_replies[0]["reply"]
         assert replies[2] == eager_replies[2]["reply"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["onnx-fp32", "onnx-int4"])
+def test_webgpu_gives_eagers_tokens(recipe, make_artifact, eager_replies):
+    artifact = make_artifact(recipe, "explicit")
+    job = {"folder": str(artifact.folder), "chats": CHATS[:1], "newTokens": NEW_TOKENS, "device": "webgpu"}
+    found = javascript.run("transformers_browser.mjs", job)
+    assert "error" not in found
+    assert found["chats"] == eager_replies[:1]
+    products = sum(node.op_type.startswith("MatMul") for node in onnx.load(model_file(artifact)).graph.node)
+    assert found["dispatches"] > products * len(eager_replies[0]["reply"])  # not on the CPU behind one's back
+
+
+def model_file(artifact):
+    return artifact.folder / artifact.manifest.methods[0].file
 
 
 def test_external_data_in_chunks_is_found_everywhere(nano, tokenizer, eager_replies, tmp_path, monkeypatch):

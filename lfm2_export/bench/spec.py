@@ -21,7 +21,7 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["artifact", "native", "gguf", "eager", "pte", "genai"]
+    kind: Literal["artifact", "native", "onnxruntime-packed", "gguf", "eager", "pte", "genai"]
     path: Path
     name: str
     random_weights: bool | None = None  # None where the file does not say
@@ -57,6 +57,7 @@ def through(spec: Spec, runtime: str) -> Spec:
     """
     from lfm2_export import runtimes
     from lfm2_export.artifact.folder import open_artifact
+    from lfm2_export.runtimes import onnxruntime_packed
 
     if spec.kind != "artifact":
         raise UsageError(f"{spec.path}: --runtime chooses how an artifact folder is run, and this is none")
@@ -65,10 +66,14 @@ def through(spec: Spec, runtime: str) -> Spec:
         raise UsageError(f"runtime {runtime!r} does not run {spec.path}")
     if runtime == runtimes.usual(manifest)[0]:
         return spec
-    if runtime != "native":
-        raise UsageError(f"bench runs an artifact through its own runtime or native, not {runtime!r}")
+    if runtime not in ("native", "onnxruntime-packed"):
+        raise UsageError(
+            f"bench runs an artifact through its own runtime, native or onnxruntime-packed, not {runtime!r}"
+        )
     runtimes.find(runtime).version()
-    return spec.model_copy(update={"kind": "native", "name": f"{spec.name} native"})
+    if runtime == "onnxruntime-packed":
+        onnxruntime_packed.packed(spec.path, manifest)  # once, before any clock runs
+    return spec.model_copy(update={"kind": runtime, "name": f"{spec.name} {runtime}"})
 
 
 def distinct(specs: Sequence[Spec]) -> list[Spec]:

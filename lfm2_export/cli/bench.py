@@ -22,7 +22,8 @@ def run(
         typer.Option("--vs", help="Another artifact, a .gguf, a stock LLM .pte, or eager:CHECKPOINT (repeatable)."),
     ] = None,
     runtime: Annotated[
-        list[str] | None, typer.Option(help="Run ARTIFACT by its own runtime or by native (repeatable). [its own]")
+        list[str] | None,
+        typer.Option(help="Run ARTIFACT by its own runtime, native or onnxruntime-packed (repeatable). [its own]"),
     ] = None,
     contexts: Annotated[str, typer.Option(help="Decode at these contexts, in tokens.")] = "128,1024",
     prefill: Annotated[str, typer.Option(help="Prefill prompts of these lengths, in tokens.")] = "128,512",

@@ -19,7 +19,8 @@ def run(
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Say this, print the reply, leave.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     runtime: Annotated[
-        str | None, typer.Option(help="executorch, native, onnxruntime or genai. [the artifact's own]")
+        str | None,
+        typer.Option(help="executorch, native, onnxruntime, onnxruntime-packed or genai. [the artifact's own]"),
     ] = None,
     limit: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest reply.")] = 256,
     temperature: Annotated[

@@ -1,19 +1,19 @@
 """Where a long quantization keeps its finished layers, so that it goes on after an interruption.
 
 One folder for each combination of checkpoint, rules, method, calibration tokens and versions; it goes when the artifact
-is written. `LFM2_EXPORT_CACHE` names another place than `~/.cache/lfm2-export`.
+is written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
 
 from lfm2_export.checkpoint.source import Checkpoint
+from lfm2_export.files import cache_root
 from lfm2_export.quantize.calibration import Windows, digest
 from lfm2_export.quantize.method import Method
 from lfm2_export.quantize.scheme import Rules
@@ -31,10 +31,4 @@ def folder_for(checkpoint: Checkpoint, rules: Rules, method: Method, windows: Wi
         torch.__version__,
         _ALGORITHM,
     ]
-    return root() / "weights" / hashlib.sha256(json.dumps(given).encode()).hexdigest()[:32]
-
-
-def root() -> Path:
-    """This user's cache folder."""
-    given = os.environ.get("LFM2_EXPORT_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "lfm2-export"
+    return cache_root() / "weights" / hashlib.sha256(json.dumps(given).encode()).hexdigest()[:32]

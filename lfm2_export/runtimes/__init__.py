@@ -30,7 +30,8 @@ from lfm2_export.runtimes.session import Session
 
 _NOT_RUNTIMES = {"session", "eager"}  # the protocol, and the reference that needs a checkpoint
 _MAIN = ("executorch", "onnxruntime")  # each target's own, which shows its state; libraries upon them come after
-_ON_REQUEST = {"native", "arm64"}  # the target's own file and kernels once more: parity takes them when they are named
+# the target's own file and kernels once more: parity takes them when they are named
+_ON_REQUEST = {"native", "arm64", "onnxruntime-packed"}
 
 
 class Runtime(Protocol):

@@ -1,4 +1,5 @@
-// transformers.js in headless Chromium, on WebAssembly. Job and result as in transformers_node.mjs, and `error`.
+// transformers.js in headless Chromium, on WebAssembly or, with `device: "webgpu"`, on WebGPU.
+// Job and result as in transformers_node.mjs, and `error`.
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { launch, openPage } from "./chromium.mjs";
@@ -11,7 +12,9 @@ const server = await serve({
   "/packages/": path.join(here, "node_modules"),
   "/artifact/": job.folder,
 });
-const browser = await launch();
+// a software adapter: Chromium has no other where there is no GPU
+const flags = job.device === "webgpu" ? ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"] : [];
+const browser = await launch(flags);
 const { page, complaints } = await openPage(browser, `${server.url}/transformers.html`);
 await page.waitForFunction("window.run");
 const run = (asked) => window.run(asked).catch((error) => ({ error: String(error) }));

@@ -62,4 +62,4 @@ class Kind(Protocol):
 
 def find(kind: str) -> Kind:
     """The module of that kind."""
-    return cast(Kind, importlib.import_module(f"{__name__}.{kind}"))
+    return cast(Kind, importlib.import_module(f"{__name__}.{kind.replace('-', '_')}"))
