@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
+from artifacts import need_qnn
 
 from lfm2_export import targets
+from lfm2_export.checkpoint.random_init import init_checkpoint
+from lfm2_export.checkpoint.source import open_checkpoint
 from lfm2_export.parity.divergence import find_divergence
+from lfm2_export.pipeline import export
 
 TARGETS = {
     "xnnpack": ("xnnpack-int8", "explicit"),
@@ -85,3 +91,44 @@ def test_a_target_that_cannot_show_its_inside_is_traced_by_the_state(make_artifa
         trace = find_divergence(artifact, nano)
     assert trace.points[trace.first].point == "conv_state.3"
     assert "cannot show its network's inside" in trace.method
+
+
+@pytest.fixture(scope="module")
+def small(nano, tmp_path_factory):
+    """A layer of each kind, half as wide as nano, with random weights: the NPU's compiler takes its time."""
+    folder = tmp_path_factory.mktemp("small") / "checkpoint"
+    shape = {"hidden_size": 64, "intermediate_size": 160, "head_dim": 16, "layer_types": ("conv", "full_attention")}
+    init_checkpoint(replace(nano.config, **shape), folder)
+    (folder / "tokens.json").write_text(
+        json.dumps([[(7 * at + start) % 1000 for at in range(24)] for start in range(4)])
+    )
+    return open_checkpoint(str(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "point"),
+    [
+        (None, None),
+        ("layers.0.feed_forward.w2.weight", "key.1"),  # behind its layer's own state: it shows in the next one's
+    ],
+    ids=["sound", "fault"],
+)
+def test_a_fault_compiled_into_an_npu_program_is_traced_on_the_emulator(path, point, small, tmp_path, monkeypatch):
+    need_qnn()
+    module = targets.find("qnn")
+    genuine = module.lower
+
+    def faulty(decoder, *rest):
+        with torch.no_grad(), one_weight_changed(decoder, path):
+            return genuine(decoder, *rest)
+
+    if path is not None:
+        monkeypatch.setattr(module, "lower", faulty)
+    changes = ["window=48", "options.prefill_chunk=8", "options.weight_sharing=false"]
+    changes += [f"calibration={{source: tokens, file: {small.folder / 'tokens.json'}, tokens: 24}}"]
+    made, _ = export(str(small.folder), "qnn-16a8w", tmp_path / "made", overrides=changes, verify=False)
+    trace = find_divergence(made, small)
+    assert trace.runtime == "qnn-emulator"
+    assert len(trace.points) == 3  # a conv state, keys and values
+    assert (None if trace.first is None else trace.points[trace.first].point) == point

@@ -66,5 +66,9 @@ def undrifted(weight: Tensor, moments: Moments) -> Tensor:
     Both are `[rows, columns] fp32`. It is W + W (C - H) (H + λ)⁻¹ for cross moment C and Hessian H: `weight` itself
     where nothing has drifted.
     """
-    drift = (weight @ (moments.cross - moments.hessian)).double()
-    return weight + torch.cholesky_solve(drift.T, moments.ridge).T.float()
+    drift = moments.cross - moments.hessian
+    return torch.cat([part + _mended(part, drift, moments.ridge) for part in weight.split(_ROWS)])
+
+
+def _mended(weight: Tensor, drift: Tensor, ridge: Tensor) -> Tensor:
+    return torch.cholesky_solve((weight @ drift).double().T, ridge).T.float()
