@@ -145,7 +145,7 @@ class TestWalk:
         last = len(tiny.config.layer_types)
 
         def stop(announced: str) -> None:
-            if f"layer {last} of" in announced:
+            if f"layer {last} of {last} by" in announced:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
