@@ -23,6 +23,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.quantize.apply import install, integers, quantize_module, round_caches
 from lfm2_export.quantize.calibration import Windows
+from lfm2_export.quantize.freed_memory import return_at_once
 from lfm2_export.quantize.gptq import gptq, undrifted
 from lfm2_export.quantize.grid import Grid, grid_of, nearest, searched_scales
 from lfm2_export.quantize.method import Method
@@ -51,6 +52,7 @@ def load_calibrated(
     `kept` is a folder for finished layers, so that a run that was stopped goes on where it was; it must be this
     checkpoint's, these rules', this method's and these windows' own. Raises CheckpointError for NaN or infinity.
     """
+    return_at_once()
     walk = _Walk(checkpoint, rules, method, windows, stage, kept)
     load_decoder(checkpoint, completed=walk.completed)
     return round_caches(walk.result.eval(), cache), walk.record

@@ -1,0 +1,21 @@
+"""Lets freed tensors go back to the system, where the C library would keep them.
+
+glibc keeps freed blocks of up to 32 MB for later, in pieces between those still in use. Quantizing layer by layer frees
+many times what it keeps, and the process grew by 0.28 GB a layer at the 1.2B shape, of which 0.11 were in use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
+_BYTES = 1 << 20  # blocks from here on are mapped one by one; setting it ends glibc's habit of raising it
+
+
+def return_at_once() -> None:
+    """From now on and in the whole process; see mallopt(3). Nothing happens with another C library than glibc."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no such function, or no library to ask for it
+        return
+    mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(_BYTES))
