@@ -6,11 +6,13 @@ import mmap
 import platform
 import re
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lfm2_export.runtimes import _huge_pages
 from lfm2_export.runtimes._huge_pages import HugePages, _without
 
 PAGE = 2 << 20
@@ -43,6 +45,17 @@ def test_memory_unmapped_meanwhile_does_no_harm():
     gone.close()
     thread.join(timeout=30)
     assert not thread.is_alive()
+
+
+def test_a_benchmark_can_wait_for_the_move(monkeypatch):
+    may_end = threading.Event()
+    monkeypatch.setattr(_huge_pages, "_collapse", lambda ranges: may_end.wait(30))
+    moving = HugePages().adopt()
+    threading.Timer(0.2, may_end.set).start()
+    assert moving.is_alive()
+    _huge_pages.wait()
+    assert may_end.is_set()
+    assert not moving.is_alive()
 
 
 @pytest.mark.parametrize(
