@@ -75,8 +75,8 @@ def tune(
     if kld is not None:
         weights, best = bytes_stored, _swapped(cheapest(bytes_stored, costs, kld))
     else:
-        weights = bytes_stored if read is None else bytes_read
-        best = cheapest(costs, weights, float(stored if read is None else read))  # type: ignore[arg-type]
+        limits = (bytes_stored, stored), (bytes_read, read)
+        weights, best = next((each, cheapest(costs, each, limit)) for each, limit in limits if limit is not None)
 
     def point(choice: Allocation) -> Point:
         counts = Counter(named(unit.options[at]) for unit, at in zip(found, choice.chosen, strict=True))
