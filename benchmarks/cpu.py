@@ -20,10 +20,10 @@ from benchmarks import markdown
 from benchmarks.peers import eager, executorch_llm, genai_builder, llama_cpp, ours
 from lfm2_export.bench.run import bench
 from lfm2_export.bench.spec import Spec
-from lfm2_export.checkpoint.random_init import init_checkpoint
 from lfm2_export.cli import console
 from lfm2_export.errors import Lfm2ExportError
 from lfm2_export.files import write_text
+from lfm2_export.model.random_init import init_checkpoint
 
 PREFILL = (128, 512)  # tokens
 RESULTS = Path(__file__).parent / "results"

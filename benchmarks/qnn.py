@@ -27,11 +27,11 @@ from rich.table import Table
 
 from lfm2_export import export, recipes
 from lfm2_export.artifact.folder import open_artifact
-from lfm2_export.checkpoint.random_init import init_checkpoint
-from lfm2_export.checkpoint.source import open_checkpoint
 from lfm2_export.cli import console
 from lfm2_export.errors import Lfm2ExportError
 from lfm2_export.files import write_text
+from lfm2_export.model.load import open_checkpoint
+from lfm2_export.model.random_init import init_checkpoint
 from lfm2_export.npu_call import DECODE, PREFILL
 from lfm2_export.parity.subject import reference
 from lfm2_export.quantize.apply import load_quantized

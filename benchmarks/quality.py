@@ -22,13 +22,13 @@ import typer
 
 from lfm2_export import recipes
 from lfm2_export.checkpoint.nano.tasks import questions
-from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
+from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.cli import console
 from lfm2_export.errors import Lfm2ExportError
 from lfm2_export.files import write_text
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.load import load_decoder
+from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.parity.answers import answered
 from lfm2_export.parity.teacher_forcing import loss_of, score
 from lfm2_export.parity.text import evaluation_text, text_of_file

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.model.layers import rotary
+from lfm2_export.model.operators import rotary_tables
 from lfm2_export.model.state import State, is_cache, state_shapes
 
 DECODE, PREFILL = "decode", "prefill"
@@ -58,7 +58,7 @@ def graph_inputs(config: LFM2Config, tokens: Sequence[int], position: int, rows:
     """
     count = len(tokens)
     padded = [*tokens, *[tokens[-1]] * (rows - count)]
-    cos, sin = rotary(torch.arange(position, position + rows).unsqueeze(0), config.head_dim, config.rope_theta)
+    cos, sin = rotary_tables(torch.arange(position, position + rows).view(1, 1, -1), config.head_dim, config.rope_theta)
     hidden = torch.ones(1, 1, rows, window + rows)
     hidden[..., :position] = 0
     hidden[0, 0, :, window:].triu_(1)

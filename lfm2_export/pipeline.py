@@ -10,11 +10,12 @@ from lfm2_export import recipes, targets
 from lfm2_export.artifact.folder import Artifact, open_artifact, seal, write_manifest
 from lfm2_export.artifact.manifest import Manifest, Source
 from lfm2_export.checkpoint.config import to_dict
-from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
+from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import GateError
 from lfm2_export.files import check_free, staged_folder
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.load import open_checkpoint
 from lfm2_export.parity.detail import Detail
 from lfm2_export.parity.report import ParityReport
 from lfm2_export.quantize import cache

@@ -10,9 +10,9 @@ import torch
 from artifacts import ARTIFACTS, WINDOW, need_qnn
 
 from lfm2_export.artifact.folder import Artifact
-from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
+from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.load import load_decoder
+from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.pipeline import export
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.quantize.unpack import unpack

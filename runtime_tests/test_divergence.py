@@ -11,8 +11,8 @@ import torch
 from artifacts import need_qnn
 
 from lfm2_export import targets
-from lfm2_export.checkpoint.random_init import init_checkpoint
-from lfm2_export.checkpoint.source import open_checkpoint
+from lfm2_export.model.load import open_checkpoint
+from lfm2_export.model.random_init import init_checkpoint
 from lfm2_export.parity.divergence import find_divergence
 from lfm2_export.pipeline import export
 

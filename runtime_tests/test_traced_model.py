@@ -10,7 +10,7 @@ from reference import make_pair
 from torch import Tensor
 
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.resident import ResidentDecoder
+from lfm2_export.model.resident import Resident
 from lfm2_export.model.state import State, empty_state, state_shapes, write_slices
 
 TOLERANCE = 1e-4
@@ -107,7 +107,7 @@ def test_token_by_token_equals_transformers_with_its_own_cache():
 def test_resident_form_equals_explicit_form_and_forgets_at_position_zero():
     _, ours = make_pair()
     tokens = torch.randint(0, 320, (1, 12))
-    resident = ResidentDecoder(ours, window=16)
+    resident = Resident(ours, empty_state(ours.config, 16))
     with torch.inference_mode():
         for _conversation in range(2):
             state = empty_state(ours.config, 16)
@@ -143,7 +143,7 @@ def test_strict_export_with_dynamic_length_equals_eager(form):
     state = empty_state(ours.config, 16)
     expected = ours(tokens, zero, None, state)[0]
     if form == "resident":
-        model, example = ResidentDecoder(ours, 16), (tokens[:, :4], zero)
+        model, example = Resident(ours, empty_state(ours.config, 16)), (tokens[:, :4], zero)
         program = torch.export.export(model, example, dynamic_shapes=(dynamic, None), strict=True)
         actual = program.module()(tokens, zero)
     else:

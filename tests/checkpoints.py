@@ -10,7 +10,7 @@ from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from lfm2_export.checkpoint import nano
 from lfm2_export.checkpoint.config import LFM2Config, read_config
-from lfm2_export.checkpoint.random_init import init_checkpoint
+from lfm2_export.model.random_init import init_checkpoint
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 

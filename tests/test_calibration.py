@@ -10,10 +10,10 @@ import pytest
 
 from lfm2_export import recipes, targets
 from lfm2_export.checkpoint.nano.tasks import questions
-from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
+from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import ArtifactError, RecipeError
-from lfm2_export.model.load import load_decoder
+from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.quantize.calibration import (
     FILE,
     Calibration,

@@ -18,8 +18,8 @@ from transformers import Lfm2Config, Lfm2ForCausalLM
 from transformers.models.lfm2.modeling_lfm2 import Lfm2MLP
 
 from lfm2_export.checkpoint.config import from_dict, parse_config, read_config, to_dict
-from lfm2_export.checkpoint.layout import expected_tensors
 from lfm2_export.errors import CheckpointError
+from lfm2_export.model.load import tensor_shapes
 
 WITHOUT_LAYERS = {key: value for key, value in SIX_LAYERS.items() if key != "layer_types"}
 WITHOUT_WIDTH = {key: value for key, value in SIX_LAYERS.items() if "intermediate" not in key and "adjust" not in key}
@@ -89,7 +89,7 @@ def test_means_what_it_means_to_transformers(document: dict[str, Any]) -> None:
         state = Lfm2ForCausalLM(theirs).state_dict()
     if theirs.tie_word_embeddings:
         del state["lm_head.weight"]
-    assert expected_tensors(ours) == {name: tuple(tensor.shape) for name, tensor in state.items()}
+    assert tensor_shapes(ours) == {name: tuple(tensor.shape) for name, tensor in state.items()}
     assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
     assert ours.norm_eps == theirs.norm_eps
     assert ours.layer_types == tuple(theirs.layer_types)
@@ -138,7 +138,7 @@ def test_any_value_anywhere_is_a_config_or_a_one_line_refusal(changes: dict[str,
         refusal = str(error)
     else:
         refusal = "config.json: "
-        assert all(math.prod(shape) > 0 for shape in expected_tensors(config).values())
+        assert all(math.prod(shape) > 0 for shape in tensor_shapes(config).values())
         assert from_dict(json.loads(json.dumps(to_dict(config))), "manifest") == config
     assert refusal.startswith("config.json: ")
     assert "\n" not in refusal

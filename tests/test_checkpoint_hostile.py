@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from hostile_checkpoints import HOSTILE
 
-from lfm2_export.checkpoint.source import open_checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import CheckpointError
-from lfm2_export.model.load import load_decoder
+from lfm2_export.model.load import load_decoder, open_checkpoint
 
 
 def read_everything(folder: Path) -> None:

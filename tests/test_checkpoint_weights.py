@@ -16,9 +16,9 @@ from hostile_checkpoints.shards import shard
 from hostile_checkpoints.weights import with_tensors
 from transformers import Lfm2ForCausalLM
 
-from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
+from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.errors import CheckpointError, UsageError
-from lfm2_export.model.load import load_decoder
+from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.model.state import empty_state
 
 
@@ -166,7 +166,7 @@ def test_a_revision_is_only_for_the_hub(source: str, tiny_checkpoint: Path) -> N
 def hub_process(code: str, cache: Path) -> str:
     """Run `code` offline with a hub cache of its own: the setting is read when the hub client is imported."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
-    preamble = "from lfm2_export.checkpoint.source import open_checkpoint\n"
+    preamble = "from lfm2_export.model.load import open_checkpoint\n"
     done = subprocess.run(
         [sys.executable, "-c", preamble + code], env=environment, capture_output=True, text=True, check=False
     )
@@ -208,8 +208,8 @@ def test_memory_is_one_tensor_to_write_and_one_copy_to_load(tmp_path: Path) -> N
 import json, resource
 from dataclasses import replace
 from pathlib import Path
-from lfm2_export.checkpoint.random_init import SIZES, init_checkpoint
-from lfm2_export.checkpoint.source import open_checkpoint
+from lfm2_export.model.random_init import SIZES, init_checkpoint
+from lfm2_export.model.load import open_checkpoint
 from lfm2_export.model.load import load_decoder
 
 def peak():

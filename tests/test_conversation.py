@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfm2_export.artifact.folder import Artifact
-from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
+from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.conversation import Conversation
 from lfm2_export.errors import StateFileError, UsageError, WindowExceededError
 from lfm2_export.generation import MinPSampler
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.load import load_decoder
+from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.moments import Moment
 from lfm2_export.runtimes.eager import EagerSession
 

@@ -15,12 +15,11 @@ from checkpoints import SIX_LAYERS, tiny_config
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from lfm2_export.checkpoint import random_init
 from lfm2_export.checkpoint.config import read_config
-from lfm2_export.checkpoint.layout import expected_tensors
-from lfm2_export.checkpoint.random_init import SIZES, init_checkpoint
-from lfm2_export.checkpoint.source import open_checkpoint
 from lfm2_export.errors import CheckpointError, UsageError
+from lfm2_export.model import random_init
+from lfm2_export.model.load import open_checkpoint, tensor_shapes
+from lfm2_export.model.random_init import SIZES, init_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -28,7 +27,7 @@ from lfm2_export.errors import CheckpointError, UsageError
     [("350m", 354_483_968), ("700m", 742_489_344), ("1.2b", 1_170_340_608), ("2.6b", 2_569_272_320)],
 )
 def test_sizes_have_the_released_number_of_parameters(size: str, parameters: int) -> None:
-    assert sum(map(math.prod, expected_tensors(SIZES[size]).values())) == parameters
+    assert sum(map(math.prod, tensor_shapes(SIZES[size]).values())) == parameters
 
 
 def test_the_largest_size_has_22_convolutions_and_8_attentions() -> None:

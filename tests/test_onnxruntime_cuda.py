@@ -88,7 +88,7 @@ def test_parity_on_it_exits_with_2_and_parity_as_such_reports_it_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from lfm2_export import export, open_artifact
-    from lfm2_export.checkpoint.source import open_checkpoint
+    from lfm2_export.model.load import open_checkpoint
     from lfm2_export.parity.run import prove
     from lfm2_export.parity.subject import Effort
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from lfm2_export.checkpoint.source import open_checkpoint
+from lfm2_export.model.load import open_checkpoint
 from lfm2_export.parity.cases import lowering_cases
 from lfm2_export.parity.lowering import Distance, LoweringFigures
 from lfm2_export.parity.noise import noise_floor

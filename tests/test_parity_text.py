@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lfm2_export.checkpoint.source import open_checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError
+from lfm2_export.model.load import open_checkpoint
 from lfm2_export.parity.run import prove
 from lfm2_export.parity.subject import Effort
 from lfm2_export.parity.text import text_of_file

@@ -18,9 +18,9 @@ from decoders import config, random_decoder, relative, state_error, tokens, wors
 from lfm2_export import qnn_sdk, recipes
 from lfm2_export.artifact.manifest import Manifest, Npu, Source
 from lfm2_export.checkpoint.config import LFM2Config, to_dict
-from lfm2_export.checkpoint.random_init import SIZES
 from lfm2_export.errors import LoweringError, MissingDependencyError, RecipeError, UsageError, WindowExceededError
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.random_init import SIZES
 from lfm2_export.model.state import state_shapes
 from lfm2_export.npu_call import DECODE, MASKED, PREFILL, call_inputs, native_state
 from lfm2_export.quantize.apply import quantize

@@ -11,10 +11,9 @@ import pytest
 from command import code_of
 from lm_eval.api.instance import Instance
 
-from lfm2_export.checkpoint.source import open_checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError
-from lfm2_export.model.load import load_decoder
+from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.pipeline import export
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.scoring import ArtifactLM

@@ -13,7 +13,7 @@ from checkpoints import tiny_config
 from junitparser import JUnitXml
 from ruamel.yaml import YAML
 
-from lfm2_export.checkpoint.random_init import init_checkpoint
+from lfm2_export.model.random_init import init_checkpoint
 
 pytest_plugins = ["pytester"]
 

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from lfm2_export import recipes, targets
 from lfm2_export.bench.bytes_read import weight_bytes
-from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
+from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.cli.main import app
 from lfm2_export.errors import UsageError
+from lfm2_export.model.load import open_checkpoint
 from lfm2_export.pipeline import export
 from lfm2_export.quantize.calibration import Calibration
 from lfm2_export.quantize.scheme import quantizable

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lfm2_export import recipes
-from lfm2_export.checkpoint.source import open_checkpoint
+from lfm2_export.model.load import open_checkpoint
 from lfm2_export.quantize.apply import load_quantized, quantized_weight
 from lfm2_export.quantize.scheme import quantizable
 from lfm2_export.quantize.unpack import unpack

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.peers.process import finish
 from lfm2_export.bench.spec import Spec, parse
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.checkpoint.source import open_checkpoint
+from lfm2_export.model.load import open_checkpoint
 
 WINDOWS = (2048, 8192)  # its prompt bound grows with its window, and its working memory with that
 _CONVERT = "from executorch.examples.models.lfm2.convert_weights import main; main()"

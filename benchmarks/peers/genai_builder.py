@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.peers.process import finish
 from lfm2_export.bench.spec import Spec, parse, require
-from lfm2_export.checkpoint.source import open_checkpoint
+from lfm2_export.model.load import open_checkpoint
 
 # accuracy level 4: inputs rounded to int8, its fast kernels, which ours use as well
 _OPTIONS = {

@@ -104,7 +104,7 @@ def _genai(folder: Path) -> Spec:
 
 
 def _eager(source: str) -> Spec:
-    from lfm2_export.checkpoint.source import open_checkpoint
+    from lfm2_export.model.load import open_checkpoint
 
     require("transformers", "transformers", f"{_EAGER}{source}: the eager model is that of transformers")
     checkpoint = open_checkpoint(source)

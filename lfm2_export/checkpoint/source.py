@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ _COMPANIONS = (
     "chat_template.jinja",
 )
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "LICENSE*"]
+Expected = Callable[[LFM2Config], Mapping[str, tuple[int, ...]]]  # shape of every tensor by name
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -64,8 +65,10 @@ class Checkpoint:
         return {name: inside(self.folder, name) for name in names}
 
 
-def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(source: str, revision: str | None, expected: Expected) -> Checkpoint:
     """Open "nano", a folder in Hugging Face layout, or a hub id "owner/name" (cache and HF_HUB_OFFLINE honoured).
+
+    `expected` says which tensors a checkpoint of a config holds (`model/load.py` knows).
 
     Raises UsageError for a place that does not exist, CheckpointError for a config or header that is wrong.
     """
@@ -73,18 +76,18 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     if folder.is_dir():
         if revision is not None:
             raise UsageError(f"{source}: a revision is for hub ids; this is a folder on this machine")
-        return _open(folder, "nano" if source == "nano" else folder.resolve().name, None)
+        return _open(folder, "nano" if source == "nano" else folder.resolve().name, None, expected)
     if folder.exists():
         raise UsageError(f"{source} is a file; pass the folder that holds config.json and the weights")
     if not _HUB_ID.fullmatch(source):
         raise UsageError(f"{source}: no such folder, and not a hub id of the form owner/name")
     snapshot = _download(source, revision)
-    return _open(snapshot, source, snapshot.name)
+    return _open(snapshot, source, snapshot.name, expected)
 
 
-def _open(folder: Path, name: str, revision: str | None) -> Checkpoint:
+def _open(folder: Path, name: str, revision: str | None, expected: Expected) -> Checkpoint:
     config = read_config(inside(folder, "config.json"))
-    return Checkpoint(name, revision, folder, config, Weights(folder, config))
+    return Checkpoint(name, revision, folder, config, Weights(folder, expected(config)))
 
 
 def _download(source: str, revision: str | None) -> Path:

@@ -6,27 +6,29 @@ them: no more of the weights is ever in memory than the caller keeps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.checkpoint.layout import EMBEDDING, HEAD, expected_tensors
 from lfm2_export.checkpoint.safetensors_file import WeightFile
 from lfm2_export.checkpoint.shards import weight_files
 from lfm2_export.errors import CheckpointError
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _CHUNK = 1 << 20  # elements looked at in one go
 
 
 class Weights:
-    """The tensors of a checkpoint folder, checked against its config; nothing is read before `tensors()`."""
+    """The tensors of a checkpoint folder, checked against those expected; nothing is read before `tensors()`."""
 
-    def __init__(self, folder: Path, config: LFM2Config) -> None:
-        """Raises CheckpointError, one line that names file, tensor and expectation."""
+    def __init__(self, folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Check the headers against `expected`, the shape of every tensor by name, in the order to read them in.
+
+        Raises CheckpointError, one line that names file, tensor and expectation.
+        """
         self.files = weight_files(folder)
         self.home: dict[str, WeightFile] = {}
         for file in self.files:
@@ -34,7 +36,7 @@ class Weights:
                 if name in self.home:
                     raise CheckpointError(f"{file.path}: tensor {name!r:.120} is also in {self.home[name].path.name}")
                 self.home[name] = file
-        self._expected = expected_tensors(config)
+        self._expected = expected
         self._check_names(folder)
 
     @property
@@ -46,7 +48,7 @@ class Weights:
         return merged
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor in the order of `expected_tensors`, memory-mapped, in its stored dtype; not to be written to.
+        """Every tensor in the order expected, memory-mapped, in its stored dtype; not to be written to.
 
         Raises CheckpointError for NaN or infinite values, naming file and tensor.
         """

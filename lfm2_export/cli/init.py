@@ -18,8 +18,8 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Write a checkpoint of a true shape with random weights (bf16)."""
-    from lfm2_export.checkpoint.random_init import init_checkpoint
     from lfm2_export.cli import console
+    from lfm2_export.model.random_init import init_checkpoint
 
     folder = output or Path(f"lfm2-{Path(size).stem}-random")
     with console.progress(quiet) as stage:

@@ -30,9 +30,9 @@ def run(
 ) -> None:
     """Measure what each module costs, choose bits and groups within a limit, and write a recipe for `export`."""
     from lfm2_export.bench import plot as bench_plot
-    from lfm2_export.checkpoint.source import open_checkpoint
     from lfm2_export.cli import console
     from lfm2_export.files import check_free_file
+    from lfm2_export.model.load import open_checkpoint
     from lfm2_export.quantize.calibration import Calibration
     from lfm2_export.tune import plot as front_plot
     from lfm2_export.tune.search import tune, write_recipe

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from lfm2_export.checkpoint import source as places
+from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.checkpoint.source import Checkpoint
-from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.decoder import Decoder, layout
+from lfm2_export.model.layout import Stored
+
+
+def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
+    """Open "nano", a folder in Hugging Face layout, or a hub id "owner/name" (cache and HF_HUB_OFFLINE honoured).
+
+    Names and shapes of its tensors are held against the model that its config describes; no weight is read. Raises
+    UsageError for a place that does not exist, CheckpointError for a config or header that is wrong.
+    """
+    return places.open_checkpoint(source, revision, expected=tensor_shapes)
+
+
+def tensor_shapes(config: LFM2Config) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a checkpoint by name; a tied checkpoint has no head of its own."""
+    return {each.name: each.shape for each in layout(config)}
 
 
 def load_decoder(
@@ -26,17 +43,18 @@ def load_decoder(
     with torch.device("meta"):
         decoder = Decoder(checkpoint.config)
     decoder.eval()
-    for part, tensors in groupby(checkpoint.tensors(), lambda named: _part(named[0])):
+    becomes = {each.name: each for each in layout(checkpoint.config)}
+    for part, tensors in groupby(checkpoint.tensors(), lambda named: _part(becomes[named[0]])):
         for name, tensor in tensors:
-            _place(decoder, name, tensor, loaded)
+            _place(decoder, becomes[name], tensor, loaded)
         completed(decoder, part)
     return decoder
 
 
-def _place(decoder: Decoder, name: str, tensor: Tensor, loaded: Callable[[Decoder, str], None]) -> None:
-    for path, part in _parts(name, tensor):
+def _place(decoder: Decoder, stored: Stored, tensor: Tensor, loaded: Callable[[Decoder, str], None]) -> None:
+    for path, part in zip(stored.parameters, stored.parts(tensor), strict=True):
         owner, _, attribute = path.rpartition(".")
-        setattr(decoder.get_submodule(owner), attribute, torch.nn.Parameter(part, requires_grad=False))
+        setattr(decoder.get_submodule(owner), attribute, torch.nn.Parameter(_own(part), requires_grad=False))
         if attribute != "weight":
             continue
         if owner == "embed_tokens" and decoder.config.tie_word_embeddings:
@@ -45,22 +63,10 @@ def _place(decoder: Decoder, name: str, tensor: Tensor, loaded: Callable[[Decode
         loaded(decoder, owner)
 
 
-def _part(name: str) -> str:
-    """`model.layers.3.ffn_norm.weight` → `layers.3`; `lm_head.weight` → `lm_head`."""
-    names = name.removeprefix("model.").split(".")
+def _part(stored: Stored) -> str:
+    """`layers.3.ffn_norm.weight` → `layers.3`; `lm_head.weight` → `lm_head`."""
+    names = stored.parameters[0].split(".")
     return ".".join(names[:2] if names[0] == "layers" else names[:1])
-
-
-def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """(path in the model, fp32 tensor): one each, but three for the fused `in_proj`, whose rows are B, C and x."""
-    path = name.removeprefix("model.")
-    if ".conv.in_proj." in path:
-        for part, rows in zip("bcx", tensor.chunk(3), strict=True):
-            yield path.replace("in_proj", f"{part}_proj"), _own(rows)
-    elif path.endswith(".conv.conv.weight"):
-        yield path.replace("conv.conv.weight", "conv.kernel"), _own(tensor[:, 0].T)
-    else:
-        yield path.replace("conv.conv.bias", "conv.bias"), _own(tensor)
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.model import operators
+from lfm2_export.model.layout import Shape, Stored, StoresOtherwise
+from lfm2_export.model.mixer import Call, Mixer
 
 
-class ShortConv(nn.Module):
+class ShortConv(Mixer, StoresOtherwise):
     """One gated short convolution with its last L-1 inputs as explicit state.
 
-    The checkpoint's fused `in_proj [3H, H]` is kept as its three rows-blocks B, C and x: three plain
-    matrix products delegate whole, a product followed by a split does not. The convolution is L
-    multiply-adds over shifted views, in `[B, T, H]` layout, so that nothing but the small state is
-    transposed.
+    The checkpoint's fused `in_proj [3H, H]` is kept as its three rows-blocks B, C and x: three plain matrix products
+    delegate whole, a product followed by a split does not.
     """
+
+    attribute = "conv"
 
     def __init__(self, config: LFM2Config) -> None:
         super().__init__()
@@ -28,23 +33,29 @@ class ShortConv(nn.Module):
         self.kernel = nn.Parameter(torch.zeros(self.width, hidden))  # kernel[j] multiplies column t-(L-1)+j
         self.bias = nn.Parameter(torch.zeros(hidden)) if bias else None
 
-    def forward(self, x: Tensor, conv_state: Tensor, length: Tensor | None) -> tuple[Tensor, Tensor]:
-        """`x [B, T, H]`, `conv_state [B, H, L-1]` → output `[B, T, H]`, new conv state `[B, H, L-1]`.
+    @staticmethod
+    def state_shapes(config: LFM2Config, window: int) -> dict[str, Shape]:
+        """Return the last L-1 columns of `B⊙x`, `[hidden, L-1]`, whatever the window."""
+        return {"conv_state": (config.hidden_size, config.conv_L_cache - 1)}
 
-        `length [B]` counts each row's valid tokens (right padding); None means all T. The new state holds
-        the last L-1 columns before the padding, which reach back into the old state when length < L-1.
-        """
-        tokens = x.shape[1]
-        gated = self.b_proj(x) * self.x_proj(x)
-        columns = torch.cat((conv_state.transpose(1, 2), gated), dim=1)  # [B, L-1+T, H]
-        mixed = columns.narrow(1, 0, tokens) * self.kernel[0]
-        for tap in range(1, self.width):
-            mixed = mixed + columns.narrow(1, tap, tokens) * self.kernel[tap]
+    def stored(self) -> Iterator[Stored]:
+        """Yield the checkpoint's tensors: the kernel as a Conv1d's, the three projections as one matrix."""
+        width, hidden = self.kernel.shape
+        yield Stored("conv.weight", (hidden, 1, width), ("kernel",), lambda tensor: (tensor[:, 0].T,))
+        yield from self._projections("weight", hidden)
         if self.bias is not None:
-            mixed = mixed + self.bias
-        if length is None:
-            last = columns.narrow(1, tokens, self.width - 1)
-        else:
-            index = length.view(-1, 1) + torch.arange(self.width - 1)
-            last = columns.gather(1, index.unsqueeze(-1).expand(-1, -1, columns.shape[2]))
-        return self.out_proj(self.c_proj(x) * mixed), last.transpose(1, 2)
+            yield Stored("conv.bias", (hidden,), ("bias",))
+            yield from self._projections("bias")
+
+    def _projections(self, kind: str, *columns: int) -> Iterator[Stored]:
+        hidden = self.kernel.shape[1]
+        inputs = tuple(f"{name}.{kind}" for name in ("b_proj", "c_proj", "x_proj"))
+        yield Stored(f"in_proj.{kind}", (3 * hidden, *columns), inputs, lambda tensor: tensor.chunk(3))
+        yield Stored(f"out_proj.{kind}", (hidden, *columns), (f"out_proj.{kind}",))
+
+    def forward(self, x: Tensor, state: tuple[Tensor, ...], call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`x [B, T, H]`, conv state `[B, H, L-1]` → output `[B, T, H]`, new conv state `[B, H, L-1]`."""
+        mixed, new = operators.short_conv(
+            self.b_proj(x) * self.x_proj(x), state[0], self.kernel, self.bias, call.length
+        )
+        return self.out_proj(self.c_proj(x) * mixed), (new,)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.model.block import LAYERS
 
 State = dict[str, Tensor]
 
@@ -24,14 +25,11 @@ def state_shapes(config: LFM2Config, window: int, batch: int = 1) -> dict[str, t
 
     With `window` = T these are also the shapes of the new slices that a call of T tokens returns.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for i, kind in enumerate(config.layer_types):
-        if kind == "conv":
-            shapes[f"conv_state.{i}"] = (batch, config.hidden_size, config.conv_L_cache - 1)
-        else:
-            cache = (batch, config.num_key_value_heads, window, config.head_dim)
-            shapes[f"key.{i}"] = shapes[f"value.{i}"] = cache
-    return shapes
+    return {
+        f"{name}.{layer}": (batch, *shape)
+        for layer, kind in enumerate(config.layer_types)
+        for name, shape in LAYERS[kind].state_shapes(config, window).items()
+    }
 
 
 def empty_state(config: LFM2Config, window: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> State:

@@ -16,7 +16,8 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.errors import MissingDependencyError, UsageError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
-from lfm2_export.model.resident import ResidentDecoder
+from lfm2_export.model.resident import Resident
+from lfm2_export.model.state import empty_state
 from lfm2_export.parity import detail as details
 from lfm2_export.parity import quality, stock_runner
 from lfm2_export.parity.cache import CacheFigures, cache_figures
@@ -232,7 +233,7 @@ def _other_form(decoder: Decoder, subject: Subject) -> Callable[[tuple[int, ...]
 
     @torch.inference_mode()
     def resident(tokens: tuple[int, ...]) -> np.ndarray:
-        model = ResidentDecoder(decoder, subject.window)
+        model = Resident(decoder, empty_state(decoder.config, subject.window))
         steps = [model(torch.tensor([[token]]), torch.tensor([at])) for at, token in enumerate(tokens)]
         return torch.cat(steps).numpy()
 

@@ -12,10 +12,11 @@ import torch
 
 from lfm2_export import targets
 from lfm2_export.artifact.folder import Artifact
-from lfm2_export.checkpoint.source import Checkpoint, open_checkpoint
+from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import ArtifactError, UsageError
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.load import open_checkpoint
 from lfm2_export.parity.cases import random_ids
 from lfm2_export.parity.detail import Detail
 from lfm2_export.parity.text import EvaluationText, evaluation_text, text_of_file

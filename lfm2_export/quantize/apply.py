@@ -18,6 +18,7 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 )
 
 from lfm2_export.checkpoint.source import Checkpoint
+from lfm2_export.model.attention import Attention
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.model.state import CACHE_DTYPES
@@ -117,8 +118,9 @@ def load_quantized(checkpoint: Checkpoint, rules: Rules, cache: str = "float32",
 
 def round_caches(decoder: Decoder, cache: str) -> Decoder:
     """Set the precision of the KV cache, in place."""
-    for layer in decoder.config.attention_layers:
-        decoder.block(layer).self_attn.cache_dtype = CACHE_DTYPES[cache]
+    for module in decoder.modules():
+        if isinstance(module, Attention):
+            module.cache_dtype = CACHE_DTYPES[cache]
     return decoder
 
 

@@ -15,10 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
+from lfm2_export.graph.matrices import matrices
 
 MODULE_CLASSES = ("embedding", "head", "conv", "linear")
-_CONV_PROJECTIONS = ("b_proj", "c_proj", "x_proj", "out_proj")
-_ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class WeightScheme(BaseModel):
@@ -53,21 +52,7 @@ Rules = tuple[QuantizationRule, ...]
 
 def quantizable(config: LFM2Config) -> Iterator[tuple[str, str, tuple[int, int]]]:
     """(path, class, (rows, columns)) of every module a rule can match, from the config alone."""
-    hidden, width = config.hidden_size, config.head_dim
-    yield "embed_tokens", "embedding", (config.vocab_size, hidden)
-    for i, kind in enumerate(config.layer_types):
-        if kind == "conv":
-            for name in _CONV_PROJECTIONS:
-                yield f"layers.{i}.conv.{name}", "conv", (hidden, hidden)
-        else:
-            heads, kv_heads = config.num_attention_heads * width, config.num_key_value_heads * width
-            shapes = ((heads, hidden), (kv_heads, hidden), (kv_heads, hidden), (hidden, heads))
-            for name, shape in zip(_ATTENTION_PROJECTIONS, shapes, strict=True):
-                yield f"layers.{i}.self_attn.{name}", "linear", shape
-        for name in ("w1", "w3"):
-            yield f"layers.{i}.feed_forward.{name}", "linear", (config.intermediate_size, hidden)
-        yield f"layers.{i}.feed_forward.w2", "linear", (hidden, config.intermediate_size)
-    yield "lm_head", "head", (config.vocab_size, hidden)
+    yield from matrices(config)
 
 
 def rule_for(path: str, module_class: str, rules: Rules) -> QuantizationRule | None:

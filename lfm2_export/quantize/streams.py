@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from lfm2_export.model.attention import Positions
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.mixer import Call
 from lfm2_export.model.state import State, empty_state
 from lfm2_export.quantize.calibration import Windows
 
@@ -32,7 +32,7 @@ class _Batch:
         ids = torch.tensor([[*window, *[0] * (longest - len(window))] for window in windows])
         self.valid = torch.arange(longest) < torch.tensor([[len(window)] for window in windows])  # [B, T]
         self.state: State = empty_state(decoder.config, 1, len(windows))
-        self.at: Positions = decoder.positions(ids, torch.zeros(len(windows), dtype=torch.long), self.state)
+        self.call: Call = decoder.call(ids, torch.zeros(len(windows), dtype=torch.long))
         self.x: Tensor = decoder.embed_tokens(ids)  # [B, T, H]
 
 
@@ -45,7 +45,7 @@ class Stream:
     def advance(self, decoder: Decoder, layer: int) -> None:
         """On through that layer."""
         for batch in self.batches:
-            batch.x = decoder.advance(layer, batch.x, None, batch.state, batch.at, {})
+            batch.x, _ = decoder.block(layer)(batch.x, batch.state, batch.call)
 
     def inputs(self, decoder: Decoder, layer: int, path: str) -> Iterator[Tensor]:
         """What the module at `path` of that layer is called with, `[tokens, columns]` for one batch after another."""
@@ -54,7 +54,7 @@ class Stream:
         try:
             for batch in self.batches:
                 try:
-                    decoder.advance(layer, batch.x, None, batch.state, batch.at, {})
+                    decoder.block(layer)(batch.x, batch.state, batch.call)
                 except _CapturedError:
                     yield seen.pop()[batch.valid]
         finally:

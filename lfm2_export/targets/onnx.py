@@ -18,9 +18,9 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import QuantizationRule, quantizable, rule_for
 from lfm2_export.recipes import Recipe
-from lfm2_export.targets import Lowered, Stage
 from lfm2_export.targets._onnx import companions
 from lfm2_export.targets._onnx.decoder import build
+from lfm2_export.targets.target import Lowered, Stage
 
 # the first onnxruntime that runs it, and what the one before says (`runtime_tests/test_oldest_onnxruntime.py`)
 _OLDEST = "1.20.1"  # 1.20.0: SkipSimplifiedLayerNormalization misses its input in fp16

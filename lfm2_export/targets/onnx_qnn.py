@@ -20,13 +20,13 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import QuantizationRule, needs_calibration, quantizable, rule_for
 from lfm2_export.recipes import Recipe
-from lfm2_export.targets import Lowered, Stage
 from lfm2_export.targets._onnx.graph import Graph
 from lfm2_export.targets._onnx_qnn.decoder import build
 from lfm2_export.targets._onnx_qnn.quantized import hiding, quantized
 from lfm2_export.targets._onnx_qnn.ranges import OBSERVERS, activation_ranges
 from lfm2_export.targets._onnx_qnn.shared_weights import save_sharing
 from lfm2_export.targets._onnx_qnn.stored import wrong_weights
+from lfm2_export.targets.target import Lowered, Stage
 
 _WEIGHTS = "weights.bin"
 _CHUNK = 32  # rows of prefill, unless the recipe's options say otherwise

@@ -25,11 +25,11 @@ from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import needs_calibration, quantizable, rule_for
 from lfm2_export.quantize.static_weights import METHODS, static_weights
 from lfm2_export.recipes import Recipe
-from lfm2_export.targets import Lowered, Methods, Stage
 from lfm2_export.targets._compiling import no_collection, quiet
 from lfm2_export.targets._qnn import soc as chips
 from lfm2_export.targets._qnn.capacity import first_layers, shards_needed
 from lfm2_export.targets._qnn.network import NpuDecoder
+from lfm2_export.targets.target import Lowered, Methods, Stage
 
 FILE, EMULATOR_FILE = "model.pte", "emulator.pte"
 _OPTIONS = {"soc": chips.DEFAULT, "prefill_chunk": 32, "weight_sharing": True, "allow_fallback": False, "shards": None}

@@ -21,17 +21,18 @@ from lfm2_export.artifact.manifest import TAP, MethodSpec, TensorSpec
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.resident import Resident
 from lfm2_export.model.state import CACHE_DTYPES, State
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import WeightScheme, quantizable, rule_for
 from lfm2_export.recipes import Recipe
-from lfm2_export.targets import Lowered, Stage
 from lfm2_export.targets._compiling import no_collection, quiet
 from lfm2_export.targets._xnnpack.decoder import DelegatedDecoder
 from lfm2_export.targets._xnnpack.delegation import delegation
-from lfm2_export.targets._xnnpack.forms import Explicit, Resident, Tapped, native_state
+from lfm2_export.targets._xnnpack.forms import Explicit, Tapped, native_state
 from lfm2_export.targets._xnnpack.in_place import drop_state_copies
 from lfm2_export.targets._xnnpack.pte_file import intact_weights, tidy
+from lfm2_export.targets.target import Lowered, Stage
 
 FILE, METHOD = "model.pte", "forward"
 _BLOCK = 32  # inputs that share a scale in XNNPACK's blockwise kernels, or a multiple of it

@@ -25,7 +25,8 @@ from onnx import TensorProto
 
 from lfm2_export.model.attention import Attention
 from lfm2_export.model.decoder import Block, Decoder
-from lfm2_export.model.layers import FeedForward, RMSNorm, rotary
+from lfm2_export.model.layers import FeedForward, RMSNorm
+from lfm2_export.model.operators import rotary_tables
 from lfm2_export.model.short_conv import ShortConv
 from lfm2_export.targets._onnx.graph import CONTRIB, Graph
 from lfm2_export.targets._onnx.weights import embedding, head, linear, linears, vector
@@ -86,7 +87,7 @@ def _place(graph: Graph, decoder: Decoder, window: int, fused_conv: bool) -> _Ca
     seen = graph.op("ReduceSum", "call/seen", mask, graph.ints(1), keepdims=0)
     length = graph.op("Sub", "call/length", seen, position)
     last = graph.op("Sub", "call/last", graph.op("Add", "call/end", position, tokens), graph.int(1))
-    cos, sin = rotary(torch.arange(window).unsqueeze(0), config.head_dim, config.rope_theta)
+    cos, sin = rotary_tables(torch.arange(window), config.head_dim, config.rope_theta)
     half, cache = config.head_dim // 2, _cache_dtype(decoder)
     return _Call(
         tokens=tokens,
@@ -96,8 +97,8 @@ def _place(graph: Graph, decoder: Decoder, window: int, fused_conv: bool) -> _Ca
         fused_conv=fused_conv,
         last_index=graph.op("Cast", "call/last_index", last, to=TensorProto.INT32),
         total=graph.op("Cast", "call/total_int32", total, to=TensorProto.INT32),
-        cos=vector(graph, "rotary.cos", cos[0, 0, :, :half], cache),
-        sin=vector(graph, "rotary.sin", sin[0, 0, :, :half], cache),
+        cos=vector(graph, "rotary.cos", cos[:, :half], cache),
+        sin=vector(graph, "rotary.sin", sin[:, :half], cache),
         cache=cache,
     )
 

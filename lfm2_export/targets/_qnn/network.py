@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from lfm2_export.model.attention import Attention
 from lfm2_export.model.decoder import Block, Decoder
-from lfm2_export.model.layers import FeedForward, RMSNorm, rotary
+from lfm2_export.model.layers import FeedForward, RMSNorm
+from lfm2_export.model.operators import rotary_tables
 from lfm2_export.model.short_conv import ShortConv
 
 
@@ -37,7 +38,7 @@ class NpuDecoder(nn.Module):
         self.layers = nn.ModuleList(_Block(decoder.block(i), kind, count) for i, kind in enumerate(config.layer_types))
         self.embedding_norm = _Norm(decoder.embedding_norm)
         self.lm_head = _linear(decoder.lm_head)
-        cos, sin = rotary(torch.arange(window).unsqueeze(0), config.head_dim, config.rope_theta)
+        cos, sin = rotary_tables(torch.arange(window).view(1, 1, -1), config.head_dim, config.rope_theta)
         half = config.head_dim // 2  # both halves of a head turn by the same angles
         self.register_buffer("cos", cos[..., :half].contiguous())
         self.register_buffer("sin", sin[..., :half].contiguous())

@@ -1,4 +1,4 @@
-"""The two forms of the lowered model: the caller's own state written in place, or state in buffers."""
+"""The explicit form of the lowered model, which writes the caller's own state in place; the other is `Resident`."""
 
 from __future__ import annotations
 
@@ -53,31 +53,3 @@ class Tapped(nn.Module):
         for name, tensor in new.items():
             state[name].copy_(tensor)
         return (logits, *taps)
-
-
-class Resident(nn.Module):
-    """(tokens `[1, T]`, start_pos `[1]`) → logits `[1, vocab]`: the signature of ExecuTorch's stock LLM runners.
-
-    Their `reset()` only sets the position to 0, so the graph itself forgets: at position 0 the conv states are
-    multiplied by zero. The caches need no such care, attention sees only columns below the position.
-    """
-
-    def __init__(self, decoder: DelegatedDecoder, state: State) -> None:
-        super().__init__()
-        self.decoder = decoder
-        self.names = list(state)
-        for name, tensor in state.items():
-            self.register_buffer(_buffer(name), tensor, persistent=False)
-
-    def forward(self, tokens: Tensor, start_pos: Tensor) -> Tensor:
-        started = start_pos.clamp(max=1).to(torch.float32)
-        state = {name: self.get_buffer(_buffer(name)) for name in self.names}
-        seen = {name: tensor if is_cache(name) else tensor * started for name, tensor in state.items()}
-        logits, new = self.decoder(tokens, start_pos, None, seen)
-        for name, tensor in new.items():
-            state[name].copy_(tensor)
-        return logits
-
-
-def _buffer(name: str) -> str:
-    return name.replace(".", "_")

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from lfm2_export.checkpoint.config import LFM2Config, read_config
-from lfm2_export.checkpoint.layout import expected_tensors
 from lfm2_export.checkpoint.shards import SINGLE
 from lfm2_export.checkpoint.source import RANDOM
 from lfm2_export.errors import UsageError
 from lfm2_export.files import check_free, staged_folder
+from lfm2_export.model.load import tensor_shapes
 
 _STD = 0.02  # transformers' initializer_range
 
@@ -119,13 +119,13 @@ def _document(config: LFM2Config) -> dict[str, Any]:
 
 
 def _check_space(config: LFM2Config, folder: Path) -> None:
-    needed, free = 2 * sum(map(math.prod, expected_tensors(config).values())), shutil.disk_usage(folder).free
+    needed, free = 2 * sum(map(math.prod, tensor_shapes(config).values())), shutil.disk_usage(folder).free
     if needed > free:
         raise UsageError(f"{folder.parent}: {needed / 1e9:.1f} GB of weights do not fit the {free / 1e9:.1f} GB free")
 
 
 def _write_weights(path: Path, config: LFM2Config, seed: int, stage: Callable[[str], None]) -> None:
-    shapes = expected_tensors(config)
+    shapes = tensor_shapes(config)
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "lfm2_export": RANDOM, "seed": str(seed)}}
     offset = 0
     for name, shape in shapes.items():

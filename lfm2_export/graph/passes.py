@@ -1,0 +1,39 @@
+"""Rewrites of a network that know no target. Each takes a network and returns another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from lfm2_export.graph.steps import Network, Step
+
+Rewrite = Callable[[Step], Sequence[Step]]
+
+
+def without_dead_steps(network: Network) -> Network:
+    """Leave out what no result needs: the angles of a network without attention, say."""
+    needed = set(network.results)
+    kept: list[Step] = []
+    for step in reversed(network.steps):
+        if needed & set(step.outputs):
+            kept.append(step)
+            needed |= set(step.inputs)
+    return network._replace(steps=tuple(reversed(kept)))
+
+
+def expanded(network: Network, rewrites: Mapping[str, Rewrite]) -> Network:
+    """Replace every step of a kind by what its rewrite makes of it, in its place."""
+    steps = [new for step in network.steps for new in (rewrites[step.kind](step) if step.kind in rewrites else (step,))]
+    return network._replace(steps=tuple(steps))
+
+
+def norm_before_pick(network: Network) -> Network:
+    """`norm(last_valid(x))` → `last_valid(norm(x))`: the same rows, and the norm can fuse with the sum before it."""
+    steps = list(network.steps)
+    for at, pick in enumerate(steps):
+        if pick.kind != "last_valid":
+            continue
+        after = next(n for n, step in enumerate(steps) if step.inputs[:1] == pick.outputs and step.kind == "rms_norm")
+        norm, normed = steps[after], f"{steps[after].output}/rows"
+        steps[at] = norm._replace(inputs=pick.inputs[:1], outputs=(normed,))
+        steps[after] = pick._replace(inputs=(normed, *pick.inputs[1:]), outputs=norm.outputs)
+    return network._replace(steps=tuple(steps))

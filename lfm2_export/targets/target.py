@@ -1,0 +1,78 @@
+"""What a lowering is: (quantized traced model, recipe) → files. Each target is a subclass, in a folder of its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from lfm2_export.artifact.manifest import MethodSpec, Npu
+from lfm2_export.errors import RecipeError
+from lfm2_export.graph.trace import trace
+from lfm2_export.quantize.calibration import Windows
+
+if TYPE_CHECKING:
+    from lfm2_export.checkpoint.config import LFM2Config
+    from lfm2_export.model.decoder import Decoder
+    from lfm2_export.recipes import Recipe
+
+Stage = Callable[[str], None]
+Methods = Mapping[str, Callable[..., Any]]  # name → the method's function of its input tensors
+
+
+class Lowered(NamedTuple):
+    """What a lowering made, as the manifest records it."""
+
+    methods: list[MethodSpec]
+    transport: Literal["slice", "inplace"]
+    cache_layout: Literal["heads-time", "time-heads"]
+    versions: dict[str, str]
+    runtime_requirement: str
+    npu: Npu | None = None
+
+
+class Target(ABC):
+    """One lowering: a table of how each kind of step is written, and what `export` and `parity` ask of it."""
+
+    name: ClassVar[str]
+    steps: ClassVar[Collection[str]]  # kinds of steps that its table has an entry for
+    padded: ClassVar[bool]  # whether its methods take padded calls, and so lower the trace with `length`
+
+    def check(self, recipe: Recipe, config: LFM2Config) -> None:
+        """Refuse what this target cannot do, before a weight is read. Raises RecipeError.
+
+        Here: a model with a kind of step that the table has no entry for. Subclasses add what else they cannot do.
+        """
+        for kind, step in trace(config, self.padded).kinds().items():
+            if kind not in self.steps:
+                where = step.path or step.output
+                raise RecipeError(f"{recipe.name}: the {self.name} target cannot write the step {kind!r} (at {where})")
+
+    @abstractmethod
+    def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
+        """Write the artifact's files into `folder`, announcing each step through `stage("…")`.
+
+        The checkpoint's config, tokenizer and template are there already, for a target to add what its runtimes look
+        for in them. `windows` are the tokens that static activations are calibrated on; empty when the recipe has none.
+        Raises LoweringError when the result is not what the recipe demands.
+        """
+
+    def lower_with_probes(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered | None:
+        """Lower the explicit form once more, for `parity --trace`: its method also returns what goes in and comes out.
+
+        An output `tap:<point>` for every module of the decoder that has weights (`point_name`). None where the target
+        cannot: it is traced by its state.
+        """
+        return None
+
+    def weights_error(self, decoder: Decoder, folder: Path) -> float | None:
+        """Return the share of the stored weights that are not the decoder's; None where they are judged by running."""
+        return None
+
+    def reference(self, decoder: Decoder, recipe: Recipe, windows: Windows) -> Methods | None:
+        """Return the artifact's methods in eager PyTorch, where the target itself quantizes.
+
+        None where `decoder` already is the model that the artifact must equal.
+        """
+        return None
