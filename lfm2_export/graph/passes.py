@@ -29,11 +29,10 @@ def expanded(network: Network, rewrites: Mapping[str, Rewrite]) -> Network:
 def norm_before_pick(network: Network) -> Network:
     """`norm(last_valid(x))` → `last_valid(norm(x))`: the same rows, and the norm can fuse with the sum before it."""
     steps = list(network.steps)
-    for at, pick in enumerate(steps):
-        if pick.kind != "last_valid":
-            continue
-        after = next(n for n, step in enumerate(steps) if step.inputs[:1] == pick.outputs and step.kind == "rms_norm")
-        norm, normed = steps[after], f"{steps[after].output}/rows"
-        steps[at] = norm._replace(inputs=pick.inputs[:1], outputs=(normed,))
-        steps[after] = pick._replace(inputs=(normed, *pick.inputs[1:]), outputs=norm.outputs)
+    for at, pick in enumerate(network.steps):
+        after = next((n for n, step in enumerate(network.steps) if step.inputs[:1] == pick.outputs), None)
+        if pick.kind == "last_valid" and after is not None and network.steps[after].kind == "rms_norm":
+            norm, rows = network.steps[after], f"{network.steps[after].output}/rows"
+            steps[at] = norm._replace(inputs=pick.inputs[:1], outputs=(rows,))
+            steps[after] = pick._replace(inputs=(rows, *pick.inputs[1:]), outputs=norm.outputs)
     return network._replace(steps=tuple(steps))

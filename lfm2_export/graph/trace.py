@@ -62,9 +62,10 @@ def _network(graph: fx.Graph, decoder: nn.Module) -> Network:
         if node.op == "placeholder":
             values[node] = next((name for name in (TOKENS, POSITION, LENGTH) if node.target == name), "")
         elif node.op == "call_module":
-            kind = _kind(decoder.get_submodule(node.target))
+            module = decoder.get_submodule(node.target)
             values[node] = named(node.target)
-            steps.append(Step(kind, node.target, (values[node.args[0]],), (values[node],)))
+            arguments = (module.eps,) if isinstance(module, RMSNorm) else ()
+            steps.append(Step(_kind(module), node.target, (values[node.args[0]],), (values[node],), arguments))
         elif node.target is operator.getitem:
             source, key = node.args
             values[node] = f"{STATE}{key}" if source.op == "placeholder" else f"{values[source]}:{key}"
