@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-from lfm2_export import qnn_sdk
+from lfm2_export.qualcomm import sdk
 
 _PURPOSES = {
     "torch": "eager reference, tracing",
@@ -71,7 +71,7 @@ def _part(name: str, purpose: str, requirement: Requirement, required: bool) -> 
     except metadata.PackageNotFoundError:
         state = f"missing: {install}" if required else f"optional: {install}"
         return Part(name, purpose, required, None, False, state)
-    if name == qnn_sdk.PACKAGE and (reason := qnn_sdk.failure()) is not None:
+    if name == sdk.PACKAGE and (reason := sdk.failure()) is not None:
         return Part(name, purpose, required, version, False, reason)
     fits = requirement.specifier.contains(version.partition("+")[0], prereleases=True)
     return Part(name, purpose, required, version, fits, "ok" if fits else f"wrong version: {install}")

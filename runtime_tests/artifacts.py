@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lfm2_export import qnn_sdk, runtimes
+from lfm2_export import runtimes
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.errors import MissingDependencyError
+from lfm2_export.qualcomm import sdk
 from lfm2_export.runtimes.session import Session
 
 WINDOW = 320  # past one call's 256 tokens, so that long prompts are cut, and small enough to run to its edge
@@ -44,7 +45,7 @@ RUNTIME = {"xnnpack": "executorch", "onnx": "onnxruntime", "qnn": "qnn"}
 def need_qnn() -> None:
     """Skip where Qualcomm's libraries are absent, unless CI asks for no such skip: then the test fails by itself."""
     try:
-        qnn_sdk.version()
+        sdk.version()
     except MissingDependencyError as error:
         if "CI" not in os.environ:
             pytest.skip(str(error))

@@ -12,13 +12,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from lfm2_export import qnn_provider
 from lfm2_export.artifact.folder import Artifact, seal
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.errors import LoweringError
-from lfm2_export.npu_call import graph_inputs, native_state
 from lfm2_export.parity.run import prove
 from lfm2_export.parity.subject import Effort
+from lfm2_export.qualcomm import provider
+from lfm2_export.qualcomm.calls import graph_inputs, npu_state
 from lfm2_export.runtimes import onnxruntime_qnn
 
 pytest.importorskip("onnxruntime_qnn", reason="QNN is not installed: pip install 'lfm2-export[qnn]'")
@@ -53,11 +53,11 @@ def test_every_recipe_is_proven_on_the_emulator_without_fallback(recipe, make_ar
 def test_a_compiled_model_of_each_chip_computes_what_the_graph_does(soc, make_artifact, tmp_path: Path):
     artifact: Artifact = make_artifact("onnx-qnn-16a8w", "explicit", *INTEGER)
     context = tmp_path / f"decode.{soc}.onnx"
-    graph = qnn_provider.open_model(artifact.folder / "decode.onnx", soc, context).session
-    compiled = qnn_provider.open_model(context, soc)
+    graph = provider.open_model(artifact.folder / "decode.onnx", soc, context).session
+    compiled = provider.open_model(context, soc)
     assert compiled.operators == 1  # nothing is left of the graph but the compiled whole
     config, window = from_dict(artifact.manifest.source.config, "manifest.json"), artifact.manifest.window
-    given = native_state(config, window) | graph_inputs(config, [5], 0, 1, window)
+    given = npu_state(config, window) | graph_inputs(config, [5], 0, 1, window)
     inputs = {name: tensor.numpy() for name, tensor in given.items()}
     for ours, theirs in zip(compiled.session.run(None, inputs), graph.run(None, inputs), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -82,7 +82,7 @@ def test_an_operator_outside_the_npu_is_refused_by_name(tmp_path: Path):
     )
     onnx.save(model, tmp_path / "bad.onnx")
     with pytest.raises(LoweringError, match="outside the NPU: Det × 1"):
-        qnn_provider.open_model(tmp_path / "bad.onnx", "SM8650")
+        provider.open_model(tmp_path / "bad.onnx", "SM8650")
 
 
 def spoiled(artifact: Artifact, folder: Path, spoil: Callable[[onnx.ModelProto], None]) -> Artifact:

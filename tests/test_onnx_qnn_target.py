@@ -12,10 +12,11 @@ import pytest
 from decoders import SHAPES, config, random_decoder, worst
 from eager_artifacts import artifact_of
 
-from lfm2_export import qnn_provider, recipes
+from lfm2_export import recipes
 from lfm2_export.artifact.manifest import MethodSpec
 from lfm2_export.errors import RecipeError
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.qualcomm import soc
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.quantize.calibration import Calibration
 from lfm2_export.runtimes._slices import SliceSession
@@ -90,8 +91,8 @@ def test_a_model_too_large_for_the_quantizer_is_refused_but_not_in_fp16():
 
 
 def test_every_soc_has_its_number():
-    assert qnn_provider.soc_number("SM8650") == 57  # Qualcomm's own table
-    assert all(number > 0 for number in qnn_provider.socs().values())
+    assert soc.named("SM8650").number == 57  # Qualcomm's own table
+    assert all(chip.number > 0 for chip in soc.every())
 
 
 def integer_graph(decoder: Decoder, folder: Path, name: str, observer: str = "min-max") -> tuple[onnx.ModelProto, Any]:

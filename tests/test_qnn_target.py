@@ -15,14 +15,15 @@ import pytest
 import torch
 from decoders import config, random_decoder, relative, state_error, tokens, worst
 
-from lfm2_export import qnn_sdk, recipes
+from lfm2_export import recipes
 from lfm2_export.artifact.manifest import Manifest, Npu, Source
 from lfm2_export.checkpoint.config import LFM2Config, to_dict
 from lfm2_export.errors import LoweringError, MissingDependencyError, RecipeError, UsageError, WindowExceededError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.random_init import SIZES
 from lfm2_export.model.state import state_shapes
-from lfm2_export.npu_call import DECODE, MASKED, PREFILL, call_inputs, native_state
+from lfm2_export.qualcomm import sdk
+from lfm2_export.qualcomm.calls import DECODE, MASKED, PREFILL, call_inputs, npu_state
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.static_weights import static_weights
@@ -38,7 +39,7 @@ WINDOWS: Windows = tuple(tuple(tokens(24, seed)) for seed in range(4))
 
 def installed() -> str | None:
     try:
-        qnn_sdk.version()
+        sdk.version()
     except MissingDependencyError as error:
         return str(error)
     return None
@@ -101,7 +102,7 @@ class TestNetwork:
 
     def test_inputs_are_what_the_manifest_says(self) -> None:
         shape = config()
-        state = native_state(shape, WINDOW)
+        state = npu_state(shape, WINDOW)
         inputs = call_inputs([4, 5, 6], CHUNK, 7, WINDOW, state)
         spec = qnn._method(PREFILL, CHUNK, shape, WINDOW, None)
         assert [list(tensor.shape) for tensor in inputs] == [each.shape for each in spec.inputs]
@@ -159,7 +160,7 @@ def test_a_chip_that_lacks_the_mode_is_refused(name: str, soc: str, message: str
 
 
 def test_a_missing_library_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qnn_sdk, "_package_folder", lambda: None)
+    monkeypatch.setattr(sdk, "_package_folder", lambda: None)
     monkeypatch.delenv("QNN_SDK_ROOT", raising=False)
     with pytest.raises(MissingDependencyError, match=r"QNN is not installed: pip install 'lfm2-export\[qnn\]'"):
         qnn.check(recipe(), config())
@@ -170,12 +171,12 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch: pytest.MonkeyP
 
 @needs_qnn
 def test_the_backend_starts_and_nothing_is_downloaded() -> None:
-    assert qnn_sdk.failure() is None
+    assert sdk.failure() is None
     program = (
-        "import socket, sys; from lfm2_export import qnn_sdk\n"
+        "import socket, sys; from lfm2_export.qualcomm import sdk\n"
         "def refuse(*_): sys.exit('asked the network')\n"
         "socket.create_connection = socket.getaddrinfo = refuse\n"
-        "qnn_sdk._start_backend()"
+        "sdk._start_backend()"
     )
     environment = {name: value for name, value in os.environ.items() if name != "QNN_SDK_ROOT"}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment, capture_output=True, timeout=120)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.model.state import State, is_cache
-from lfm2_export.npu_call import DECODE, PREFILL, call_inputs, native_state, write_back
+from lfm2_export.qualcomm.calls import DECODE, PREFILL, call_inputs, npu_state, write_back
 from lfm2_export.runtimes.session import Snapshot, check_room, check_snapshot
 
 # (method, tokens, position, state) → logits and the new pieces of the state, in its order; valid until the next call
@@ -29,7 +29,7 @@ def pte_call(run: Callable[[str, tuple[Tensor, ...]], Sequence[Tensor]], manifes
 
 
 class SliceSession:
-    """One conversation with a pair of methods, wherever they run (see `Session` and `npu_call.py`).
+    """One conversation with a pair of methods, wherever they run (see `Session` and `qualcomm/calls.py`).
 
     Chunks go through prefill, the last one padded; a lone token is decoded. With `pad_to` even a lone token takes the
     padded way.
@@ -51,7 +51,7 @@ class SliceSession:
 
     def reset(self) -> None:
         self._position = 0
-        self._state = native_state(self._config, self.window)
+        self._state = npu_state(self._config, self.window)
 
     def decode(self, token: int) -> np.ndarray:
         return self.prefill([token])

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfm2_export import qnn_provider
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.errors import ArtifactError, LoweringError
 from lfm2_export.model.state import State
-from lfm2_export.npu_call import graph_inputs
+from lfm2_export.qualcomm import provider
+from lfm2_export.qualcomm import soc as chips
+from lfm2_export.qualcomm.calls import graph_inputs
 from lfm2_export.runtimes._slices import SliceSession
 
 _QUIET = 3  # onnxruntime's log level: errors only
@@ -26,7 +27,7 @@ _QUIET = 3  # onnxruntime's log level: errors only
 
 def version() -> str:
     """Of the installed onnxruntime-qnn; MissingDependencyError if there is none."""
-    return qnn_provider.version()
+    return provider.version()
 
 
 def runs(manifest: Manifest) -> bool:
@@ -36,11 +37,9 @@ def runs(manifest: Manifest) -> bool:
 
 def open_session(folder: Path, manifest: Manifest) -> SliceSession:
     """Load an artifact on the NPU for one conversation. ArtifactError when it does not run there whole."""
-    soc = str(manifest.recipe["options"].get("soc", qnn_provider.DEFAULT_SOC))
+    soc = str(manifest.recipe["options"].get("soc", chips.DEFAULT))
     try:
-        opened = {
-            method.name: qnn_provider.open_model(folder / method.file, soc).session for method in manifest.methods
-        }
+        opened = {method.name: provider.open_model(folder / method.file, soc).session for method in manifest.methods}
     except LoweringError as error:
         raise ArtifactError(str(error)) from error
     emulated = platform.machine() == "x86_64"

@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lfm2_export import qnn_sdk
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import ArtifactError, MissingDependencyError
 from lfm2_export.native_log import silenced
+from lfm2_export.qualcomm import sdk
 from lfm2_export.runtimes._slices import SliceSession, pte_call
 from lfm2_export.runtimes.session import Session
 
@@ -28,7 +28,7 @@ def version() -> str:
         executorch = installed("executorch")
     except PackageNotFoundError as error:
         raise MissingDependencyError("executorch is not installed; pip install executorch") from error
-    return f"{executorch} on the HTP emulator of {qnn_sdk.version()}"
+    return f"{executorch} on the HTP emulator of {sdk.version()}"
 
 
 def runs(manifest: Manifest) -> bool:
@@ -56,7 +56,7 @@ class _Program:
     """The loaded `.pte`, callable by method name."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        qnn_sdk.prepare()
+        sdk.prepare()
         from executorch.extension.pybindings import portable_lib
 
         assert manifest.npu is not None

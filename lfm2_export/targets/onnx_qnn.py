@@ -12,11 +12,12 @@ from pathlib import Path
 
 import onnx
 
-from lfm2_export import qnn_provider
 from lfm2_export.artifact.manifest import Delegation, MethodSpec
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.qualcomm import provider
+from lfm2_export.qualcomm import soc as chips
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import QuantizationRule, needs_calibration, quantizable, rule_for
 from lfm2_export.recipes import Recipe
@@ -43,7 +44,7 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
         raise RecipeError(f"{recipe.name}: form {recipe.form!r} is ExecuTorch's; the onnx_qnn target has 'explicit'")
     if recipe.cache != "float32":
         raise RecipeError(f"{recipe.name}: the onnx_qnn target's cache is float32 at its border; use cache: float32")
-    qnn_provider.soc_number(_soc(recipe))
+    chips.named(_soc(recipe))
     chunk = recipe.options.get("prefill_chunk", _CHUNK)
     if type(chunk) is not int or not 2 <= chunk <= recipe.window:
         raise RecipeError(f"{recipe.name}: options.prefill_chunk is {chunk!r}; expected 2 to {recipe.window} (window)")
@@ -77,7 +78,7 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows:
         stage(f"compiling {name} for {soc}")
         file = f"{name}.{soc}.onnx" if recipe.options.get("context_binary", False) else f"{name}.onnx"
         context = folder / file if file != f"{name}.onnx" else None
-        opened = qnn_provider.open_model(folder / f"{name}.onnx", soc, context)
+        opened = provider.open_model(folder / f"{name}.onnx", soc, context)
         inside = Delegation(backend="QNN", calls=opened.calls, delegated=opened.operators, fallback={})
         methods.append(
             MethodSpec(
@@ -138,7 +139,7 @@ def _loaded(graph: Graph, scratch: Path) -> onnx.ModelProto:
 
 
 def _soc(recipe: Recipe) -> str:
-    return str(recipe.options.get("soc", qnn_provider.DEFAULT_SOC))
+    return str(recipe.options.get("soc", chips.DEFAULT))
 
 
 def _check_rule(recipe: Recipe, path: str, kind: str, rule: QuantizationRule | None, integers: bool) -> None:

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lfm2_export import qnn_sdk
 from lfm2_export.artifact.manifest import Delegation, MethodSpec, Npu, TensorSpec
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import LoweringError, RecipeError
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.npu_call import DECODE, PREFILL, native_state
+from lfm2_export.qualcomm import sdk
+from lfm2_export.qualcomm import soc as chips
+from lfm2_export.qualcomm.calls import DECODE, PREFILL, npu_state
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import needs_calibration, quantizable, rule_for
 from lfm2_export.quantize.static_weights import METHODS, static_weights
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets._compiling import no_collection, quiet
-from lfm2_export.targets._qnn import soc as chips
 from lfm2_export.targets._qnn.capacity import first_layers, shards_needed
 from lfm2_export.targets._qnn.network import NpuDecoder
 from lfm2_export.targets.target import Lowered, Methods, Stage
@@ -55,7 +55,7 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
         raise RecipeError(f"{recipe.name}: weights: {recipe.weights}: for the NPU they are {', '.join(METHODS)}")
     _check_rules(recipe, config)
     _check_chip(recipe, config, chips.named(_option(recipe, "soc")))
-    qnn_sdk.version()
+    sdk.version()
 
 
 def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
@@ -84,7 +84,7 @@ def lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows:
         methods=[_method(name, rows, config, recipe.window, reports[name]) for name, rows in _rows(chunk).items()],
         transport="slice",
         cache_layout="heads-time",
-        versions={name: version(name) for name in ("executorch", "torch", "torchao")} | {"qnn": qnn_sdk.version()},
+        versions={name: version(name) for name in ("executorch", "torch", "torchao")} | {"qnn": sdk.version()},
         runtime_requirement=f"executorch=={version('executorch')} with the QNN backend",
         npu=Npu(
             soc=soc.name,
@@ -109,7 +109,7 @@ def reference(decoder: Decoder, recipe: Recipe, windows: Windows) -> Methods | N
 
 
 def _methods(decoder: Decoder, recipe: Recipe, windows: Windows, stage: Stage) -> dict[str, nn.Module]:
-    qnn_sdk.prepare()
+    sdk.prepare()
     if recipe.calibration is None:
         return dict(_networks(decoder, recipe))
     stage(f"choosing the weights' scales ({recipe.weights})")
@@ -176,7 +176,7 @@ def _refuse_fallback(reports: Mapping[str, Delegation], recipe: Recipe) -> None:
 
 
 def _method(name: str, rows: int, config: LFM2Config, window: int, report: Delegation) -> MethodSpec:
-    state = native_state(config, window)
+    state = npu_state(config, window)
     inputs = [
         TensorSpec(name="tokens", dtype="int32", shape=[1, rows]),
         TensorSpec(name="position", dtype="int32", shape=[1]),

@@ -15,8 +15,8 @@ from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  regist
 from executorch.extension.pybindings import portable_lib
 from executorch.kernels import quantized  # noqa: F401  registers the quantized embedding's kernels
 
-from lfm2_export import qnn_sdk
 from lfm2_export.device.run import method_names
+from lfm2_export.qualcomm import sdk
 
 DTYPES = {3: torch.int32, 4: torch.int64, 6: torch.float32, 15: torch.bfloat16}  # executorch's ScalarType
 
@@ -36,7 +36,7 @@ if fault == "refuse":
 
 method = method_names(Path(options.model_path))[options.method_index]
 if method != "forward":
-    qnn_sdk.prepare()  # an NPU's program: the emulator runs it
+    sdk.prepare()  # an NPU's program: the emulator runs it
 module = portable_lib._load_for_executorch(options.model_path)
 meta = module.method_meta(method)
 specs = [meta.input_tensor_meta(i) for i in range(meta.num_inputs())]

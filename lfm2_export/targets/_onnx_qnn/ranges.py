@@ -12,7 +12,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.npu_call import graph_inputs, native_state, write_back
+from lfm2_export.qualcomm.calls import graph_inputs, npu_state, write_back
 from lfm2_export.quantize.calibration import Calibration, Windows
 
 OBSERVERS = {"min-max": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}
@@ -60,7 +60,7 @@ class _Conversations(CalibrationDataReader):
 
     def _all(self) -> Iterator[Arrays]:
         for tokens in self._windows:
-            state = native_state(self._config, self._window)
+            state = npu_state(self._config, self._window)
             for start in range(0, len(tokens), self._rows):
                 chunk = tokens[start : start + self._rows]
                 inputs = graph_inputs(self._config, chunk, start, self._rows, self._window) | state

@@ -23,7 +23,7 @@ from lfm2_export.model.short_conv import ShortConv
 
 
 class NpuDecoder(nn.Module):
-    """A `Decoder` for calls of exactly `count` tokens; see `npu_call.py` for what goes in and out."""
+    """A `Decoder` for calls of exactly `count` tokens; see `qualcomm/calls.py` for what goes in and out."""
 
     cos: Tensor
     sin: Tensor

@@ -21,13 +21,13 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import LoweringError
 from lfm2_export.model.state import State
-from lfm2_export.npu_call import DECODE, PREFILL, call_inputs, native_state, write_back
+from lfm2_export.qualcomm.calls import DECODE, PREFILL, call_inputs, npu_state, write_back
+from lfm2_export.qualcomm.soc import Soc
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import QuantizationRule, quantizable, rule_for
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets._qnn.network import NpuDecoder
 from lfm2_export.targets._qnn.ranges import RangeObserver
-from lfm2_export.targets._qnn.soc import Soc
 
 _ANNOTATION = "quantization_annotation"
 _WIDTHS = {4: QuantDtype.use_16a4w, 8: QuantDtype.use_16a8w, 16: QuantDtype.use_16a16w}
@@ -58,7 +58,7 @@ def quantized(
 
 def example(config: LFM2Config, window: int, rows: int) -> tuple[torch.Tensor, ...]:
     """Inputs to trace a method of `rows` rows with."""
-    return call_inputs([0] * rows, rows, 0, window, native_state(config, window))
+    return call_inputs([0] * rows, rows, 0, window, npu_state(config, window))
 
 
 def _prepared(network: NpuDecoder, config: LFM2Config, recipe: Recipe, soc: Soc) -> GraphModule:
@@ -155,7 +155,7 @@ def _converse(
     methods: Mapping[str, GraphModule], config: LFM2Config, window: int, chunk: int, tokens: tuple[int, ...]
 ) -> None:
     """Run a conversation through the observers: whole chunks by prefill, the rest token by token, as decode will."""
-    state: State = native_state(config, window)
+    state: State = npu_state(config, window)
     position = 0
     while position < len(tokens):
         rows = chunk if len(tokens) - position >= chunk else 1

@@ -31,8 +31,8 @@ DECODE, PREFILL = "decode", "prefill"
 MASKED = -100.0  # exp() of it is far below a 16-bit step, and a 16-bit scale still has room for the scores
 
 
-def native_state(config: LFM2Config, window: int) -> State:
-    """A new conversation's state in the NPU's layout: conv states are transposed, columns before channels."""
+def npu_state(config: LFM2Config, window: int) -> State:
+    """Return a new conversation's state in the NPU's layout: conv states are transposed, columns before channels."""
     return {
         name: torch.zeros(shape if is_cache(name) else (shape[0], shape[2], shape[1]))
         for name, shape in state_shapes(config, window).items()
@@ -40,7 +40,7 @@ def native_state(config: LFM2Config, window: int) -> State:
 
 
 def call_inputs(tokens: Sequence[int], rows: int, position: int, window: int, state: State) -> tuple[Tensor, ...]:
-    """A `.pte`'s inputs, for at most `rows` tokens at `position`. The state tensors are passed on, not copied."""
+    """Return a `.pte`'s inputs for at most `rows` tokens at `position`. The state tensors are passed on, not copied."""
     ids = torch.zeros(1, rows, dtype=torch.int32)
     ids[0, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
     mask = torch.full((1, 1, rows, window + rows), MASKED)
@@ -51,7 +51,7 @@ def call_inputs(tokens: Sequence[int], rows: int, position: int, window: int, st
 
 
 def graph_inputs(config: LFM2Config, tokens: Sequence[int], position: int, rows: int, window: int) -> dict[str, Tensor]:
-    """An ONNX graph's inputs but the state, for at most `rows` tokens at `position`.
+    """Return an ONNX graph's inputs, all but the state, for at most `rows` tokens at `position`.
 
     Right padding repeats the last token: whatever it computes is hidden from the valid rows and never written, and a
     real token's activations lie in calibrated ranges.
@@ -70,7 +70,7 @@ def graph_inputs(config: LFM2Config, tokens: Sequence[int], position: int, rows:
 
 
 def write_back(state: State, new: Iterable[Tensor], position: int, length: int) -> None:
-    """Take a call's new state over, in place."""
+    """Write a call's new state into `state`, in place: `length` columns of keys and values at `position`."""
     for (name, tensor), piece in zip(state.items(), new, strict=True):
         if is_cache(name):
             tensor[:, :, position : position + length] = piece[:, :, :length]

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cache
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lfm2_export.errors import LoweringError, MissingDependencyError, RecipeError
+from lfm2_export.errors import LoweringError, MissingDependencyError
 from lfm2_export.native_log import silenced
+from lfm2_export.qualcomm import soc as chips
+from lfm2_export.qualcomm.sdk import INSTALL, PACKAGE
 
 _PROVIDER = "QNNExecutionProvider"
 _SILENT = 4  # onnxruntime's log level: only what is fatal; errors are raised
-DEFAULT_SOC = "SM8650"  # Snapdragon 8 Gen 3
 
 
 class Opened(NamedTuple):
@@ -28,36 +31,18 @@ class Opened(NamedTuple):
 
 
 def version() -> str:
-    """Of the installed onnxruntime-qnn; MissingDependencyError if there is none."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
+    """Return the version of the installed onnxruntime-qnn. MissingDependencyError if there is none."""
     try:
-        return installed("onnxruntime-qnn")
+        return installed(PACKAGE)
     except PackageNotFoundError as error:
-        raise MissingDependencyError("QNN is not installed: pip install 'lfm2-export[qnn]'") from error
-
-
-def socs() -> dict[str, int]:
-    """Name → Qualcomm's number of every SoC that ExecuTorch lists (`QcomChipset`; the QNN SDK documents the same)."""
-    from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset
-
-    return {chip.name: int(chip) for chip in QcomChipset if int(chip)}
-
-
-def soc_number(name: str) -> int:
-    """RecipeError for a SoC that ExecuTorch does not list."""
-    known = socs()
-    if name not in known:
-        raise RecipeError(f"unknown SoC {name!r}; known: {', '.join(sorted(known))}")
-    return known[name]
+        raise MissingDependencyError(f"QNN is not installed: {INSTALL}") from error
 
 
 def open_model(path: Path, soc: str, context: Path | None = None) -> Opened:
-    """Compile a model for the SoC's NPU and load it; with `context`, also write the compiled model there.
+    """Compile a model for the NPU of a chip, by name, and load it; with `context`, also write the compiled model there.
 
-    Raises MissingDependencyError, and LoweringError with the operators that the provider left to the CPU, or with its
-    own words where it could not start or compile at all.
+    Raises MissingDependencyError; RecipeError for an unknown chip; LoweringError with the operators that the provider
+    left to the CPU, or with its own words where it could not start or compile at all.
     """
     import onnxruntime
 
@@ -107,7 +92,7 @@ def _provider_options(soc: str) -> dict[str, str]:
 
     return {
         "backend_path": onnxruntime_qnn.get_qnn_htp_path(),
-        "soc_model": str(soc_number(soc)),
+        "soc_model": str(chips.named(soc).number),
         "enable_htp_fp16_precision": "1",  # what is float in the graph runs as fp16; integers are not touched
         "offload_graph_io_quantization": "0",  # the first and last (de)quantization belong to the NPU too
     }

@@ -1,4 +1,7 @@
-"""The chips that ExecuTorch can compile for, and what each one's NPU (an HTP of some generation) can do."""
+"""The one list of chips: those that ExecuTorch can compile for, and what each one's NPU (an HTP) can do.
+
+The QNN SDK, and with it onnxruntime's provider, knows them by the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lfm2_export.errors import RecipeError
 
-DEFAULT = "SM8650"
+DEFAULT = "SM8650"  # Snapdragon 8 Gen 3
 # HTP generations from which a mode exists, by ExecuTorch's guide (examples/qualcomm/oss_scripts/llama) and by trial
 _SHARING_SINCE = 73  # two graphs may read one copy of the weights
 _WIDE_PRODUCTS_SINCE = 73  # products of two 16-bit activations, as in attention over a 16-bit cache
@@ -14,20 +17,27 @@ _HALF_SINCE = 69  # fp16
 
 
 class Soc(NamedTuple):
-    """A chip: its name, HTP generation (68 to 81), and ExecuTorch's number for it."""
+    """A chip: its name, the generation of its HTP (68 to 81), and ExecuTorch's `QcomChipset` for it."""
 
     name: str
     generation: int
     chipset: Any
 
     @property
+    def number(self) -> int:
+        """Qualcomm's own number of the chip, which the QNN SDK's `soc_model` takes."""
+        return int(self.chipset)
+
+    @property
     def shares_weights(self) -> bool:
+        """Whether two graphs in one file may read the same copy of the weights."""
         return self.generation >= _SHARING_SINCE
 
     def lacks(self, half: bool, attends: bool) -> str | None:
-        """What an fp16 program (`half`), or else one of 16-bit integers, needs and this chip has not; None: nothing.
+        """Return what a program needs and this chip lacks, or None if it lacks nothing.
 
-        `attends`: the model has attention layers.
+        `half`: the program is fp16, otherwise it has 16-bit integer activations. `attends`: the model has attention
+        layers.
         """
         if half and self.generation < _HALF_SINCE:
             return f"fp16 arithmetic (HTP v{_HALF_SINCE} or newer)"
@@ -37,7 +47,7 @@ class Soc(NamedTuple):
 
 
 def named(name: object) -> Soc:
-    """The chip of that name. RecipeError, with the list, for one that ExecuTorch does not know."""
+    """Return the chip of that name. RecipeError, with the list, for one that ExecuTorch does not know."""
     known = {soc.name: soc for soc in every()}
     if not isinstance(name, str) or name not in known:
         raise RecipeError(f"unknown SoC {name!r}; known: {', '.join(known)}")
@@ -45,7 +55,7 @@ def named(name: object) -> Soc:
 
 
 def every() -> list[Soc]:
-    """Every chip of this ExecuTorch, by name."""
+    """Return every chip of this ExecuTorch, ordered by name."""
     from executorch.backends.qualcomm.serialization.qc_schema import _soc_info_table
 
     return sorted(Soc(chip.name, int(info.htp_info.htp_arch), chip) for chip, info in _soc_info_table.items())

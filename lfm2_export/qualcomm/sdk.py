@@ -32,7 +32,7 @@ _LIBRARIES = ("libQnnSystem.so", "libQnnHtp.so")
 
 
 def version() -> str:
-    """Of the libraries that would be used. MissingDependencyError if there are none for this machine."""
+    """Return the version of the libraries that would be used. MissingDependencyError if this machine has none."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise MissingDependencyError(
             f"QNN's compiler and emulator need Linux on x86-64, this is {platform.system()} {platform.machine()}"
@@ -69,7 +69,10 @@ def prepare() -> None:
 
 
 def failure() -> str | None:
-    """Why the NPU's backend does not start here, or None: it was started, in a process that it may take down."""
+    """Return why the NPU's backend does not start here, or None if it does.
+
+    Starting it may abort the process, so a process of its own tries.
+    """
     try:
         version()
     except MissingDependencyError as error:
