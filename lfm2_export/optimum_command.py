@@ -27,7 +27,7 @@ class Lfm2ExportCommand(BaseOptimumCLICommand):
         )
         parser.add_argument("--window", type=int, help="Tokens of KV cache.")
         parser.add_argument("--set", dest="overrides", action="append", default=[], help="key.path=value")
-        parser.add_argument("--force", action="store_true", help="Replace an existing output folder.")
+        parser.add_argument("--force", action="store_true", help="Replace what this command made there before.")
         parser.add_argument("output", type=Path, help="Folder to make.")
 
     def run(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lfm2_export import recipes, targets
-from lfm2_export.artifact.folder import Artifact, open_artifact, seal, write_manifest
+from lfm2_export.artifact.folder import KIND, Artifact, open_artifact, seal, write_manifest
 from lfm2_export.artifact.manifest import Manifest, Source
 from lfm2_export.checkpoint.config import to_dict
 from lfm2_export.checkpoint.source import Checkpoint
@@ -55,9 +55,9 @@ def export(
     chosen.check(checkpoint.config)
     target.check(chosen, checkpoint.config)
     output = output or Path("out") / f"{Path(checkpoint.name).name}-{chosen.name}"
-    check_free(output, force)
+    check_free(output, force, KIND, [checkpoint.folder])
     tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
-    with staged_folder(output, force) as folder:
+    with staged_folder(output, force, KIND, [checkpoint.folder]) as folder:
         _copy_companions(checkpoint, folder)
         windows: Windows = ()
         if chosen.calibration is not None:

@@ -11,7 +11,7 @@ from lfm2_export.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from lfm2_export.artifact.names import unsafe
 from lfm2_export.artifact.strict_json import check_version, parse_json
 from lfm2_export.errors import ArtifactError
-from lfm2_export.files import sha256, write_text
+from lfm2_export.files import Kind, sha256, write_text
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
@@ -61,11 +61,20 @@ def open_artifact(folder: Path) -> Artifact:
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or (path.is_file() and name != MANIFEST and name not in manifest.files):
-            raise ArtifactError(f"{path}: not listed in the manifest; remove it or export again")
+            raise ArtifactError(f"{path}: not listed in the manifest; remove it")
     for method in manifest.methods:
         if method.file not in manifest.files:
             raise ArtifactError(f"{folder / MANIFEST}: method {method.name!r} names unlisted file {method.file!r}")
     return Artifact(folder, manifest)
+
+
+def _listed(folder: Path) -> set[str]:
+    if not (folder / MANIFEST).is_file():
+        raise ArtifactError(f"it has no {MANIFEST}")
+    return {MANIFEST, *_read_manifest(folder / MANIFEST).files}
+
+
+KIND = Kind("export", _listed)
 
 
 def _read_manifest(path: Path) -> Manifest:

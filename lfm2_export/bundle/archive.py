@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lfm2_export.bundle.checksums import CHUNK, Sums, sums
+from lfm2_export.bundle.description import KIND
 from lfm2_export.bundle.zip_format import Entry, Layout, lay_out
 from lfm2_export.errors import UsageError
 from lfm2_export.files import staged_folder
@@ -47,9 +48,15 @@ def write_file(data: Iterator[memoryview], path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_folder(contents: Mapping[str, Content], measured: Mapping[str, Sums], output: Path, force: bool) -> None:
+def write_folder(
+    contents: Mapping[str, Content],
+    measured: Mapping[str, Sums],
+    output: Path,
+    force: bool,
+    sources: Iterable[Path] = (),
+) -> None:
     """Write the files as they are into a folder, whole or not at all. UsageError as above."""
-    with staged_folder(output, force) as folder:
+    with staged_folder(output, force, KIND, sources) as folder:
         for name, found in measured.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)

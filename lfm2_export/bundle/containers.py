@@ -12,10 +12,10 @@ from lfm2_export.artifact.folder import MANIFEST
 from lfm2_export.artifact.names import clash, unsafe
 from lfm2_export.bundle import parts
 from lfm2_export.bundle.checksums import CHUNK
+from lfm2_export.bundle.description import BUNDLE
 from lfm2_export.bundle.stretches import Stretches
 from lfm2_export.bundle.zip_format import read_entries
 from lfm2_export.errors import BundleError, UsageError
-from lfm2_export.files import BUNDLE
 
 _MAX_FILES = 10_000
 

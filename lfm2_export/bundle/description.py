@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,7 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lfm2_export.artifact.manifest import FileEntry, Manifest
 from lfm2_export.artifact.strict_json import check_version, parse_json
 from lfm2_export.errors import BundleError
+from lfm2_export.files import Kind
 
+BUNDLE = "bundle.json"
+MAX_BYTES = 16 << 20
 SCHEMA_VERSION = 1
 KINDS = ("android", "ios", "desktop", "web")
 
@@ -80,6 +84,16 @@ def parse_description(data: bytes, where: str) -> Description:
     if description.to_json() != data:
         raise BundleError(f"{where}: not as `bundle` writes it; it was edited")
     return description
+
+
+def _listed(folder: Path) -> set[str]:
+    path = folder / BUNDLE
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_BYTES:
+        raise BundleError(f"it has no {BUNDLE} of ours")
+    return {BUNDLE, *parse_description(path.read_bytes(), str(path)).files}
+
+
+KIND = Kind("bundle", _listed)
 
 
 def web_fields(manifest: Manifest) -> dict[str, Any]:

@@ -10,21 +10,21 @@ from typing import NamedTuple
 
 from lfm2_export.artifact.folder import MANIFEST, Artifact, open_artifact
 from lfm2_export.artifact.manifest import FileEntry, Manifest
+from lfm2_export.bundle import parts, web
 from lfm2_export.bundle import signature as signatures
-from lfm2_export.bundle import web
 from lfm2_export.bundle.archive import Content, chunks, measure, plan, write_file, write_folder
 from lfm2_export.bundle.budget import check_budget
 from lfm2_export.bundle.checksums import Sums
 from lfm2_export.bundle.containers import Folder
 from lfm2_export.bundle.contract import check_files, check_manifest
-from lfm2_export.bundle.description import KINDS, Description, describe, web_fields
+from lfm2_export.bundle.description import BUNDLE, KIND, KINDS, Description, describe, web_fields
 from lfm2_export.bundle.golden import golden_cases
 from lfm2_export.bundle.parts import part_names, write_parts
 from lfm2_export.bundle.verify import GOLDEN, WEB_MODEL, licences
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError
-from lfm2_export.files import BUNDLE, check_free, check_free_file, write_bytes
+from lfm2_export.files import check_free, check_free_file, write_bytes
 
 Stage = Callable[[str], None]
 _NPU = ("qnn", "onnx_qnn")  # targets for Qualcomm's NPU
@@ -46,6 +46,7 @@ class Bundle(NamedTuple):
 class _Place(NamedTuple):
     """Where the bundle goes, and in what shape."""
 
+    artifact: Path
     output: Path
     name: str  # of the archive, without suffix
     split: int | None  # bytes of a part
@@ -146,12 +147,12 @@ def _place(
     signature = output.with_name(output.name + signatures.SUFFIX) if signed else None
     output.parent.mkdir(parents=True, exist_ok=True)
     if plain or split is not None:
-        check_free(output, force)
+        check_free(output, force, KIND if plain else parts.KIND, [folder])
     else:
         check_free_file(output, force)
     if signature is not None:
         check_free_file(signature, force)
-    return _Place(output, f"{name}.zip", split, plain, signature, force)
+    return _Place(folder, output, f"{name}.zip", split, plain, signature, force)
 
 
 def _gather(
@@ -182,11 +183,11 @@ def _description(artifact: Artifact, kind: str, tokenizer: ChatTokenizer, measur
 def _write(place: _Place, files: Mapping[str, Content], measured: Mapping[str, Sums]) -> int:
     """Returns the bytes that were there already."""
     if place.folder:
-        write_folder(files, measured, place.output, place.force)
+        write_folder(files, measured, place.output, place.force, [place.artifact])
         return 0
     layout = plan(measured)
     data: Iterator[memoryview] = chunks(files, measured, layout)
     if place.split is not None:
-        return write_parts(data, layout.size, place.split, place.output, place.name, place.force)
+        return write_parts(data, layout.size, place.split, place.output, place.name, place.force, [place.artifact])
     write_file(data, place.output)
     return 0

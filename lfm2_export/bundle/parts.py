@@ -8,14 +8,14 @@ run leaves a hidden folder, and the next one goes on in there: what it finds is 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
 from lfm2_export.artifact.strict_json import check_version, parse_json
 from lfm2_export.errors import BundleError, UsageError
-from lfm2_export.files import check_free, swap_in, write_text
+from lfm2_export.files import Kind, check_free, put_in_place, write_text
 
 INDEX = "parts.json"
 SCHEMA_VERSION = 1
@@ -33,14 +33,20 @@ def part_names(archive: str, size: int, part_size: int) -> list[str]:
 
 
 def write_parts(
-    chunks: Iterator[memoryview], size: int, part_size: int, output: Path, archive: str, force: bool
+    chunks: Iterator[memoryview],
+    size: int,
+    part_size: int,
+    output: Path,
+    archive: str,
+    force: bool,
+    sources: Iterable[Path] = (),
 ) -> int:
     """Write the archive's `size` bytes as the folder `output`; returns how many of them were there already.
 
     Whatever stops it (a full disk, the user), what was written so far stays in `.OUTPUT.partial` for the next run.
     """
-    names = part_names(archive, size, part_size)
-    check_free(output, force)
+    names, sources = part_names(archive, size, part_size), tuple(sources)
+    check_free(output, force, KIND, sources)
     staging = output.with_name(f".{output.name}.partial")
     try:
         if staging.is_symlink():
@@ -51,7 +57,7 @@ def write_parts(
                 stray.unlink()
         kept = _write(chunks, [staging / name for name in names], part_size)
         write_text(staging / INDEX, _index(archive, size, part_size))
-        swap_in(staging, output)
+        put_in_place(staging, output, force, KIND, sources)
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}; what is written stays, run it again") from error
     return kept
@@ -63,6 +69,20 @@ def find_parts(folder: Path) -> list[Path]:
     BundleError for an index that is not what `write_parts` writes, a part that is missing or of another size, and
     anything else in the folder.
     """
+    paths, size, part_size = _read_index(folder)
+    for number, path in enumerate(paths):
+        wanted = min(part_size, size - number * part_size)
+        if path.is_symlink() or not path.is_file():
+            raise BundleError(f"{path}: missing; there are {len(paths)} parts")
+        if path.stat().st_size != wanted:
+            raise BundleError(f"{path}: {path.stat().st_size} bytes, expected {wanted}")
+    if strange := {path.name for path in folder.iterdir()} - {INDEX, *(path.name for path in paths)}:
+        raise BundleError(f"{folder / min(strange)}: not one of the {len(paths)} parts; remove it")
+    return paths
+
+
+def _read_index(folder: Path) -> tuple[list[Path], int, int]:
+    """The parts that should be there, the archive's bytes and a part's."""
     where = folder / INDEX
     if where.stat().st_size > _MAX_INDEX:
         raise BundleError(f"{where}: larger than {_MAX_INDEX} bytes, that is no list of parts")
@@ -76,16 +96,16 @@ def find_parts(folder: Path) -> list[Path]:
         raise BundleError(f"{where}: an archive {archive!r:.120} of {size} bytes in parts of {part_size} is impossible")
     if data != _index(archive, size, part_size).encode():
         raise BundleError(f"{where}: not as `bundle --split` writes it")
-    paths = [folder / name for name in part_names(archive, size, max(part_size, _LEAST))]
-    for number, path in enumerate(paths):
-        wanted = min(part_size, size - number * part_size)
-        if path.is_symlink() or not path.is_file():
-            raise BundleError(f"{path}: missing; there are {len(paths)} parts")
-        if path.stat().st_size != wanted:
-            raise BundleError(f"{path}: {path.stat().st_size} bytes, expected {wanted}")
-    if strange := {path.name for path in folder.iterdir()} - {INDEX, *(path.name for path in paths)}:
-        raise BundleError(f"{folder / min(strange)}: not one of the {len(paths)} parts; remove it")
-    return paths
+    return [folder / name for name in part_names(archive, size, max(part_size, _LEAST))], size, part_size
+
+
+def _listed(folder: Path) -> set[str]:
+    if not (folder / INDEX).is_file():
+        raise BundleError(f"it has no {INDEX}")
+    return {INDEX, *(path.name for path in _read_index(folder)[0])}
+
+
+KIND = Kind("bundle --split", _listed)
 
 
 def parts_beside(first: Path) -> list[Path]:

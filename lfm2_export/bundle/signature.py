@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lfm2_export.bundle.description import BUNDLE
 from lfm2_export.errors import BundleError, MissingDependencyError, UsageError
-from lfm2_export.files import BUNDLE
 
 SUFFIX = ".sig"
 _MAX_SIGNATURE = 1 << 20

@@ -21,11 +21,10 @@ from lfm2_export.bundle import signature as signatures
 from lfm2_export.bundle.checksums import sums
 from lfm2_export.bundle.containers import Container, open_container
 from lfm2_export.bundle.contract import check_files, check_manifest, max_error
-from lfm2_export.bundle.description import Description, describe, parse_description, web_fields
+from lfm2_export.bundle.description import BUNDLE, Description, describe, parse_description, web_fields
 from lfm2_export.bundle.golden_schema import check_golden
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import ArtifactError, BundleError, CheckpointError
-from lfm2_export.files import BUNDLE
 
 GOLDEN = "golden.json"
 WEB_MODEL = "model/"  # where a web bundle keeps its artifact

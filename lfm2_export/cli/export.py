@@ -24,7 +24,7 @@ def run(
     ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe value: key.path=value.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub checkpoint.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what this command made there.")] = False,
     verify: Annotated[bool, typer.Option(help="Prove the artifact before it is written.")] = True,
     report: Annotated[
         list[Path] | None, typer.Option(help="Write the proof to this .html, .md, .xml or .json, passed or not.")

@@ -14,7 +14,7 @@ def run(
     size: Annotated[str, typer.Option(help="350m, 700m, 1.2b, 2.6b, or the path of a config.json.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to make. [lfm2-SIZE-random]")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what this command made there.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Write a checkpoint of a true shape with random weights (bf16)."""

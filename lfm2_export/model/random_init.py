@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from lfm2_export.checkpoint.config import LFM2Config, read_config
+from lfm2_export.checkpoint.safetensors_file import read_header
 from lfm2_export.checkpoint.shards import SINGLE
 from lfm2_export.checkpoint.source import RANDOM
-from lfm2_export.errors import UsageError
-from lfm2_export.files import check_free, staged_folder
+from lfm2_export.errors import CheckpointError, UsageError
+from lfm2_export.files import Kind, check_free, staged_folder
 from lfm2_export.model.load import tensor_shapes
 
 _STD = 0.02  # transformers' initializer_range
@@ -72,14 +73,26 @@ def init_checkpoint(
     disk, CheckpointError for a config that is not an LFM2. Whatever is raised, `folder` is left as it was.
     """
     config = size if isinstance(size, LFM2Config) else _named(size)
-    check_free(folder, force)
+    check_free(folder, force, KIND)
     try:
-        with staged_folder(folder, force) as staging:
+        with staged_folder(folder, force, KIND) as staging:
             _check_space(config, staging)
             (staging / "config.json").write_text(json.dumps(_document(config), indent=2) + "\n", encoding="utf-8")
             _write_weights(staging / SINGLE, config, seed, stage)
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror}") from error
+
+
+def _listed(folder: Path) -> set[str]:
+    """By the mark in the weights themselves: every checkpoint has a config.json."""
+    if (folder / SINGLE).is_symlink() or not (folder / SINGLE).is_file():
+        raise CheckpointError(f"it has no {SINGLE}")
+    if read_header(folder / SINGLE).metadata.get("lfm2_export") != RANDOM:
+        raise CheckpointError("its weights are not marked as random")
+    return {"config.json", SINGLE}
+
+
+KIND = Kind("init", _listed)
 
 
 def _named(size: str) -> LFM2Config:
