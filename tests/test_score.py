@@ -100,11 +100,22 @@ def test_a_reply_ends_where_a_stop_text_begins(model, tokenizer):
     assert "blue" not in reply
 
 
-def test_a_text_longer_than_the_window_is_scored_in_pieces(model, tokenizer):
+def test_a_text_longer_than_the_window_is_scored_in_pieces(model, session, tokenizer):
+    """Every token once, each piece with as much context as the window leaves it: lm-eval's disjoint windows."""
     text = "The sky is blue. " * 40
-    assert len(tokenizer.encode(text)) > 2 * WINDOW
+    ids, room = tokenizer.encode(text), WINDOW - 1
+    assert len(ids) > 2 * WINDOW
     (rolling,) = model.loglikelihood_rolling([asked("loglikelihood_rolling", text)], True)
-    assert -10 * len(tokenizer.encode(text)) < rolling < 0
+    expected, scored = 0.0, 0
+    while scored < len(ids):
+        piece = ids[scored : scored + room]
+        before = ([model.prefix_token_id, *ids])[: scored + 1]  # the last one predicts the piece's first token
+        context = before[-(1 + room - len(piece)) :]
+        session.reset()
+        logits = [session.prefill(context), *(session.decode(token) for token in piece[:-1])]
+        expected += sum(log_softmax(row)[token] for row, token in zip(logits, piece, strict=True))
+        scored += len(piece)
+    assert rolling == pytest.approx(expected, abs=1e-3)
     short = "The sky is blue."
     (whole,) = model.loglikelihood_rolling([asked("loglikelihood_rolling", short)], True)
     ((direct, _),) = model.loglikelihood([asked("loglikelihood", "", short)], True)
@@ -126,7 +137,12 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tasks_in(folder: Path) -> Path:
     documents = [
-        {"question": f"What color is the {thing}?", "choices": [" blue", " green"], "answer": answer, "reply": reply}
+        {
+            "question": f"What color is the {thing}?",
+            "choices": [f"The {thing} is {color}." for color in ("blue", "green")],
+            "answer": answer,
+            "reply": reply,
+        }
         for thing, answer, reply in (("sky", 0, "The sky is blue."), ("grass", 1, "The grass is purple."))
     ]
     data = folder / "data.jsonl"
@@ -146,7 +162,7 @@ def test_the_command_runs_ones_own_tasks_offline(artifact, tmp_path, capfd, monk
     found = json.loads(capfd.readouterr().out)
     assert found.keys() == {"colours", "replies"}
     assert found["replies"]["exact_match"] == 0.5  # nano knows the sky; nobody says what the test wants of grass
-    assert 0 <= found["colours"]["acc"] <= 1
+    assert found["colours"]["acc"] == 1  # the sky is blue, the grass is green
 
 
 def test_an_unknown_task_is_one_line(artifact, tmp_path, capsys):
