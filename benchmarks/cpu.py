@@ -18,7 +18,7 @@ import typer
 
 from benchmarks import markdown
 from benchmarks.peers import eager, executorch_llm, genai_builder, llama_cpp, ours
-from lfm2_export.bench.run import bench
+from lfm2_export.bench.rounds import bench
 from lfm2_export.bench.spec import Spec
 from lfm2_export.cli import console
 from lfm2_export.errors import Lfm2ExportError

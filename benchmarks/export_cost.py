@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from benchmarks.cpu import RESULTS
 from lfm2_export.artifact.folder import open_artifact
 from lfm2_export.cli import console
-from lfm2_export.diagnosis import machine
+from lfm2_export.environment.machine import machine
 from lfm2_export.files import write_text
 from lfm2_export.model.random_init import init_checkpoint
 

@@ -32,7 +32,7 @@ from lfm2_export.errors import Lfm2ExportError
 from lfm2_export.files import write_text
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.model.random_init import init_checkpoint
-from lfm2_export.parity.subject import reference
+from lfm2_export.parity.reference import reference
 from lfm2_export.qualcomm.calls import DECODE, PREFILL
 from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.recipes import Recipe

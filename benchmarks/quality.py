@@ -26,12 +26,12 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.cli import console
 from lfm2_export.errors import Lfm2ExportError
+from lfm2_export.evaluate.questions import answered
+from lfm2_export.evaluate.teacher_forcing import loss_of, score
+from lfm2_export.evaluate.text import evaluation_text, text_of_file
 from lfm2_export.files import write_text
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder, open_checkpoint
-from lfm2_export.parity.answers import answered
-from lfm2_export.parity.teacher_forcing import loss_of, score
-from lfm2_export.parity.text import evaluation_text, text_of_file
 from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.quantize.calibrated import load_calibrated
 from lfm2_export.quantize.calibration import Calibration, Windows, calibration_windows

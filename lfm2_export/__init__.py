@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from lfm2_export.artifact.folder import open_artifact as open_artifact
     from lfm2_export.bundle.pack import bundle as bundle
     from lfm2_export.bundle.verify import verify as verify
-    from lfm2_export.parity.run import prove as prove
+    from lfm2_export.chat.saved_state import load_state as load_state
+    from lfm2_export.chat.saved_state import save_state as save_state
+    from lfm2_export.parity.prove import prove as prove
     from lfm2_export.pipeline import export as export
-    from lfm2_export.saved_state import load_state as load_state
-    from lfm2_export.saved_state import save_state as save_state
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "bundle", "export", "load_state", "open_artifact", "prove", "save_state", "verify"]
 
 _HOMES = {
     "export": "lfm2_export.pipeline",
-    "prove": "lfm2_export.parity.run",
+    "prove": "lfm2_export.parity.prove",
     "verify": "lfm2_export.bundle.verify",
     "open_artifact": "lfm2_export.artifact.folder",
-    "save_state": "lfm2_export.saved_state",
-    "load_state": "lfm2_export.saved_state",
+    "save_state": "lfm2_export.chat.saved_state",
+    "load_state": "lfm2_export.chat.saved_state",
 }
 
 

@@ -104,7 +104,7 @@ def _kept(checkpoint: Checkpoint, recipe: Recipe, windows: Windows) -> Path:
 def _prove(
     folder: Path, name: str, manifest: Manifest, checkpoint: Checkpoint, stage: Stage, detail: Detail | None
 ) -> ParityReport:
-    from lfm2_export.parity.run import prove  # opens the runtimes: not needed to lower
+    from lfm2_export.parity.prove import prove  # opens the runtimes: not needed to lower
 
     report = prove(open_artifact(folder), checkpoint, stage=stage, detail=detail)
     report.artifact = name  # not the temporary one it still has

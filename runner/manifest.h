@@ -26,7 +26,7 @@ struct Manifest {
   int64_t max_tokens = 0;  // of one call
   int64_t vocab = 0;
   std::vector<int64_t> stop_tokens;
-  std::string digest;  // lfm2_export.saved_state's artifact_digest: what a saved state belongs to
+  std::string digest;  // lfm2_export.chat.saved_state's artifact_digest: what a saved state belongs to
 };
 
 // Failure, in one line that names the file, for a manifest that is missing, malformed or of a later schema, for an

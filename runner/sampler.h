@@ -15,7 +15,7 @@ struct Sampling {
   uint32_t seed = 0;
 };
 
-// Repetition penalty (arXiv:1909.05858), temperature, then min-p (arXiv:2407.01082), as lfm2_export/generation.py.
+// Repetition penalty (arXiv:1909.05858), temperature, then min-p (arXiv:2407.01082), as lfm2_export/chat/sampling.py.
 // The same seed gives the same tokens on every machine: MT19937 and its 53-bit real, no library's distribution.
 class Sampler {
  public:

@@ -1,4 +1,4 @@
-// A conversation's state as one file, in the format of lfm2_export/saved_state.py: either reads what the other wrote.
+// A conversation's state as one file, in the format of lfm2_export/chat/saved_state.py: either reads what the other wrote.
 #pragma once
 
 #include <cstdint>

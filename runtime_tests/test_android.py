@@ -19,10 +19,10 @@ from android_tools import APP, PROJECT, Refused
 from stock_runner_process import StockRunner
 
 from lfm2_export import runtimes
+from lfm2_export.chat.conversation import Conversation
+from lfm2_export.chat.sampling import MinPSampler
 from lfm2_export.checkpoint.template import ChatTemplate
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.conversation import Conversation
-from lfm2_export.generation import MinPSampler
 
 LIMIT = 24
 

@@ -9,7 +9,7 @@ import pytest
 from artifacts import WINDOW
 
 from lfm2_export.errors import MissingDependencyError, UsageError, WindowExceededError
-from lfm2_export.parity.run import prove
+from lfm2_export.parity.prove import prove
 from lfm2_export.parity.subject import EMULATED_CPU
 from lfm2_export.runtimes import arm64, each_processor, executorch, find, native
 

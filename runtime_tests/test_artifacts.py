@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from artifacts import WINDOW, open_session
 
+from lfm2_export.chat.conversation import Conversation
+from lfm2_export.chat.saved_state import save_state
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.conversation import Conversation
 from lfm2_export.errors import UsageError, WindowExceededError
-from lfm2_export.parity.run import prove
-from lfm2_export.parity.subject import EMULATED, Effort, reference
+from lfm2_export.parity.prove import prove
+from lfm2_export.parity.reference import reference
+from lfm2_export.parity.subject import EMULATED, Effort
 from lfm2_export.runtimes import _text_llm_runner
-from lfm2_export.saved_state import save_state
 
 EFFORT = Effort(quality_tokens=600, questions=24, prompts=3, continuation=12)
 
@@ -82,7 +83,7 @@ sys.path.insert(0, sys.argv[1])
 import numpy as np
 from artifacts import open_session
 from lfm2_export import load_state, open_artifact
-from lfm2_export.generation import greedy
+from lfm2_export.chat.sampling import greedy
 artifact = open_artifact(Path(sys.argv[2]))
 session = open_session(artifact)
 session.restore(load_state(Path(sys.argv[3]), artifact).snapshot)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from artifacts import ARTIFACTS, WINDOW, open_session
 
+from lfm2_export import runtimes
 from lfm2_export.artifact.folder import Artifact, open_artifact, seal, write_manifest
 from lfm2_export.errors import ArtifactError, GateError
-from lfm2_export.parity import run
 from lfm2_export.parity.laws import LawContext, state_laws
-from lfm2_export.parity.run import prove
+from lfm2_export.parity.prove import prove
 from lfm2_export.parity.subject import Effort
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Snapshot
@@ -105,7 +105,7 @@ class Tampered:
 def test_a_wrong_state_fails_its_law(healthy, nano, fault, law, monkeypatch):
     if fault == "padding kept" and not open_session(healthy).pads:
         pytest.skip("this runtime pads nothing")
-    runtime = run.runtimes.find("executorch" if healthy.manifest.target == "xnnpack" else "onnxruntime")
+    runtime = runtimes.find("executorch" if healthy.manifest.target == "xnnpack" else "onnxruntime")
     genuine = runtime.open_session
     monkeypatch.setattr(runtime, "open_session", lambda folder, manifest: Tampered(genuine(folder, manifest), fault))
     assert law in failed_gates(healthy, nano)

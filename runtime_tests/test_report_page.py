@@ -10,7 +10,7 @@ import pytest
 
 from lfm2_export.bench.report import BenchReport, ContenderReport, Speed, Spread
 from lfm2_export.parity.detail import Detail
-from lfm2_export.parity.run import prove
+from lfm2_export.parity.prove import prove
 from lfm2_export.parity.subject import Effort
 from lfm2_export.report import outputs
 

@@ -13,8 +13,8 @@ from artifacts import WINDOW
 
 from lfm2_export import runtimes
 from lfm2_export.bundle.pack import bundle as pack
+from lfm2_export.chat.conversation import Conversation
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.conversation import Conversation
 from lfm2_export.model.load import load_decoder
 from lfm2_export.pipeline import export
 from lfm2_export.runtimes.eager import EagerSession

@@ -6,8 +6,8 @@ import random
 from typing import Any
 
 from lfm2_export.artifact.manifest import Delegation, GateResult
+from lfm2_export.evaluate.metrics import quantization_loss
 from lfm2_export.parity.detail import Details, Drift, DriftSample, LayerError, TokenDivergence
-from lfm2_export.parity.metrics import quantization_loss
 from lfm2_export.parity.report import ParityReport, RuntimeReport
 
 HOSTILE = "<script>alert('x')</script>|`${`\n# [a](javascript:b) \x07 ]]> \"&amp;"

@@ -17,12 +17,12 @@ from command import code_of
 
 from lfm2_export.artifact.folder import open_artifact
 from lfm2_export.bench.bytes_read import cache_bytes, weight_bytes
-from lfm2_export.bench.plot import figure
 from lfm2_export.bench.quiet import collect
 from lfm2_export.bench.report import BenchReport
 from lfm2_export.bench.stages import STAGES, shares
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.pipeline import export
+from lfm2_export.plots.benchmark import figure
 
 WINDOW = 96
 QUICK = ("--contexts", "32,64", "--prefill", "16", "--rounds", "1", "--threads", "1", "--quiet")
@@ -98,14 +98,14 @@ def test_the_tables_and_the_svg_name_what_was_measured(artifact, tmp_path, capsy
 
 
 def test_the_picture_has_two_panels_and_a_line_per_contender(report, tmp_path):
-    from lfm2_export.bench.plot import write
+    from lfm2_export.plots.files import write
 
     drawing = figure(report)
     assert [axes.get_title() for axes in drawing.axes[:2]] == ["decode", "prefill"]
     assert all(len(axes.containers) == 3 for axes in drawing.axes[:2])
     unknown = [contender.model_copy(update={"stages": None}) for contender in report.contenders]
     assert len(figure(report.model_copy(update={"contenders": unknown})).axes) == 2
-    write(report, tmp_path / "speed.png")
+    write(figure(report), tmp_path / "speed.png")
     content = (tmp_path / "speed.png").read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", content[16:24])

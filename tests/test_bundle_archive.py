@@ -17,7 +17,7 @@ from small_bundles import archived, described, small_artifact, small_contents
 from lfm2_export import bundle, runtimes, verify
 from lfm2_export.artifact.folder import Artifact, open_artifact, parse_manifest, seal, write_manifest
 from lfm2_export.bundle import archive, budget, pack, parts, zip_format
-from lfm2_export.bundle.stretches import Stretches
+from lfm2_export.bundle.joined_files import JoinedFiles
 from lfm2_export.cli.main import run
 from lfm2_export.errors import BundleError, UsageError
 from lfm2_export.pipeline import export
@@ -291,7 +291,7 @@ def test_zip64_where_a_number_does_not_fit_and_only_there(tmp_path: Path) -> Non
         assert [(info.filename, info.file_size) for info in read.infolist()] == [entry[:2] for entry in entries]
         assert [bool(info.extra) for info in read.infolist()] == [False, True, True]
         assert read.read("c") == b"end"
-    with Stretches([path]) as data:
+    with JoinedFiles([path]) as data:
         assert zip_format.read_entries(data.read, data.size, "large")[0] == entries
     assert b"PK\x06\x06" not in zip_format.lay_out(entries[2:]).tail
 

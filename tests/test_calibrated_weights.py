@@ -15,11 +15,11 @@ from lfm2_export import recipes
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import ArtifactError, RecipeError
+from lfm2_export.evaluate.teacher_forcing import loss_of, score
+from lfm2_export.evaluate.text import evaluation_text
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.model.random_init import init_checkpoint
-from lfm2_export.parity.teacher_forcing import loss_of, score
-from lfm2_export.parity.text import evaluation_text
 from lfm2_export.pipeline import export
 from lfm2_export.quantize import calibrated
 from lfm2_export.quantize.apply import load_quantized, quantized_weight

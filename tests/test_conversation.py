@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfm2_export.artifact.folder import Artifact
+from lfm2_export.chat.conversation import Conversation
+from lfm2_export.chat.incremental_snapshot import IncrementalSnapshot
+from lfm2_export.chat.sampling import MinPSampler
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.conversation import Conversation
 from lfm2_export.errors import StateFileError, UsageError, WindowExceededError
-from lfm2_export.generation import MinPSampler
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder, open_checkpoint
-from lfm2_export.moments import Moment
 from lfm2_export.runtimes.eager import EagerSession
 
 WINDOW = 192
@@ -283,29 +283,29 @@ def test_a_resident_form_says_what_to_do(decoder, tokenizer, artifact, tmp_path)
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.data())
-def test_moments_share_what_they_have_in_common_and_restore_exactly(sizes, data):
+def test_snapshots_share_what_they_have_in_common_and_restore_exactly(sizes, data):
     session = tiny_session(window=48)
-    moments: list[Moment] = []
+    snapshots: list[IncrementalSnapshot] = []
     parent = None
     kept = []
     for size in sizes:
         session.prefill(data.draw(st.lists(st.integers(0, 900), min_size=size, max_size=size)))
         kept.append(session.state())
-        parent = Moment.after(parent, kept[-1])
-        moments.append(parent)
-    for snapshot, moment in zip(kept, moments, strict=True):
+        parent = IncrementalSnapshot.after(parent, kept[-1])
+        snapshots.append(parent)
+    for snapshot, moment in zip(kept, snapshots, strict=True):
         assert moment.snapshot().position == snapshot.position
         for name, tensor in snapshot.tensors.items():
             np.testing.assert_array_equal(moment.snapshot().tensors[name], tensor)
-    columns = sum(moment.tensors["key.1"].shape[2] for moment in moments)
+    columns = sum(moment.tensors["key.1"].shape[2] for moment in snapshots)
     assert columns == session.position
 
 
 def test_nothing_of_a_place_changes_under_it(chat, tmp_path: Path):
     say(chat, "My name is Anna.")
     chat.branch("a")
-    frozen = chat._branches["a"].moment.snapshot()
+    frozen = chat._branches["a"].snapshot.snapshot()
     for text in ("What is my name?", "Thanks!"):
         say(chat, text)
-    for name, tensor in chat._branches["a"].moment.snapshot().tensors.items():
+    for name, tensor in chat._branches["a"].snapshot.snapshot().tensors.items():
         np.testing.assert_array_equal(tensor, frozen.tensors[name])

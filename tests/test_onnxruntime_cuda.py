@@ -89,7 +89,7 @@ def test_parity_on_it_exits_with_2_and_parity_as_such_reports_it_skipped(
 ) -> None:
     from lfm2_export import export, open_artifact
     from lfm2_export.model.load import open_checkpoint
-    from lfm2_export.parity.run import prove
+    from lfm2_export.parity.prove import prove
     from lfm2_export.parity.subject import Effort
 
     folder = tmp_path / "nano"

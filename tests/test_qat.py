@@ -17,10 +17,10 @@ from lfm2_export import recipes
 from lfm2_export.checkpoint import nano
 from lfm2_export.checkpoint.nano.tasks import questions
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.evaluate.metrics import relative_error
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.model.state import empty_state
-from lfm2_export.parity.metrics import relative_error
 from lfm2_export.pipeline import export
 from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.quantize.scheme import quantizable

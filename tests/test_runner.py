@@ -13,9 +13,10 @@ from runner_program import edit_manifest, execute, need_runner
 from lfm2_export import load_state, save_state
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.bundle.golden import golden_cases
+from lfm2_export.chat.generation import generate
+from lfm2_export.chat.sampling import MinPSampler
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.generation import MinPSampler, generate
 from lfm2_export.pipeline import export
 from lfm2_export.runtimes import executorch, native
 from lfm2_export.runtimes.session import Session
@@ -64,7 +65,7 @@ def test_greedy_text_is_that_of_the_session(artifact):
 
 
 def replayed(session: Session, sampler: MinPSampler, seed: int, count: int) -> list[int]:
-    """What the runner's sampler must choose: generation.py's weights, MT19937's 53-bit reals as numpy draws them."""
+    """What the runner's sampler must choose: sampling.py's weights, MT19937's 53-bit reals as numpy draws them."""
     random = np.random.RandomState(seed)
     seen, made, logits = list(PROMPT), [], session.prefill(PROMPT)
     for _ in range(count):

@@ -21,12 +21,12 @@ from safetensors import safe_open
 from safetensors.numpy import load, save
 
 import lfm2_export
-from lfm2_export import saved_state
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.artifact.manifest import FileEntry, TensorSpec
+from lfm2_export.chat import saved_state
+from lfm2_export.chat.saved_state import artifact_digest, load_state, save_state
 from lfm2_export.errors import StateFileError, UsageError
 from lfm2_export.runtimes.session import Snapshot
-from lfm2_export.saved_state import artifact_digest, load_state, save_state
 
 VOCAB = tiny_config().vocab_size
 KEY = "lfm2_export_state"

@@ -13,10 +13,10 @@ from lm_eval.api.instance import Instance
 
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError
+from lfm2_export.evaluate.harness import ArtifactLM
 from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.pipeline import export
 from lfm2_export.runtimes.eager import EagerSession
-from lfm2_export.scoring import ArtifactLM
 
 WINDOW = 64
 CHOICES = """\
@@ -173,6 +173,6 @@ def test_an_unknown_task_is_one_line(artifact, tmp_path, capsys):
 
 def test_without_lm_eval_the_message_says_what_to_install(artifact, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "lfm2_export.scoring")
+    monkeypatch.delitem(sys.modules, "lfm2_export.evaluate.harness")
     assert code_of("score", str(artifact), "--task", "colours", "--quiet") == 2
     assert "pip install 'lfm2-export[score]'" in capsys.readouterr().err

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from lfm2_export import recipes
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.evaluate.metrics import quantization_loss
+from lfm2_export.evaluate.text import evaluation_text
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder, open_checkpoint
-from lfm2_export.parity.metrics import quantization_loss
-from lfm2_export.parity.text import evaluation_text
 from lfm2_export.quantize.calibration import Calibration, calibration_windows
 from lfm2_export.quantize.gptq import gptq
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme

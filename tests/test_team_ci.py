@@ -105,9 +105,9 @@ def test_the_plugins_fixture_proves_and_fails_with_the_gates(pytester, checkpoin
             lfm2_prove("./nowhere", "onnx-fp32")
         """
     )
-    run = pytester.runpytest_inprocess(
-        "-p", "lfm2_export.pytest_plugin", "-p", "no:xdist", "--junitxml=junit.xml", "--lfm2-reports=reports"
-    )
+    plugins = "-p", "lfm2_export.integrations.pytest_plugin", "-p", "no:xdist"
+    # a process of its own: in this one pytester would unload what it has imported, and protobuf cannot be loaded twice
+    run = pytester.runpytest_subprocess(*plugins, "--junitxml=junit.xml", "--lfm2-reports=reports")
     run.assert_outcomes(passed=1, failed=2)
     run.stdout.fnmatch_lines(["*fail * onnxruntime: lowering: max error * (limit 1e-12)*", "*nowhere*"])
     assert sorted(path.name for path in (pytester.path / "reports").iterdir()) == [

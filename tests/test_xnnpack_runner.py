@@ -10,8 +10,8 @@ from decoders import VOCAB, relative, tokens, worst
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from xnnpack_artifacts import FLIP_ERROR, MAX_TOKENS, WINDOW, Made, Make
 
+from lfm2_export.chat.generation import generate
 from lfm2_export.errors import ArtifactError, UsageError, WindowExceededError
-from lfm2_export.generation import generate
 from lfm2_export.runtimes import _text_llm_runner
 from lfm2_export.targets import xnnpack
 

@@ -172,7 +172,7 @@ def _peak() -> int:
 
 
 def _serve() -> None:
-    from lfm2_export.native_log import silenced
+    from lfm2_export.progress.native_output import silenced
 
     job = Job.model_validate_json(sys.stdin.read())
     try:

@@ -13,7 +13,7 @@ from lfm2_export.artifact.names import clash, unsafe
 from lfm2_export.bundle import parts
 from lfm2_export.bundle.checksums import CHUNK
 from lfm2_export.bundle.description import BUNDLE
-from lfm2_export.bundle.stretches import Stretches
+from lfm2_export.bundle.joined_files import JoinedFiles
 from lfm2_export.bundle.zip_format import read_entries
 from lfm2_export.errors import BundleError, UsageError
 
@@ -55,7 +55,7 @@ class Container(ABC):
 class Archive(Container):
     """Files within a run of bytes: one file on the disk, or several."""
 
-    def __init__(self, where: Path, data: Stretches, form: str) -> None:
+    def __init__(self, where: Path, data: JoinedFiles, form: str) -> None:
         entries, layout = read_entries(data.read, data.size, str(where))
         super().__init__(where, [entry.name for entry in entries])
         self.form, self._data = form, data
@@ -87,7 +87,7 @@ class Folder(Container):
         self.sizes = found
 
     def chunks(self, name: str) -> Iterator[memoryview]:
-        with Stretches([self.where / name]) as data:
+        with JoinedFiles([self.where / name]) as data:
             if data.size != self.sizes[name]:
                 raise BundleError(f"{self.where / name}: changed while it was read")
             buffer = memoryview(bytearray(min(CHUNK, data.size)))
@@ -115,7 +115,7 @@ def open_container(path: Path) -> Iterator[Container]:
         files, form = (parts.parts_beside(path), "parts") if first else ([path], "archive")
     else:
         raise UsageError(f"{path}: no such file or folder")
-    with Stretches(files) as data:
+    with JoinedFiles(files) as data:
         yield Archive(path, data, form)
 
 

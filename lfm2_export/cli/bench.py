@@ -35,14 +35,14 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Measure decode and prefill speed, load time, memory and size, in processes of their own."""
-    from lfm2_export.bench import plot as drawing
-    from lfm2_export.bench.run import bench
+    from lfm2_export.bench.rounds import bench
     from lfm2_export.bench.spec import parse, through
     from lfm2_export.cli import console
+    from lfm2_export.plots import benchmark, files
 
     lengths = _numbers("--contexts", contexts), _numbers("--prefill", prefill)
     if plot is not None:
-        drawing.check(plot, force)
+        files.check(plot, force)
     with console.progress(quiet) as stage:
         stage("checking the contenders")
         first = parse(artifact)
@@ -50,7 +50,7 @@ def run(
         specs += [parse(text) for text in against or ()]
         report = bench(specs, *lengths, threads=threads, rounds=rounds, stage=stage)
     if plot is not None:
-        drawing.write(report, plot)
+        files.write(benchmark.figure(report), plot)
     if as_json:
         console.print_json(report.model_dump_json(indent=2))
         return

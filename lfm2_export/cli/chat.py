@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from lfm2_export.chat.conversation import Conversation
     from lfm2_export.cli.slash import Chat
-    from lfm2_export.conversation import Conversation
 
 NAME = "chat"
 
@@ -39,10 +39,10 @@ def run(
     import json
     from dataclasses import asdict
 
+    from lfm2_export.chat.sampling import MinPSampler, greedy
     from lfm2_export.cli import console
     from lfm2_export.errors import UsageError
     from lfm2_export.files import check_free_file
-    from lfm2_export.generation import MinPSampler, greedy
 
     if as_json and prompt is None:
         raise UsageError("--json needs --prompt")
@@ -75,10 +75,10 @@ def run(
 def _open(folder: Path, runtime: str | None, force: bool) -> Chat:
     from lfm2_export import runtimes
     from lfm2_export.artifact.folder import open_artifact
+    from lfm2_export.chat.conversation import Conversation
     from lfm2_export.checkpoint.config import from_dict
     from lfm2_export.checkpoint.tokenizer import ChatTokenizer
     from lfm2_export.cli.slash import Chat
-    from lfm2_export.conversation import Conversation
     from lfm2_export.errors import UsageError
 
     artifact = open_artifact(folder)

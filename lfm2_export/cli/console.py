@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lfm2_export.artifact.manifest import Delegation, GateResult
     from lfm2_export.parity.cache import CacheFigures
     from lfm2_export.parity.report import ParityReport
-    from lfm2_export.parity.tracing import Trace
+    from lfm2_export.parity.trace_result import Trace
     from lfm2_export.tune.search import Tuning
 
 out = Console(highlight=False)

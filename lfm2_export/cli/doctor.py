@@ -15,11 +15,12 @@ def run(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] 
 
     from rich.table import Table
 
-    from lfm2_export import diagnosis
     from lfm2_export.cli import console
+    from lfm2_export.environment import libraries
+    from lfm2_export.environment.machine import machine as machine_facts
 
-    parts = diagnosis.parts()
-    machine = diagnosis.machine()
+    parts = libraries.parts()
+    machine = machine_facts()
     healthy = all(part.healthy or not part.required for part in parts)
     if as_json:
         document = {"healthy": healthy, "parts": [part._asdict() for part in parts], "machine": machine}

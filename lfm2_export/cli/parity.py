@@ -41,7 +41,7 @@ def run(
     from lfm2_export.cli import console
     from lfm2_export.errors import UsageError
     from lfm2_export.parity.detail import Detail
-    from lfm2_export.parity.run import prove
+    from lfm2_export.parity.prove import prove
     from lfm2_export.parity.subject import checkpoint_of
     from lfm2_export.report import outputs
 

@@ -32,7 +32,7 @@ def run(
     from lfm2_export.artifact.folder import open_artifact
     from lfm2_export.cli import console
     from lfm2_export.device.adb import Phone
-    from lfm2_export.device.run import prove_on_device
+    from lfm2_export.device.proof import prove_on_device
     from lfm2_export.files import write_text
     from lfm2_export.parity.subject import checkpoint_of
 

@@ -34,7 +34,7 @@ def run(
     from lfm2_export.errors import MissingDependencyError, UsageError
 
     try:
-        from lfm2_export.scoring import score
+        from lfm2_export.evaluate.harness import score
     except ModuleNotFoundError as error:
         raise MissingDependencyError("lm-eval is not installed; pip install 'lfm2-export[score]'") from error
     opened = open_artifact(artifact)

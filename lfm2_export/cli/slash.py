@@ -10,7 +10,7 @@ from lfm2_export.errors import UsageError
 
 if TYPE_CHECKING:
     from lfm2_export.artifact.folder import Artifact
-    from lfm2_export.conversation import Conversation
+    from lfm2_export.chat.conversation import Conversation
 
 
 class Chat(NamedTuple):

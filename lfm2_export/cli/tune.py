@@ -29,17 +29,16 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the search as JSON.")] = False,
 ) -> None:
     """Measure what each module costs, choose bits and groups within a limit, and write a recipe for `export`."""
-    from lfm2_export.bench import plot as bench_plot
     from lfm2_export.cli import console
     from lfm2_export.files import check_free_file
     from lfm2_export.model.load import open_checkpoint
+    from lfm2_export.plots import files, pareto_front
     from lfm2_export.quantize.calibration import Calibration
-    from lfm2_export.tune import plot as front_plot
     from lfm2_export.tune.search import tune, write_recipe
 
     check_free_file(output, force)
     if plot is not None:
-        bench_plot.check(plot, force)
+        files.check(plot, force)
     source_text = {"source": "text", "file": str(text)} if text else {}
     with console.progress(quiet) as stage:
         recipe, found = tune(
@@ -54,7 +53,7 @@ def run(
         )
     write_recipe(output, recipe)
     if plot is not None:
-        front_plot.write(found, plot)
+        files.write(pareto_front.figure(found), plot)
     if as_json:
         console.print_json(found.model_dump_json(indent=2))
         return

@@ -16,7 +16,7 @@ from lfm2_export.device.calls import Batch, Call, cut
 from lfm2_export.errors import UsageError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import is_cache
-from lfm2_export.parity.quantized import quantized_model
+from lfm2_export.parity.reference import quantized_model
 from lfm2_export.qualcomm.calls import PREFILL
 from lfm2_export.quantize.calibration import read_windows
 from lfm2_export.recipes import Recipe

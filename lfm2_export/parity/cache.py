@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 
 from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.evaluate.teacher_forcing import loss_of, score
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import CACHE_DTYPES, is_cache, state_shapes
-from lfm2_export.parity.teacher_forcing import loss_of, score
 from lfm2_export.quantize.apply import round_caches
 
 _TOKENS = 1000  # enough: so small an effect shows on every token

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.evaluate.text import random_ids
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,6 @@ def lowering_cases(config: LFM2Config, window: int, text: Sequence[int], pads: b
         padded = max(width, 8)
         cases.append(Case("padded chunks", tokens, _chunks(total, list(range(1, padded))), pad_to=padded))
     return cases
-
-
-def random_ids(config: LFM2Config, count: int, seed: int) -> tuple[int, ...]:
-    """Uniform token ids: all that a checkpoint without a tokenizer can be asked."""
-    chooser = random.Random(seed)
-    return tuple(chooser.randrange(config.vocab_size) for _ in range(count))
 
 
 def _fit(text: Sequence[int], count: int) -> tuple[int, ...]:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel
 
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.parity.metrics import rms_error
+from lfm2_export.evaluate.metrics import rms_error
+from lfm2_export.evaluate.text import EvaluationText
 from lfm2_export.parity.taps import block_outputs, recorded
-from lfm2_export.parity.text import EvaluationText
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 

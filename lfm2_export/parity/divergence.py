@@ -26,12 +26,12 @@ from lfm2_export.artifact.folder import Artifact
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.errors import UsageError
+from lfm2_export.evaluate.metrics import relative_error
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.parity.metrics import relative_error
-from lfm2_export.parity.quantized import quantized_model
-from lfm2_export.parity.subject import Stage, reference, traced_text
+from lfm2_export.parity.reference import quantized_model, reference
+from lfm2_export.parity.subject import Stage, traced_text
 from lfm2_export.parity.taps import Taps, describe, recorded, visited
-from lfm2_export.parity.tracing import Trace, TracePoint
+from lfm2_export.parity.trace_result import Trace, TracePoint
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes.eager import EagerSession

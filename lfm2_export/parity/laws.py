@@ -14,8 +14,8 @@ import numpy as np
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import WindowExceededError
-from lfm2_export.parity.cases import random_ids
-from lfm2_export.parity.metrics import relative_error, worst
+from lfm2_export.evaluate.metrics import relative_error, worst
+from lfm2_export.evaluate.text import random_ids
 from lfm2_export.runtimes.session import Session
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lfm2_export.generation import greedy
+from lfm2_export.chat.sampling import greedy
+from lfm2_export.evaluate.metrics import clear_top1, relative_error, rms_error, worst
 from lfm2_export.parity.cases import Case
-from lfm2_export.parity.metrics import clear_top1, relative_error, rms_error, worst
 from lfm2_export.recipes import LoweringGates
 from lfm2_export.runtimes.session import Session
 

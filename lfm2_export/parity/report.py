@@ -7,12 +7,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from lfm2_export.artifact.manifest import Delegation, GateResult
+from lfm2_export.evaluate.metrics import QuantizationLoss
 from lfm2_export.parity.cache import CacheFigures
 from lfm2_export.parity.detail import Details
 from lfm2_export.parity.laws import LawResult
 from lfm2_export.parity.lowering import NOISE_RMS, LoweringFigures, TwinFigures, allowed_error, noise_rules
-from lfm2_export.parity.metrics import QuantizationLoss
-from lfm2_export.parity.tracing import Trace
+from lfm2_export.parity.trace_result import Trace
 from lfm2_export.recipes import Gates
 
 WEIGHTS_LIMIT = 1e-4  # with float activations quantized kernels are as exact as fp32 ones

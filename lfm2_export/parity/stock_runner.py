@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.artifact.manifest import Manifest
+from lfm2_export.chat.generation import generate
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import MissingDependencyError
-from lfm2_export.generation import generate
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.parity.report import Judged, RuntimeReport
 from lfm2_export.runtimes import _text_llm_runner

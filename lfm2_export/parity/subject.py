@@ -8,23 +8,15 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from lfm2_export import targets
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import ArtifactError, UsageError
-from lfm2_export.model.decoder import Decoder
+from lfm2_export.evaluate.text import EvaluationText, evaluation_text, random_ids, text_of_file
 from lfm2_export.model.load import open_checkpoint
-from lfm2_export.parity.cases import random_ids
 from lfm2_export.parity.detail import Detail
-from lfm2_export.parity.text import EvaluationText, evaluation_text, text_of_file
-from lfm2_export.quantize.calibration import read_windows
 from lfm2_export.recipes import Recipe
-from lfm2_export.runtimes._slices import SliceSession, pte_call
-from lfm2_export.runtimes.eager import EagerSession
-from lfm2_export.runtimes.session import Session
 
 Stage = Callable[[str], None]
 
@@ -108,18 +100,3 @@ def checkpoint_of(artifact: Artifact, given: str | None = None) -> Checkpoint:
 def traced_text(artifact: Artifact, checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
     """The first tokens of the evaluation text."""
     return Subject(artifact, checkpoint, Effort(quality_tokens=count), lambda _: None).long_text(count)
-
-
-def reference(artifact: Artifact, decoder: Decoder) -> Session:
-    """What the artifact must equal, in eager: the quantized decoder, or what its target makes of it by calibration.
-
-    Raises ArtifactError when the artifact's calibration tokens are missing or wrong.
-    """
-    manifest = artifact.manifest
-    recipe = Recipe.model_validate(manifest.recipe)
-    windows = read_windows(artifact.folder, decoder.config) if recipe.calibration is not None else ()
-    methods = targets.find(manifest.target).reference(decoder, recipe, windows)
-    if methods is None:
-        return EagerSession(decoder, manifest.window)
-    call = pte_call(lambda name, inputs: methods[name](*inputs), manifest)
-    return SliceSession(call, manifest, "eager", torch.__version__, emulated=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lfm2_export.errors import LoweringError, MissingDependencyError
-from lfm2_export.native_log import silenced
+from lfm2_export.progress.native_output import silenced
 from lfm2_export.qualcomm import soc as chips
 from lfm2_export.qualcomm.sdk import INSTALL, PACKAGE
 

@@ -22,7 +22,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 from lfm2_export.errors import MissingDependencyError
-from lfm2_export.native_log import silenced
+from lfm2_export.progress.native_output import silenced
 
 PACKAGE = "onnxruntime-qnn"
 INSTALL = "pip install 'lfm2-export[qnn]'"

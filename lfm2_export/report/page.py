@@ -87,7 +87,7 @@ def as_code(value: object) -> str:
 
 def _charts(runtime: RuntimeReport) -> Iterator[tuple[str, str, Markup]]:
     """(title, what it tells, drawing)."""
-    from lfm2_export.report import charts
+    from lfm2_export.plots import page_charts as charts
 
     details = runtime.details
     if details is None:
@@ -109,7 +109,7 @@ def _charts(runtime: RuntimeReport) -> Iterator[tuple[str, str, Markup]]:
 
 def _speed_charts(bench: BenchReport) -> Iterator[tuple[str, str, Markup]]:
     """(title, what it tells, drawing)."""
-    from lfm2_export.report import charts
+    from lfm2_export.plots import page_charts as charts
 
     decode = [(contender.name, contender.decode) for contender in bench.contenders]
     prefill = [(contender.name, contender.prefill) for contender in bench.contenders]

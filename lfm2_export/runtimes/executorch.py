@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lfm2_export.artifact.manifest import TAP, Manifest
 from lfm2_export.errors import ArtifactError, MissingDependencyError, UsageError
-from lfm2_export.native_log import silenced
+from lfm2_export.progress.native_output import silenced
 from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes._in_place_state import InPlaceState
 from lfm2_export.runtimes.session import Session, Snapshot, check_room

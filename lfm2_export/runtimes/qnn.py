@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import ArtifactError, MissingDependencyError
-from lfm2_export.native_log import silenced
+from lfm2_export.progress.native_output import silenced
 from lfm2_export.qualcomm import sdk
 from lfm2_export.runtimes._slices import SliceSession, pte_call
 from lfm2_export.runtimes.session import Session

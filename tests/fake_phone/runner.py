@@ -15,7 +15,7 @@ from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  regist
 from executorch.extension.pybindings import portable_lib
 from executorch.kernels import quantized  # noqa: F401  registers the quantized embedding's kernels
 
-from lfm2_export.device.run import method_names
+from lfm2_export.device.proof import method_names
 from lfm2_export.qualcomm import sdk
 
 DTYPES = {3: torch.int32, 4: torch.int64, 6: torch.float32, 15: torch.bfloat16}  # executorch's ScalarType

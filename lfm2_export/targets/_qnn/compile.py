@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lfm2_export.artifact.manifest import Delegation
 from lfm2_export.errors import LoweringError
-from lfm2_export.native_log import silenced
+from lfm2_export.progress.native_output import silenced
 from lfm2_export.qualcomm.soc import Soc
 from lfm2_export.targets._delegation import outside
 from lfm2_export.targets._qnn.shards import CUT, cutting

@@ -11,18 +11,18 @@ from lfm2_export.runtimes.session import Snapshot
 
 
 @dataclass(frozen=True)
-class Moment:
+class IncrementalSnapshot:
     """A state in a chain: a session writes keys and values once, so below `parent.position` both have the same.
 
     `tensors`: conv states whole; keys and values only the columns from the parent's position (else 0) to `position`.
     """
 
-    parent: Moment | None
+    parent: IncrementalSnapshot | None
     position: int
     tensors: dict[str, np.ndarray] = field(repr=False)
 
     @classmethod
-    def after(cls, parent: Moment | None, snapshot: Snapshot) -> Moment:
+    def after(cls, parent: IncrementalSnapshot | None, snapshot: Snapshot) -> IncrementalSnapshot:
         """Of a state that came from `parent`'s by feeding tokens alone (None: from anything)."""
         start = parent.position if parent else 0
         tensors = {
@@ -34,16 +34,16 @@ class Moment:
         """The whole state, to restore."""
         chain = self._chain()
         tensors = {
-            name: np.concatenate([moment.tensors[name] for moment in chain], axis=2) if is_cache(name) else tensor
+            name: np.concatenate([part.tensors[name] for part in chain], axis=2) if is_cache(name) else tensor
             for name, tensor in self.tensors.items()
         }
         return Snapshot(self.position, tensors)
 
-    def _chain(self) -> list[Moment]:
-        """From the oldest ancestor to this moment."""
-        chain: list[Moment] = []
-        moment: Moment | None = self
-        while moment is not None:
-            chain.append(moment)
-            moment = moment.parent
+    def _chain(self) -> list[IncrementalSnapshot]:
+        """From the oldest ancestor to this one."""
+        chain: list[IncrementalSnapshot] = []
+        part: IncrementalSnapshot | None = self
+        while part is not None:
+            chain.append(part)
+            part = part.parent
         return chain[::-1]

@@ -1,9 +1,7 @@
-"""What is installed and what the machine offers: the facts behind `doctor` and behind a manifest's versions."""
+"""The libraries this project relies on: which are installed, and whether they fit."""
 
 from __future__ import annotations
 
-import os
-import platform
 from importlib import metadata
 from typing import NamedTuple
 
@@ -46,22 +44,6 @@ def parts() -> list[Part]:
         optional = requirement.marker is not None and "extra" in str(requirement.marker)
         declared.setdefault(requirement.name, (requirement, not optional))
     return [_part(name, purpose, *declared[name]) for name, purpose in _PURPOSES.items() if name in declared]
-
-
-def machine() -> dict[str, str]:
-    """Processor, cores, memory and the vector extensions that the int8 and int4 kernels use."""
-    from cpuinfo import get_cpu_info
-
-    info = get_cpu_info()
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve", "sme")
-    found = [flag for flag in wanted if flag in info.get("flags", ())]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "processor": f"{info.get('brand_raw', 'unknown')}, {os.cpu_count()} cores",
-        "vector extensions": " ".join(found) or "none of those looked for",
-        "memory": f"{memory / 2**30:.0f} GiB",
-    }
 
 
 def _part(name: str, purpose: str, requirement: Requirement, required: bool) -> Part:

@@ -6,6 +6,7 @@ random ids, and the report says so.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.checkpoint.nano.tasks import Question, questions
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError
-from lfm2_export.parity.cases import random_ids
 
 _SEED = 2026
 
@@ -55,6 +55,12 @@ def text_of_file(path: Path, tokenizer: ChatTokenizer | None, window: int) -> Ev
     if not any(len(each) > 1 for each in windows):
         raise UsageError(f"{path}: too short to predict anything")
     return EvaluationText(path.name, [each for each in windows if len(each) > 1])
+
+
+def random_ids(config: LFM2Config, count: int, seed: int) -> tuple[int, ...]:
+    """Uniform token ids: all that a checkpoint without a tokenizer can be asked."""
+    chooser = random.Random(seed)
+    return tuple(chooser.randrange(config.vocab_size) for _ in range(count))
 
 
 def _chats(tokenizer: ChatTokenizer, asked: list[Question], window: int, tokens: int) -> list[tuple[int, ...]]:

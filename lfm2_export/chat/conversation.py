@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from lfm2_export.artifact.folder import Artifact
+from lfm2_export.chat.generation import generate
+from lfm2_export.chat.incremental_snapshot import IncrementalSnapshot
+from lfm2_export.chat.sampling import Sampler, greedy
+from lfm2_export.chat.saved_state import load_state, save_state
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import StateFileError, UsageError
-from lfm2_export.generation import Sampler, generate, greedy
-from lfm2_export.moments import Moment
 from lfm2_export.runtimes.session import Session, Snapshot
-from lfm2_export.saved_state import load_state, save_state
 
 Message = dict[str, Any]
 
@@ -52,7 +53,7 @@ class Place:
 
     messages: tuple[Message, ...]
     tokens: tuple[int, ...]
-    moment: Moment
+    snapshot: IncrementalSnapshot
     before: Place | None  # where the last turn began
 
 
@@ -67,7 +68,7 @@ class Conversation:
     sampler: Sampler = greedy
     speed: Speed = field(default_factory=Speed)
     _fed: list[int] = field(default_factory=list)  # the tokens behind the session's state
-    _moment: Moment | None = None  # the last one that the session's state goes on from
+    _snapshot: IncrementalSnapshot | None = None  # the last one that the session's state goes on from
     _before: Place | None = None  # where the last turn began
     _prefix: Place | None = None  # the system prompt alone
     _branches: dict[str, Place] = field(default_factory=dict)
@@ -213,9 +214,9 @@ class Conversation:
             yield self._prefix
 
     def _here(self) -> Place:
-        if self._moment is None or self._moment.position != self.session.position:
-            self._moment = Moment.after(self._moment, self.session.state())
-        return Place(tuple(self.messages), tuple(self._fed), self._moment, self._before)
+        if self._snapshot is None or self._snapshot.position != self.session.position:
+            self._snapshot = IncrementalSnapshot.after(self._snapshot, self.session.state())
+        return Place(tuple(self.messages), tuple(self._fed), self._snapshot, self._before)
 
     def _return_to(self, place: Place) -> None:
         self._restore(place)
@@ -223,16 +224,16 @@ class Conversation:
         self._before = place.before
 
     def _restore(self, place: Place) -> None:
-        self.session.restore(place.moment.snapshot())
-        self._fed, self._moment = list(place.tokens), place.moment
+        self.session.restore(place.snapshot.snapshot())
+        self._fed, self._snapshot = list(place.tokens), place.snapshot
 
     def _start_from(self, snapshot: Snapshot, tokens: Sequence[int]) -> None:
         self.session.restore(snapshot)
-        self._fed, self._moment, self._before = list(tokens), Moment.after(None, snapshot), None
+        self._fed, self._snapshot, self._before = list(tokens), IncrementalSnapshot.after(None, snapshot), None
 
     def _forget(self) -> None:
         self.session.reset()
-        self._fed, self._moment = [], None
+        self._fed, self._snapshot = [], None
 
     def _prefix_tokens(self) -> list[int]:
         """Of the system prompt and tools, as far as every conversation begins with them."""

@@ -10,7 +10,7 @@ from lfm2_export.bench.quiet import available_cores
 from lfm2_export.bench.report import BenchReport, Spread, summarize
 from lfm2_export.bench.spec import Spec, distinct, require
 from lfm2_export.bench.worker import Job, Result, measure
-from lfm2_export.diagnosis import machine
+from lfm2_export.environment.machine import machine
 from lfm2_export.errors import UsageError
 
 _LIBRARIES = (

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from lfm2_export.chat.generation import generate
 from lfm2_export.checkpoint.nano.tasks import questions
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.generation import generate
-from lfm2_export.parity.metrics import QuantizationLoss, quantization_loss
-from lfm2_export.parity.text import EvaluationText
+from lfm2_export.evaluate.metrics import QuantizationLoss, quantization_loss
+from lfm2_export.evaluate.text import EvaluationText
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 

@@ -17,9 +17,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from lfm2_export.chat.generation import generate
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError
-from lfm2_export.generation import generate
 from lfm2_export.runtimes.session import Session, Snapshot
 
 _LONGEST_REPLY = 256  # tokens, where a task does not say

@@ -8,12 +8,34 @@ show, that these integers are this checkpoint's, shows in the quality gates: the
 
 from __future__ import annotations
 
+import torch
+
+from lfm2_export import targets
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.quantize.apply import load_quantized
+from lfm2_export.quantize.calibration import read_windows
 from lfm2_export.quantize.record import FILE, load_recorded, read_record
 from lfm2_export.recipes import Recipe
+from lfm2_export.runtimes._slices import SliceSession, pte_call
+from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.runtimes.session import Session
+
+
+def reference(artifact: Artifact, decoder: Decoder) -> Session:
+    """What the artifact must equal, in eager: the quantized decoder, or what its target makes of it by calibration.
+
+    Raises ArtifactError when the artifact's calibration tokens are missing or wrong.
+    """
+    manifest = artifact.manifest
+    recipe = Recipe.model_validate(manifest.recipe)
+    windows = read_windows(artifact.folder, decoder.config) if recipe.calibration is not None else ()
+    methods = targets.find(manifest.target).reference(decoder, recipe, windows)
+    if methods is None:
+        return EagerSession(decoder, manifest.window)
+    call = pte_call(lambda name, inputs: methods[name](*inputs), manifest)
+    return SliceSession(call, manifest, "eager", torch.__version__, emulated=False)
 
 
 def quantized_model(artifact: Artifact, checkpoint: Checkpoint, float_activations: bool = False) -> Decoder:

@@ -23,11 +23,10 @@ from lfm2_export.device.adb import Phone, quoted
 from lfm2_export.device.calls import Batch, Call, valid
 from lfm2_export.device.reference import batches
 from lfm2_export.errors import DeviceError, UsageError
-from lfm2_export.parity.cases import random_ids
+from lfm2_export.evaluate.metrics import clear_top1, relative_error, rms_error, worst
+from lfm2_export.evaluate.text import evaluation_text, random_ids
 from lfm2_export.parity.lowering import LoweringFigures
-from lfm2_export.parity.metrics import clear_top1, relative_error, rms_error, worst
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
-from lfm2_export.parity.text import evaluation_text
 from lfm2_export.recipes import Recipe
 
 Stage = Callable[[str], None]

@@ -11,7 +11,7 @@ from types import TracebackType
 from lfm2_export.errors import BundleError
 
 
-class Stretches:
+class JoinedFiles:
     """Reads at any offset. A context manager: the files stay open in between."""
 
     def __init__(self, paths: list[Path]) -> None:
@@ -55,7 +55,7 @@ class Stretches:
         self.read_into(offset, memoryview(data))
         return bytes(data)
 
-    def __enter__(self) -> Stretches:
+    def __enter__(self) -> JoinedFiles:
         return self
 
     def __exit__(

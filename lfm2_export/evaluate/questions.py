@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from lfm2_export.checkpoint.nano.tasks import Question
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.evaluate.teacher_forcing import batched, score
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.parity.teacher_forcing import batched, score
 
 
 def answered(decoder: Decoder, tokenizer: ChatTokenizer, asked: Sequence[Question]) -> dict[str, float]:

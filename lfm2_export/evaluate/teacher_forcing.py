@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from lfm2_export.evaluate.metrics import QuantizationLoss, Rows, compare_rows, summary
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import empty_state
-from lfm2_export.parity.metrics import QuantizationLoss, Rows, compare_rows, summary
 
 _BATCH_TOKENS = 2048  # padding included
 

@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lfm2_export.bench.report import BenchReport, ContenderReport, Speed
-from lfm2_export.bench.spec import require
 from lfm2_export.bench.stages import STAGES
-from lfm2_export.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_FORMATS = (".png", ".svg")
-
-
-def check(path: Path, force: bool) -> None:
-    """Before anything is measured: UsageError for a file that cannot or may not be written."""
-    if path.suffix.lower() not in _FORMATS:
-        raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(_FORMATS)}")
-    if not path.parent.is_dir():
-        raise UsageError(f"--plot {path}: there is no folder {path.parent}")
-    if path.is_dir() or (path.exists() and not force):
-        raise UsageError(f"--plot {path}: exists already; choose another name or pass --force to replace it")
-    require("matplotlib", "matplotlib", f"--plot {path}: matplotlib draws it")
-
-
-def write(report: BenchReport, path: Path) -> None:
-    """Draw the report into a PNG or SVG, whole or not at all. UsageError when the disk refuses."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        figure(report).savefig(temporary, format=path.suffix.lower()[1:], dpi=150)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def figure(report: BenchReport) -> Figure:

@@ -1,13 +1,11 @@
-"""From logits to text: samplers and the token-by-token loop that `chat` and `parity` share."""
+"""From logits to a token: the samplers that `chat` offers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from lfm2_export.runtimes.session import Session
 
 Sampler = Callable[[np.ndarray, Sequence[int]], int]
 
@@ -42,24 +40,3 @@ class MinPSampler:
         scores = np.exp((scores - scores.max()) / self.temperature)
         scores[scores < self.min_p * scores.max()] = 0
         return int(self._random.choice(scores.size, p=scores / scores.sum()))
-
-
-def generate(
-    session: Session, prompt: Sequence[int], stop: Collection[int], limit: int, sampler: Sampler = greedy
-) -> Iterator[int]:
-    """Feed `prompt` to the session, then yield up to `limit` new tokens; a stop token is fed but not yielded.
-
-    Ends quietly at the window's edge. What was yielded is part of the session's state, the stop token too, so a
-    next turn can go on from there.
-    """
-    seen = list(prompt)
-    logits = session.prefill(prompt)
-    for _ in range(limit):
-        token = sampler(logits, seen)
-        if session.position >= session.window:
-            return
-        logits = session.decode(token)
-        if token in stop:
-            return
-        seen.append(token)
-        yield token

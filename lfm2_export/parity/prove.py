@@ -14,12 +14,13 @@ from lfm2_export import runtimes, targets
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.errors import MissingDependencyError, UsageError
+from lfm2_export.evaluate import quality
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.model.resident import Resident
 from lfm2_export.model.state import empty_state
 from lfm2_export.parity import detail as details
-from lfm2_export.parity import quality, stock_runner
+from lfm2_export.parity import stock_runner
 from lfm2_export.parity.cache import CacheFigures, cache_figures
 from lfm2_export.parity.cases import Case, lowering_cases
 from lfm2_export.parity.detail import Detail, Details
@@ -33,10 +34,10 @@ from lfm2_export.parity.lowering import (
     same_greedy_text,
 )
 from lfm2_export.parity.noise import noise_floor
-from lfm2_export.parity.quantized import quantized_model
+from lfm2_export.parity.reference import quantized_model, reference
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.parity.reproduce import commands
-from lfm2_export.parity.subject import EMULATED, EMULATED_CPU, Effort, Stage, Subject, reference
+from lfm2_export.parity.subject import EMULATED, EMULATED_CPU, Effort, Stage, Subject
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
