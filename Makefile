@@ -48,8 +48,8 @@ bench: .venv/installed-bench  ## 350M beside llama.cpp, ExecuTorch's own export,
 	@touch $@
 
 # onnxruntime once more in each version that a manifest names as the oldest for its file, beside the current one
-.venv/installed-oldest: .venv/installed-test lfm2_export/targets/onnx.py
-	for version in $$(sed -n 's/^_OLDEST.* = "\([0-9.]*\)".*/\1/p' lfm2_export/targets/onnx.py); do \
+.venv/installed-oldest: .venv/installed-test lfm2_export/targets/onnx/target.py
+	for version in $$(sed -n 's/^_OLDEST.* = "\([0-9.]*\)".*/\1/p' lfm2_export/targets/onnx/target.py); do \
 		test -d .venv/onnxruntime/$$version || $(PYTHON) -m pip --python .venv/bin/python install --quiet --no-deps \
 			--target .venv/onnxruntime/$$version onnxruntime==$$version || exit 1; \
 	done

@@ -15,6 +15,7 @@ from lfm2_export.model.load import open_checkpoint
 from lfm2_export.model.random_init import init_checkpoint
 from lfm2_export.parity.divergence import find_divergence
 from lfm2_export.pipeline import export
+from lfm2_export.targets.target import Target
 
 TARGETS = {
     "xnnpack": ("xnnpack-int8", "explicit"),
@@ -48,14 +49,15 @@ def one_weight_changed(decoder, path):
 
 @pytest.mark.parametrize(("target", "path", "operation"), FAULTS, ids=[fault[1] for fault in FAULTS])
 def test_the_layer_with_the_fault_is_named(target, path, operation, make_artifact, nano, monkeypatch):
-    module = targets.find(target.partition("-")[0])
-    genuine = module.lower_tapped
+    found = targets.find(target.partition("-")[0])
+    probed = "lower_with_probes" if isinstance(found, Target) else "lower_tapped"
+    genuine = getattr(found, probed)
 
     def faulty(decoder, recipe, folder, stage):
         with torch.no_grad(), one_weight_changed(decoder, path):
             return genuine(decoder, recipe, folder, stage)
 
-    monkeypatch.setattr(module, "lower_tapped", faulty)
+    monkeypatch.setattr(found, probed, faulty)
     trace = find_divergence(make_artifact(*TARGETS[target]), nano)
     found = trace.points[trace.first]
     assert (found.layer, found.operation) == (int(path.split(".")[1]), operation)
@@ -77,7 +79,7 @@ def test_a_target_that_cannot_show_its_inside_is_traced_by_the_state(make_artifa
     from lfm2_export.parity import divergence
 
     artifact = make_artifact("onnx-int8", "explicit")
-    monkeypatch.setattr(targets, "tapping", lambda name: None)
+    monkeypatch.setattr(targets.find("onnx"), "lower_with_probes", lambda *_: None)
     assert find_divergence(artifact, nano).first is None
     sound = divergence.quantized_model
 

@@ -12,7 +12,7 @@ import pytest
 from artifacts import WINDOW
 
 from lfm2_export.pipeline import export
-from lfm2_export.targets._onnx import graph
+from lfm2_export.targets import onnx_graph
 
 
 def look(path, operator, weight):
@@ -62,7 +62,7 @@ def test_netron_draws_every_node_and_shows_the_weights(recipe, operator, also, m
 
 
 def test_netron_reads_weights_that_lie_beside_the_graph(tmp_path, monkeypatch):
-    monkeypatch.setattr(graph, "EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr(onnx_graph, "EMBEDDED_BYTES", 1000)
     artifact, _ = export("nano", "onnx-int4", tmp_path / "nano", overrides=[f"window={WINDOW}"], verify=False)
     path = artifact.folder / artifact.manifest.methods[0].file
     seen = look(path, "MatMulNBits", "B")

@@ -1,7 +1,7 @@
 """The oldest onnxruntime that a manifest names does run the artifact, and answers as today's does.
 
 Each of them lies in a folder of its own, put on the path of a process of its own (`make .venv/installed-oldest`). What
-the release before it says, tried by hand on x86-64, stands beside the versions in `targets/onnx.py`.
+the release before it says, tried by hand on x86-64, stands beside the versions in `targets/onnx/target.py`.
 """
 
 from __future__ import annotations

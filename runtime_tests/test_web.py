@@ -18,7 +18,7 @@ from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.model.load import load_decoder
 from lfm2_export.pipeline import export
 from lfm2_export.runtimes.eager import EagerSession
-from lfm2_export.targets._onnx import graph
+from lfm2_export.targets import onnx_graph
 
 CHATS = [
     [{"role": "user", "content": "What color is the sky?"}],
@@ -97,8 +97,8 @@ def model_file(artifact):
 
 
 def test_external_data_in_chunks_is_found_everywhere(nano, tokenizer, eager_replies, tmp_path, monkeypatch):
-    monkeypatch.setattr(graph, "EMBEDDED_BYTES", 1000)
-    monkeypatch.setattr(graph, "CHUNK_BYTES", 2_000_000)
+    monkeypatch.setattr(onnx_graph, "EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr(onnx_graph, "CHUNK_BYTES", 2_000_000)
     changes = [f"window={WINDOW}"]
     artifact, _ = export("nano", "onnx-fp32", tmp_path / "chunked", overrides=changes, verify=False)
     names = {"model.onnx", "model.onnx_data", "model.onnx_data_1", "model.onnx_data_2"}

@@ -16,7 +16,7 @@ from lfm2_export.quantize.scheme import QuantizationRule
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession, open_session
-from lfm2_export.targets import onnx as target
+from lfm2_export.targets.onnx.target import TARGET
 
 WINDOW = 48
 FP32_ERROR = 1e-5  # measured 1e-6 to 3e-6
@@ -44,8 +44,8 @@ def _narrow(rule: QuantizationRule) -> QuantizationRule:
 
 def lower(decoder: Decoder, made_by: Recipe, folder: Path) -> Manifest:
     """Lower, and as much of a manifest as the session reads."""
-    target.check(made_by, decoder.config)
-    lowered = target.lower(decoder, made_by, folder, lambda _: None)
+    TARGET.check(made_by, decoder.config)
+    lowered = TARGET.lower(decoder, made_by, folder, lambda _: None)
     return Manifest.model_construct(target="onnx", window=made_by.window, methods=lowered.methods)
 
 

@@ -18,8 +18,8 @@ from lfm2_export.quantize.apply import BlockActivationLinear, install, quantize
 from lfm2_export.quantize.grid import grid_of, searched_scales
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
 from lfm2_export.runtimes.onnxruntime import weights_session
-from lfm2_export.targets._onnx import graph as graph_module
-from lfm2_export.targets._onnx.weights import linear, pack
+from lfm2_export.targets import onnx_graph
+from lfm2_export.targets.onnx.weights import linear, pack
 
 
 class TestQuantized:
@@ -45,7 +45,7 @@ class TestQuantized:
     def test_the_shipped_file_is_exact_but_for_rounding(
         self, tmp_path: Path, name: str, limit: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(graph_module, "EMBEDDED_BYTES", limit)
+        monkeypatch.setattr(onnx_graph, "EMBEDDED_BYTES", limit)
         made = lower(quantize(random_decoder(), recipe(name).quantization), recipe(name), tmp_path)
         unrounded = weights_session(tmp_path, made)
         assert worst(unrounded, weight_only(name), [1, 2, 9, 1, 4]) < FP32_ERROR
@@ -101,7 +101,7 @@ class TestQuantized:
                 scheme = WeightScheme(bits=bits, group=group)
                 scales = searched_scales(weight, grid_of(scheme), steps=0)
                 install(torch.nn.Sequential(module), "0", QuantizationRule(match="*", weight=scheme), weight, scales)
-            graph = graph_module.Graph(kind)
+            graph = onnx_graph.Graph(kind)
             graph.output("y", "float32", "n", rows)
             graph.op("Identity", "y", linear(graph, "w", module, graph.input("x", "float32", "n", columns)))
             graph.save(tmp_path / kind)
@@ -154,7 +154,7 @@ def matmul_nbits(
     packed: np.ndarray, scales: np.ndarray, bits: int, group: int, x: np.ndarray, path: Path
 ) -> np.ndarray:
     rows, columns = packed.shape[0], x.shape[1]
-    graph = graph_module.Graph("one")
+    graph = onnx_graph.Graph("one")
     graph.input("x", "float32", "n", columns)
     graph.output("y", "float32", "n", rows)
     graph.weight("w", np.uint8, packed.shape, lambda: packed)

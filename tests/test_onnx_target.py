@@ -18,6 +18,7 @@ from decoders import CHUNKS, SHAPES, config, random_decoder, relative, state_err
 from onnx_artifacts import FP32_ERROR, HALF, HALF_ERROR, QUANTIZED, WINDOW, lower, model_file, pair, recipe, weight_only
 from packaging.version import Version
 
+from lfm2_export import pipeline
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import ArtifactError, RecipeError, UsageError, WindowExceededError
 from lfm2_export.model.state import empty_state, write_slices
@@ -26,8 +27,9 @@ from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.onnxruntime import open_session, weights_session
 from lfm2_export.runtimes.session import Snapshot
-from lfm2_export.targets import onnx as target
-from lfm2_export.targets._onnx import graph as graph_module
+from lfm2_export.targets import onnx_graph
+from lfm2_export.targets.onnx.table import TABLE
+from lfm2_export.targets.onnx.target import TARGET
 
 
 class TestFloat:
@@ -273,15 +275,15 @@ class TestFile:
         assert len(digests) == 1
 
     def test_large_weights_go_to_a_file_of_their_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(graph_module, "EMBEDDED_BYTES", 1000)
+        monkeypatch.setattr(onnx_graph, "EMBEDDED_BYTES", 1000)
         sessions = pair(random_decoder(), tmp_path, recipe("onnx-int4", float_activations=True))
         names = sorted(path.name for path in (tmp_path / "onnx").iterdir())
         assert names == ["model_q4.onnx", "model_q4.onnx_data"]
         assert worst(*sessions, [5, 1]) < FP32_ERROR
 
     def test_weights_past_a_browsers_buffer_are_split(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(graph_module, "EMBEDDED_BYTES", 1000)
-        monkeypatch.setattr(graph_module, "CHUNK_BYTES", 200_000)
+        monkeypatch.setattr(onnx_graph, "EMBEDDED_BYTES", 1000)
+        monkeypatch.setattr(onnx_graph, "CHUNK_BYTES", 200_000)
         (tmp_path / "config.json").write_text('{"model_type": "lfm2"}')
         sessions = pair(random_decoder(), tmp_path)
         data = [path for path in (tmp_path / "onnx").iterdir() if "_data" in path.name]
@@ -332,7 +334,7 @@ class TestFile:
 )
 def test_the_oldest_runtime_is_stated(tmp_path: Path, name: str, options: dict[str, str], oldest: str) -> None:
     chosen = recipe(name, options=options)
-    made = target.lower(quantize(random_decoder(), chosen.quantization, chosen.cache), chosen, tmp_path, lambda _: None)
+    made = TARGET.lower(quantize(random_decoder(), chosen.quantization, chosen.cache), chosen, tmp_path, lambda _: None)
     assert made.runtime_requirement == f"onnxruntime>={oldest}"
     assert Version(onnxruntime.__version__) >= Version(oldest)
     assert onnxruntime.InferenceSession(model_file(tmp_path), providers=["CPUExecutionProvider"]).get_outputs()
@@ -391,4 +393,13 @@ class TestFaults:
             )
             changes = changes | {"quantization": tuple(rules)}
         with pytest.raises(RecipeError, match=message):
-            target.check(recipe(**changes), config(**shape))
+            TARGET.check(recipe(**changes), config(**shape))
+
+    @pytest.mark.parametrize("kind", ["short_conv", "rotary_attention", "silu"])
+    def test_a_step_without_an_entry_is_refused_by_name_before_a_weight_is_read(
+        self, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delitem(TABLE, kind)
+        monkeypatch.setattr(pipeline, "load_quantized", pytest.fail)
+        with pytest.raises(RecipeError, match=rf"the onnx target cannot write the step '{kind}' \(at layers\.\d"):
+            pipeline.export("nano", "onnx-fp32", tmp_path / "out")

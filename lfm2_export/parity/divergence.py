@@ -36,6 +36,7 @@ from lfm2_export.quantize.unpack import unpack
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session, TappedSession
+from lfm2_export.targets.target import Lowered, Target
 
 _OWN = 0.01  # most that one operation may be off by: one rounding to int8 the other way is 0.001 on nano
 _TYPICAL = 2e-5  # of the median token: sums in another order make 6e-7 on nano
@@ -56,17 +57,24 @@ def find_divergence(
     limit = tolerance or min(recipe.gates.lowering.max_error, _OWN)
     tokens = traced_text(artifact, checkpoint, sum(_CALLS))
     decoder = quantized_model(artifact, checkpoint)
-    target = targets.tapping(artifact.manifest.target)
-    if target is None:
-        return _by_state(artifact, decoder, tokens, tolerance or recipe.gates.lowering.max_error, stage)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         stage("lowering it again, with every module's input and output shown")
-        lowered = target.lower_tapped(decoder, recipe, folder, stage)
+        lowered = _lowered_with_probes(artifact.manifest.target, decoder, recipe, folder, stage)
+        if lowered is None:
+            return _by_state(artifact, decoder, tokens, tolerance or recipe.gates.lowering.max_error, stage)
         manifest = artifact.manifest.model_copy(update={"form": "explicit", **lowered._asdict()})
         session = _tapped_session(folder, manifest)
         stage(f"{session.runtime}: point by point against eager")
         return _by_points(session, EagerSession(unpack(decoder), recipe.window), tokens, limit, recipe)
+
+
+def _lowered_with_probes(name: str, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered | None:
+    target = targets.find(name)
+    if isinstance(target, Target):
+        return target.lower_with_probes(decoder, recipe, folder, stage)
+    plain = targets.tapping(name)
+    return None if plain is None else cast(Lowered, plain.lower_tapped(decoder, recipe, folder, stage))
 
 
 def _tapped_session(folder: Path, manifest: Manifest) -> TappedSession:

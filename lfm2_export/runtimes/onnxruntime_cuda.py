@@ -18,7 +18,7 @@ from lfm2_export.runtimes.session import Snapshot
 
 _PROVIDER = "CUDAExecutionProvider"
 _RECORD = "session.record_ep_graph_assignment_info"
-_ON_SHAPES = frozenset(  # what `targets/_onnx/decoder.py` computes positions and counts with, before the layers
+_ON_SHAPES = frozenset(  # what `targets/onnx/border.py` computes positions and counts with, before the layers
     ("Shape", "Gather", "Sub", "Add", "Unsqueeze", "Equal", "Min", "Max", "Where", "Range", "ReduceSum", "Cast")
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from typing import Any, cast
 
@@ -12,9 +13,18 @@ from lfm2_export.targets.target import Lowered, Methods, Stage, Target
 __all__ = ["Lowered", "Methods", "Stage", "Target", "find", "names"]
 
 
+_PLAIN_MODULES = {"onnx_qnn", "qnn", "xnnpack"}  # not folders yet
+
+
 def names() -> list[str]:
-    """Every target, by name."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "target" and not m.name.startswith("_"))
+    """Every target, by name: the folders here that hold a `target.py`."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if _is_target(module))
+
+
+def _is_target(module: pkgutil.ModuleInfo) -> bool:
+    if not module.ispkg:
+        return module.name in _PLAIN_MODULES
+    return importlib.util.find_spec(f"{__name__}.{module.name}.target") is not None
 
 
 def find(name: str) -> Target:

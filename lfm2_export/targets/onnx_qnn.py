@@ -21,12 +21,12 @@ from lfm2_export.qualcomm import soc as chips
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import QuantizationRule, needs_calibration, quantizable, rule_for
 from lfm2_export.recipes import Recipe
-from lfm2_export.targets._onnx.graph import Graph
 from lfm2_export.targets._onnx_qnn.decoder import build
 from lfm2_export.targets._onnx_qnn.quantized import hiding, quantized
 from lfm2_export.targets._onnx_qnn.ranges import OBSERVERS, activation_ranges
 from lfm2_export.targets._onnx_qnn.shared_weights import save_sharing
 from lfm2_export.targets._onnx_qnn.stored import wrong_weights
+from lfm2_export.targets.onnx_graph import Graph
 from lfm2_export.targets.target import Lowered, Stage
 
 _WEIGHTS = "weights.bin"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from lfm2_export.artifact.manifest import MethodSpec, Npu
 from lfm2_export.errors import RecipeError
+from lfm2_export.graph.steps import Network
 from lfm2_export.graph.trace import trace
 from lfm2_export.quantize.calibration import Windows
 
@@ -39,12 +40,16 @@ class Target(ABC):
     steps: ClassVar[Collection[str]]  # kinds of steps that its table has an entry for
     padded: ClassVar[bool]  # whether its methods take padded calls, and so lower the trace with `length`
 
+    def network(self, config: LFM2Config) -> Network:
+        """Return the steps that this target writes: the trace, after the target's own passes."""
+        return trace(config, self.padded)
+
     def check(self, recipe: Recipe, config: LFM2Config) -> None:
         """Refuse what this target cannot do, before a weight is read. Raises RecipeError.
 
         Here: a model with a kind of step that the table has no entry for. Subclasses add what else they cannot do.
         """
-        for kind, step in trace(config, self.padded).kinds().items():
+        for kind, step in self.network(config).kinds().items():
             if kind not in self.steps:
                 where = step.path or step.output
                 raise RecipeError(f"{recipe.name}: the {self.name} target cannot write the step {kind!r} (at {where})")

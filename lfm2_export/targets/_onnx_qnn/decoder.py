@@ -30,8 +30,7 @@ from lfm2_export.model.decoder import Block, Decoder
 from lfm2_export.model.layers import FeedForward, RMSNorm
 from lfm2_export.model.short_conv import ShortConv
 from lfm2_export.quantize.apply import HalfLinear
-from lfm2_export.targets._onnx.graph import Graph
-from lfm2_export.targets._onnx.weights import vector
+from lfm2_export.targets.onnx_graph import Graph
 
 _OPSET, _IR_VERSION = 23, 11
 MASK, SCALED, MASKED = "mask", "scaled", "masked"  # what is added to scores, the scores before it and after it
@@ -71,7 +70,7 @@ def build(decoder: Decoder, rows: int, window: int, hide: float) -> Graph:
 
 
 def _norm(graph: Graph, path: str, norm: RMSNorm, x: str) -> str:
-    gamma = vector(graph, f"{path}.weight", norm.weight)
+    gamma = graph.parameter(f"{path}.weight", norm.weight)
     return graph.op("RMSNormalization", f"{path}/norm", x, gamma, axis=-1, epsilon=norm.eps)
 
 
@@ -90,12 +89,12 @@ def _short_conv(graph: Graph, i: int, conv: ShortConv, x: str, rows: int) -> str
         _slice(graph, f"new_conv_state.{i}", columns, 1, width, axis=1)
     mixed = ""
     for tap in range(width):
-        kernel = vector(graph, f"{path}.kernel.{tap}", conv.kernel[tap])
+        kernel = graph.parameter(f"{path}.kernel.{tap}", conv.kernel[tap])
         shifted = _slice(graph, f"{path}/shifted.{tap}", columns, tap, tap + rows, axis=1)
         product = graph.op("Mul", f"{path}/tap.{tap}", shifted, kernel)
         mixed = graph.op("Add", f"{path}/sum.{tap}", mixed, product) if mixed else product
     if conv.bias is not None:
-        mixed = graph.op("Add", f"{path}/biased", mixed, vector(graph, f"{path}.bias", conv.bias))
+        mixed = graph.op("Add", f"{path}/biased", mixed, graph.parameter(f"{path}.bias", conv.bias))
     return _linear(graph, f"{path}.out_proj", conv.out_proj, graph.op("Mul", f"{path}/gated_out", gate_c, mixed))
 
 
@@ -167,7 +166,7 @@ def _linear(graph: Graph, path: str, module: Linear, x: str) -> str:
     product = graph.op("MatMul", f"{path}/MatMul", x, _matrix(graph, path, module.weight, transposed=True))
     if module.bias is None:
         return product
-    return graph.op("Add", f"{path}/Add", product, vector(graph, f"{path}.bias", module.bias))
+    return graph.op("Add", f"{path}/Add", product, graph.parameter(f"{path}.bias", module.bias))
 
 
 def _head(graph: Graph, decoder: Decoder) -> str:

@@ -1,26 +1,33 @@
 """ONNX for onnxruntime and what stands on it: one folder for onnxruntime, its genai library and transformers.js.
 
-The graph is written directly (see `_onnx/decoder.py`): fused attention over a shared KV buffer, quantized matrices
-in onnxruntime's own packing, and an embedding that a tied head shares.
+The graph is written directly, step by step of the trace (`table.py`): fused attention over a shared KV buffer,
+quantized matrices in onnxruntime's own packing, and an embedding that a tied head shares.
 """
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import cast
 
 import onnx
 
-from lfm2_export.artifact.manifest import MethodSpec
+from lfm2_export.artifact.manifest import TAP, MethodSpec, point_name
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
-from lfm2_export.model.decoder import Decoder
+from lfm2_export.graph.passes import norm_before_pick
+from lfm2_export.graph.steps import Network
+from lfm2_export.graph.walk import probes, walk
+from lfm2_export.model.decoder import Decoder, skeleton
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import QuantizationRule, quantizable, rule_for
 from lfm2_export.recipes import Recipe
-from lfm2_export.targets._onnx import companions
-from lfm2_export.targets._onnx.decoder import build
-from lfm2_export.targets.target import Lowered, Stage
+from lfm2_export.targets.onnx import companions
+from lfm2_export.targets.onnx.border import Border
+from lfm2_export.targets.onnx.passes import fused
+from lfm2_export.targets.onnx.table import TABLE, Site
+from lfm2_export.targets.onnx_graph import Graph
+from lfm2_export.targets.target import Lowered, Stage, Target
 
 # the first onnxruntime that runs it, and what the one before says (`runtime_tests/test_oldest_onnxruntime.py`)
 _OLDEST = "1.20.1"  # 1.20.0: SkipSimplifiedLayerNormalization misses its input in fp16
@@ -36,8 +43,81 @@ _HEAD_DIM_STEP = 16  # GroupQueryAttention's rotary kernel works in steps of it
 _SMALLEST_GROUP = 16  # MatMulNBits and GatherBlockQuantized: a power of two from here on
 
 
-def check(recipe: Recipe, config: LFM2Config) -> None:
-    """Refuse what onnxruntime's operators cannot do, before a weight is read. Raises RecipeError."""
+class OnnxTarget(Target):
+    """The lowering for onnxruntime's CPU, CUDA, WebAssembly and WebGPU providers."""
+
+    name = "onnx"
+    steps = TABLE.keys()
+    padded = True
+
+    def network(self, config: LFM2Config) -> Network:
+        return fused(super().network(config), (path for path, _ in skeleton(config).named_modules()))
+
+    def check(self, recipe: Recipe, config: LFM2Config) -> None:
+        super().check(recipe, config)
+        _check_operators(recipe, config, self.network(config))
+
+    def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
+        """Write `onnx/model….onnx` (with `…_data`, `…_data_1` when the weights outgrow one file) and genai's config."""
+        return self._lower(decoder, recipe, folder, stage, probed=False)
+
+    def lower_with_probes(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
+        """Write the same graph, which also returns what goes into and comes out of every module."""
+        return self._lower(decoder, recipe, folder, stage, probed=True)
+
+    def _lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, probed: bool) -> Lowered:
+        stage("building the ONNX graph")
+        graph = self._graph(decoder, recipe, probed)
+        file = companions.model_file(recipe)
+        stage(f"packing weights into {file}")
+        (folder / file).parent.mkdir(exist_ok=True)
+        chunks = len(graph.save(folder / file)) - 1
+        companions.write_genai_config(folder, recipe, decoder.config)
+        companions.adapt_for_transformers_js(folder, recipe, decoder.config, chunks)
+        method = MethodSpec(
+            name="model", file=file, inputs=graph.inputs, outputs=graph.outputs, max_tokens=recipe.window
+        )
+        return Lowered(
+            methods=[method],
+            transport="inplace",
+            cache_layout="heads-time",
+            versions={"onnx": onnx.__version__, **_installed("onnxruntime")},
+            runtime_requirement=f"onnxruntime>={_oldest(recipe)}",
+        )
+
+    def _graph(self, decoder: Decoder, recipe: Recipe, probed: bool) -> Graph:
+        """The whole graph, for contexts of up to the recipe's window."""
+        network = self.network(decoder.config)
+        graph = Graph("lfm2", real=str(_option(recipe, "precision")))
+        border = Border(graph, network, decoder.config, recipe.window, recipe.cache)
+        site = Site(
+            graph,
+            border,
+            decoder,
+            tables=tuple(step.path for step in network.of_kind("embedding")),
+            fused_embedding=bool(_option(recipe, "fused_embedding")),
+            fused_conv=_option(recipe, "conv") == "fused",
+        )
+        values = walk(network, border.values, lambda step, inputs: TABLE[step.kind](site, step, *inputs))
+        graph.cast("logits", values[network.logits], "float32")
+        if probed:
+            _add_probes(graph, norm_before_pick(super().network(decoder.config)), values)
+        return graph
+
+
+TARGET = OnnxTarget()
+
+
+def _add_probes(graph: Graph, network: Network, values: dict[str, str]) -> None:
+    """Make what goes into and comes out of every module an output too, `[B, rows, width]`."""
+    for path, side, value in probes(network):
+        name = f"{TAP}{point_name(path, side)}"
+        graph.op("Identity", name, values[value])
+        graph.output(name, graph.real, *(f"{name}/{axis}" for axis in ("batch", "rows", "width")))
+
+
+def _check_operators(recipe: Recipe, config: LFM2Config, network: Network) -> None:
+    """Refuse what onnxruntime's operators cannot do."""
     if recipe.form != "explicit":
         raise RecipeError(f"{recipe.name}: form {recipe.form!r} is ExecuTorch's; the onnx target has only 'explicit'")
     if unknown := recipe.options.keys() - _OPTIONS.keys():
@@ -50,11 +130,12 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
     half = _option(recipe, "precision") == "float16"
     if half and recipe.cache != "float16":
         raise RecipeError(f"{recipe.name}: options.precision float16 goes with cache: float16")
-    if config.attention_layers and config.head_dim % _HEAD_DIM_STEP:
-        raise RecipeError(
-            f"{recipe.name}: onnxruntime's attention needs a head_dim that is a multiple of {_HEAD_DIM_STEP}, "
-            f"this model has {config.head_dim}"
-        )
+    for width, _ in (cast(tuple[int, float], step.arguments) for step in network.of_kind("rotary")):
+        if width % _HEAD_DIM_STEP:
+            raise RecipeError(
+                f"{recipe.name}: onnxruntime's attention needs a head_dim that is a multiple of {_HEAD_DIM_STEP}, "
+                f"this model has {width}"
+            )
     for path, kind, _ in quantizable(config):
         rule = rule_for(path, kind, recipe.quantization)
         if rule is not None:
@@ -66,51 +147,6 @@ def check(recipe: Recipe, config: LFM2Config) -> None:
             )
         if not half and rule is not None and (rule.activation == "float16" or (rule.weight and rule.weight.bits == 16)):
             raise RecipeError(f"{recipe.name}: {path}: fp16 weights and activations need options.precision: float16")
-
-
-def lower_tapped(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
-    """The same graph, which also returns what goes into and comes out of every module."""
-    return lower(decoder, recipe, folder, stage, tapped=True)
-
-
-def lower(
-    decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = (), tapped: bool = False
-) -> Lowered:
-    """Write `onnx/model….onnx` (with `…_data`, `…_data_1` when the weights outgrow one file) and genai's config."""
-    stage("building the ONNX graph")
-    graph = build(
-        decoder,
-        recipe.window,
-        fused_embedding=bool(_option(recipe, "fused_embedding")),
-        real=str(_option(recipe, "precision")),
-        fused_conv=_option(recipe, "conv") == "fused",
-    )
-    if tapped:
-        graph.tap()
-    file = companions.model_file(recipe)
-    stage(f"packing weights into {file}")
-    (folder / file).parent.mkdir(exist_ok=True)
-    chunks = len(graph.save(folder / file)) - 1
-    companions.write_genai_config(folder, recipe, decoder.config)
-    companions.adapt_for_transformers_js(folder, recipe, decoder.config, chunks)
-    method = MethodSpec(name="model", file=file, inputs=graph.inputs, outputs=graph.outputs, max_tokens=recipe.window)
-    return Lowered(
-        methods=[method],
-        transport="inplace",
-        cache_layout="heads-time",
-        versions={"onnx": onnx.__version__, **_installed("onnxruntime")},
-        runtime_requirement=f"onnxruntime>={_oldest(recipe)}",
-    )
-
-
-def weights_error(decoder: Decoder, folder: Path) -> None:
-    """None: onnxruntime can leave activations in float, and the stored weights are judged by running them."""
-    return
-
-
-def reference(decoder: Decoder, recipe: Recipe, windows: Windows) -> None:
-    """None: the quantized decoder is what the artifact computes."""
-    return
 
 
 def _check_rule(recipe: Recipe, path: str, kind: str, rule: QuantizationRule) -> None:

@@ -12,14 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from lfm2_export.model.decoder import Decoder
 from lfm2_export.quantize.apply import BlockActivationLinear, HalfLinear, QuantizedWeight, quantized_weight
-from lfm2_export.targets._onnx.graph import CONTRIB, Graph
+from lfm2_export.targets.onnx_graph import CONTRIB, Graph, float_array
 
 Linear = nn.Linear | BlockActivationLinear | HalfLinear
 
 _AS_GIVEN, _FLOAT, _INT8 = 0, 1, 4  # MatMulNBits' accuracy levels: what activations are computed in
-_TABLE = "embed_tokens.weight"
 
 
 def pack(values: np.ndarray, bits: int, group: int) -> np.ndarray:
@@ -34,21 +32,34 @@ def pack(values: np.ndarray, bits: int, group: int) -> np.ndarray:
 
 
 def linear(graph: Graph, path: str, module: Linear, x: str) -> str:
-    """`x [..., columns]` → `[..., rows]` through a linear module of the decoder, bias included."""
-    out = _stacked(graph, path, [module], x)
-    graph.seen[path] = x, out
-    return out
+    """Write `x [..., columns]` → `[..., rows]` through a linear module of the decoder, bias included."""
+    return _stacked(graph, path, [module], x)
 
 
-def linears(graph: Graph, path: str, name: str, modules: Mapping[str, Linear], x: str) -> list[str]:
-    """`x` through each of several modules: as one product called `name` where they can be stacked row upon row."""
+def linears(graph: Graph, within: str, modules: Mapping[str, Linear], x: str) -> tuple[str, ...]:
+    """Write `x` through several modules, by path: as one product where they can be stacked row upon row."""
     if len({_kind(module) for module in modules.values()}) > 1:
-        return [linear(graph, f"{path}.{each}", module, x) for each, module in modules.items()]
-    product = _stacked(graph, f"{path}.{name}", list(modules.values()), x)
+        return tuple(linear(graph, path, module, x) for path, module in modules.items())
+    path = f"{within}.{'+'.join(each.rpartition('.')[2] for each in modules)}"
+    product = _stacked(graph, path, list(modules.values()), x)
     rows = graph.ints(*(module.weight.shape[0] for module in modules.values()))
-    parts = [f"{path}.{each}" for each in modules]
-    graph.seen |= {part: (x, part) for part in parts}
-    return list(graph.op_many("Split", f"{path}.{name}/Split", (product, rows), parts, axis=-1))
+    return tuple(graph.op_many("Split", f"{path}/Split", (product, rows), tuple(modules), axis=-1))
+
+
+def linear_of_table(graph: Graph, path: str, module: Linear, table: str, embedding: nn.Embedding, x: str) -> str | None:
+    """Write a linear module that reads the stored matrix of an embedding; None where it has another one.
+
+    `table` is the embedding's path, under which it has been written.
+    """
+    grid, other = quantized_weight(module), quantized_weight(embedding)
+    if module.bias is not None:
+        return None
+    if grid is not None and other is not None and _same(grid, other):
+        return _matmul_nbits(graph, path, module, [grid], x, *_grid_names(table, grid))
+    if grid is None and other is None and torch.equal(module.weight, embedding.weight):
+        turned = graph.op("Transpose", f"{path}/Transpose", f"{table}.weight", perm=[1, 0])
+        return graph.op("MatMul", f"{path}/MatMul", x, turned)
+    return None
 
 
 def _kind(module: Linear) -> tuple[object, ...]:
@@ -69,11 +80,11 @@ def _stacked(graph: Graph, path: str, modules: Sequence[Linear], x: str) -> str:
     biases = [module.bias for module in modules if module.bias is not None]
     if not biases:
         return product
-    return graph.op("Add", f"{path}/Add", product, vector(graph, f"{path}.bias", torch.cat(biases)))
+    return graph.op("Add", f"{path}/Add", product, graph.parameter(f"{path}.bias", torch.cat(biases)))
 
 
-def embedding(graph: Graph, module: nn.Embedding, tokens: str, fused: bool = False) -> str:
-    """`tokens [B, T]` → `[B, T, hidden]`.
+def embedding(graph: Graph, path: str, module: nn.Embedding, tokens: str, fused: bool = False) -> str:
+    """Write `tokens [B, T]` → `[B, T, hidden]`.
 
     A quantized table is read with plain operators, which every runtime has and which give the same bits, or, when
     `fused`, by GatherBlockQuantized, which the WebAssembly build inside transformers.js lacks.
@@ -81,15 +92,15 @@ def embedding(graph: Graph, module: nn.Embedding, tokens: str, fused: bool = Fal
     grid = quantized_weight(module)
     if grid is None:
         weight = module.weight
-        table = graph.weight(_TABLE, graph.real, weight.shape, lambda: _stack(graph, [weight]))
-        return graph.op("Gather", "embed_tokens/Gather", table, tokens, axis=0)
-    packed, scales = _add_grid(graph, "embed_tokens", [grid])
+        table = graph.weight(f"{path}.weight", graph.real, weight.shape, lambda: _stack(graph, [weight]))
+        return graph.op("Gather", f"{path}/Gather", table, tokens, axis=0)
+    packed, scales = _add_grid(graph, path, [grid])
     if not fused:
-        return _dequantized_rows(graph, "embed_tokens", grid, packed, scales, tokens)
-    flat = graph.op("Reshape", "embed_tokens/Reshape", packed, graph.ints(grid.values.shape[0], -1))
+        return _dequantized_rows(graph, path, grid, packed, scales, tokens)
+    flat = graph.op("Reshape", f"{path}/Reshape", packed, graph.ints(grid.values.shape[0], -1))
     return graph.op(
         "GatherBlockQuantized",
-        "embed_tokens/GatherBlockQuantized",
+        f"{path}/GatherBlockQuantized",
         *(flat, tokens, scales),
         domain=CONTRIB,
         bits=grid.bits,
@@ -121,30 +132,6 @@ def _dequantized_rows(graph: Graph, path: str, grid: QuantizedWeight, packed: st
         "Mul", f"{path}/scaled", signed, graph.op("Unsqueeze", f"{path}/scale", taken_scales, graph.ints(3))
     )
     return graph.op("Reshape", f"{path}/rows", scaled, graph.ints(0, 0, -1))
-
-
-def head(graph: Graph, decoder: Decoder, x: str) -> str:
-    """`x [..., hidden]` → logits `[..., vocab]`; reads the embedding's stored matrix where both are the same."""
-    logits = _head(graph, decoder, x)
-    graph.seen["lm_head"] = x, logits
-    return logits
-
-
-def _head(graph: Graph, decoder: Decoder, x: str) -> str:
-    module, grid = decoder.lm_head, quantized_weight(decoder.lm_head)
-    table = quantized_weight(decoder.embed_tokens)
-    if grid is not None and table is not None and _same(grid, table):
-        return _matmul_nbits(graph, "lm_head", module, [grid], x, *_grid_names("embed_tokens", grid))
-    if grid is None and table is None and torch.equal(module.weight, decoder.embed_tokens.weight):
-        return graph.op("MatMul", "lm_head/MatMul", x, graph.op("Transpose", "lm_head/Transpose", _TABLE, perm=[1, 0]))
-    return linear(graph, "lm_head", module, x)
-
-
-def vector(graph: Graph, name: str, parameter: torch.Tensor, dtype: str = "") -> str:
-    """A small parameter: stored in fp32, cast to `dtype` (the graph's own by default) when the file is loaded."""
-    stored = graph.weight(name, np.float32, parameter.shape, lambda: _array(parameter))
-    dtype = dtype or graph.real
-    return stored if dtype == "float32" else graph.cast(f"{name}/{dtype}", stored, dtype)
 
 
 def _add_grid(graph: Graph, path: str, grids: Sequence[QuantizedWeight]) -> tuple[str, str]:
@@ -192,8 +179,4 @@ def _same(one: QuantizedWeight, other: QuantizedWeight) -> bool:
 
 def _stack(graph: Graph, parts: Sequence[torch.Tensor]) -> np.ndarray:
     """Matrices row upon row, in the graph's dtype."""
-    return np.concatenate([_array(part).astype(graph.real) for part in parts])
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().to(torch.float32).numpy()
+    return np.concatenate([float_array(part).astype(graph.real) for part in parts])

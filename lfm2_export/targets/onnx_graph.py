@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper
 
-from lfm2_export.artifact.manifest import TAP, TensorSpec, point_name
+from lfm2_export.artifact.manifest import TensorSpec
 
 OPSET = 18
 IR_VERSION = 8  # the oldest that knows opset 18: old runtimes may load the file
@@ -61,7 +62,6 @@ class Graph:
         self._nodes: list[onnx.NodeProto] = []
         self._weights: dict[str, _Weight] = {}
         self._optional: list[TensorSpec] = []
-        self.seen: dict[str, tuple[str, str]] = {}  # module of the decoder → what goes in, what comes out
 
     def op(self, kind: str, name: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """Add a node with one output, called like the node; "" stands for an absent optional input."""
@@ -88,15 +88,6 @@ class Graph:
         """Declare a value as an output."""
         self.outputs.append(TensorSpec(name=name, dtype=dtype, shape=list(shape)))
 
-    def tap(self) -> None:
-        """Make what goes into and comes out of every module of the decoder an output too, `[B, rows, width]`."""
-        for path, (x, out) in self.seen.items():
-            sides: tuple[tuple[Literal["in", "out"], str], ...] = (("in", x), ("out", out))
-            for side, value in sides:
-                name = f"{TAP}{point_name(path, side)}"
-                self.op("Identity", name, value)
-                self.output(name, self.real, *(f"{name}/{axis}" for axis in ("batch", "rows", "width")))
-
     def weight(
         self, name: str, dtype: np.typing.DTypeLike, shape: Sequence[int], make: Callable[[], np.ndarray]
     ) -> str:
@@ -105,6 +96,12 @@ class Graph:
             raise ValueError(f"initializer {name} exists already")
         self._weights[name] = _Weight(name, np.dtype(dtype), tuple(shape), make)
         return name
+
+    def parameter(self, name: str, values: torch.Tensor, dtype: str = "") -> str:
+        """Add a small parameter: stored in fp32, cast to `dtype` (default: the graph's) when the file is loaded."""
+        stored = self.weight(name, np.float32, values.shape, lambda: float_array(values))
+        dtype = dtype or self.real
+        return stored if dtype == "float32" else self.cast(f"{name}/{dtype}", stored, dtype)
 
     def cast(self, name: str, value: str, dtype: str) -> str:
         """A value in another dtype, by numpy's name of it."""
@@ -149,6 +146,11 @@ class Graph:
         if name not in self._weights:
             self.weight(name, value.dtype, value.shape, lambda: value)
         return name
+
+
+def float_array(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor's values as fp32."""
+    return tensor.detach().to(torch.float32).numpy()
 
 
 def _chunks(weights: Iterable[_Weight]) -> list[list[_Weight]]:

@@ -1,0 +1,181 @@
+"""How onnxruntime writes each kind of step: the network's own kinds, and those of `passes.py`.
+
+Inside, the order of the arithmetic is the eager model's. An entry gets a step and what the graph calls its inputs, and
+returns what it calls the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import torch
+
+from lfm2_export.graph.steps import Step
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.layers import RMSNorm
+from lfm2_export.model.operators import rotary_tables
+from lfm2_export.model.short_conv import ShortConv
+from lfm2_export.targets.onnx.border import Border
+from lfm2_export.targets.onnx.weights import embedding, linear, linear_of_table, linears
+from lfm2_export.targets.onnx_graph import CONTRIB, Graph
+
+_FAR = 2**62  # past any axis: slice to its end
+
+
+class Site(NamedTuple):
+    """Where steps are written: the graph and its border, the weights, and what the recipe chose."""
+
+    graph: Graph
+    border: Border
+    decoder: Decoder
+    tables: tuple[str, ...]  # the embeddings' paths: a tied product reads what is stored there
+    fused_embedding: bool
+    fused_conv: bool
+
+    def module(self, path: str) -> Any:
+        """Return the decoder's module of that path."""
+        return self.decoder.get_submodule(path)
+
+
+def _embedding(to: Site, step: Step, tokens: str) -> str:
+    return embedding(to.graph, step.path, to.module(step.path), tokens, to.fused_embedding)
+
+
+def _linear(to: Site, step: Step, x: str) -> str:
+    module = to.module(step.path)
+    for table in to.tables:
+        if written := linear_of_table(to.graph, step.path, module, table, to.module(table), x):
+            return written
+    return linear(to.graph, step.path, module, x)
+
+
+def _linears(to: Site, step: Step, x: str) -> tuple[str, ...]:
+    paths = cast(tuple[str, ...], step.arguments)
+    return linears(to.graph, step.path, {path: to.module(path) for path in paths}, x)
+
+
+def _rms_norm(to: Site, step: Step, x: str) -> str:
+    """onnxruntime's own RMSNorm, which it keeps in the default domain; the standard one needs opset 23."""
+    norm: RMSNorm = to.module(step.path)
+    gamma = to.graph.parameter(f"{step.path}.weight", norm.weight)
+    kind, name = "SimplifiedLayerNormalization", f"{step.path}/norm"
+    return to.graph.op(kind, name, x, gamma, axis=-1, epsilon=norm.eps, stash_type=1)
+
+
+def _head_norm(to: Site, step: Step, x: str) -> str:
+    width = to.module(step.path).weight.shape[0]
+    heads = to.graph.op("Reshape", f"{step.path}/heads", x, to.graph.ints(0, 0, -1, width))
+    return to.graph.op("Reshape", f"{step.path}/flat", _rms_norm(to, step, heads), to.graph.ints(0, 0, -1))
+
+
+def _add_norm(to: Site, step: Step, x: str, delta: str) -> tuple[str, str]:
+    norm: RMSNorm = to.module(step.path)
+    gamma = to.graph.parameter(f"{step.path}.weight", norm.weight)
+    normed, total = f"{step.path}/norm", f"{step.path}/sum"
+    kind = "SkipSimplifiedLayerNormalization"
+    outputs = (normed, "", "", total)
+    to.graph.op_many(kind, f"{step.path}/{kind}", (x, delta, gamma), outputs, CONTRIB, epsilon=norm.eps)
+    return normed, total
+
+
+def _add(to: Site, step: Step, a: str, b: str) -> str:
+    return to.graph.op("Add", step.output, a, b)
+
+
+def _mul(to: Site, step: Step, a: str, b: str) -> str:
+    return to.graph.op("Mul", step.output, a, b)
+
+
+def _silu(to: Site, step: Step, x: str) -> str:
+    """onnxruntime fuses the sigmoid and its product when it loads the file."""
+    return to.graph.op("Mul", step.output, x, to.graph.op("Sigmoid", f"{step.output}/sigmoid", x))
+
+
+def _rotary(to: Site, step: Step, *_: str) -> tuple[str, ...]:
+    """Tables over the whole window, `[window, width/2]`; the attention operator knows each row's position."""
+    width, theta = cast(tuple[int, float], step.arguments)
+    name = step.output.partition(":")[0]
+    cos, sin = rotary_tables(torch.arange(to.border.window), width, theta)
+    halves = {f"{name}.cos": cos[:, : width // 2], f"{name}.sin": sin[:, : width // 2]}
+    return tuple(to.graph.parameter(name, half, to.border.cache) for name, half in halves.items())
+
+
+def _rotary_attention(
+    to: Site, step: Step, query: str, key: str, value: str, past_key: str, past_value: str, _: str, cos: str, sin: str
+) -> tuple[str, ...]:
+    """RoPE, cache and softmax in one fused operator."""
+    graph, border, config = to.graph, to.border, to.decoder.config
+    if border.cache != graph.real:
+        named = zip(("query", "key", "value"), (query, key, value), strict=True)
+        query, key, value = (graph.cast(f"{step.path}/{name}", tensor, border.cache) for name, tensor in named)
+    kind = "GroupQueryAttention"
+    mixed, *new = graph.op_many(
+        kind,
+        f"{step.path}/{kind}",
+        (query, key, value, past_key, past_value, border.last_index, border.total, cos, sin),
+        (f"{step.path}/mixed", *(border.results[output] for output in step.outputs[1:])),
+        CONTRIB,
+        num_heads=config.num_attention_heads,
+        kv_num_heads=config.num_key_value_heads,
+        do_rotary=1,
+    )
+    if border.cache != graph.real:
+        mixed = graph.cast(f"{step.path}/attended", mixed, graph.real)
+    return mixed, *new
+
+
+def _short_conv(to: Site, step: Step, gated: str, past: str, *_: str) -> tuple[str, str]:
+    """The convolution over the old state's rows and this call's, time before channels as in the model."""
+    graph, path, conv = to.graph, step.path, cast(ShortConv, to.module(step.path))
+    old = graph.op("Slice", f"{path}/old", past, graph.ints(1), graph.ints(conv.width), graph.ints(2))
+    old_rows = graph.op("Transpose", f"{path}/old_rows", old, perm=[0, 2, 1])
+    rows = graph.op("Concat", f"{path}/rows", old_rows, gated, axis=1)
+    last = graph.op("GatherND", f"{path}/last", rows, to.border.conv_columns, batch_dims=1)
+    present = graph.op("Transpose", to.border.results[step.outputs[1]], last, perm=[0, 2, 1])
+    return _fused_taps(to, path, conv, gated, old) if to.fused_conv else _taps(to, path, conv, rows), present
+
+
+def _taps(to: Site, path: str, conv: ShortConv, rows: str) -> str:
+    """The convolution as L multiply-adds over shifted views: for one token a little cheaper than onnxruntime's Conv."""
+    graph, mixed = to.graph, ""
+    for tap, end in enumerate((*to.border.tap_ends, graph.ints(_FAR))):
+        view = graph.op("Slice", f"{path}/view_{tap}", rows, graph.ints(tap), end, graph.ints(1))
+        product = graph.op("Mul", f"{path}/tap_{tap}", view, graph.parameter(f"{path}.kernel.{tap}", conv.kernel[tap]))
+        mixed = graph.op("Add", f"{path}/taps_{tap}", mixed, product) if mixed else product
+    if conv.bias is None:
+        return mixed
+    return graph.op("Add", f"{path}/biased", mixed, graph.parameter(f"{path}.bias", conv.bias))
+
+
+def _fused_taps(to: Site, path: str, conv: ShortConv, gated: str, old: str) -> str:
+    """The convolution in onnxruntime's own operator. Its new state is not used: it takes padding for tokens."""
+    graph, kind = to.graph, "CausalConvWithState"
+    gated = graph.op("Transpose", f"{path}/gated_time_last", gated, perm=[0, 2, 1])
+    kernel = graph.parameter(f"{path}.kernel", conv.kernel.t().unsqueeze(1))
+    bias = "" if conv.bias is None else graph.parameter(f"{path}.bias", conv.bias)
+    outputs = (f"{path}/mixed_time_last", f"{path}/padded_state")
+    mixed, _ = graph.op_many(kind, f"{path}/{kind}", (gated, kernel, bias, old), outputs, CONTRIB)
+    return graph.op("Transpose", f"{path}/mixed", mixed, perm=[0, 2, 1])
+
+
+def _last_valid(to: Site, step: Step, x: str, _: str) -> str:
+    """As many of the last valid rows as the caller asks for, by default one: `[B, kept, hidden]`."""
+    return to.graph.op("GatherND", "logits/hidden", x, to.border.kept_rows, batch_dims=1)
+
+
+TABLE: dict[str, Callable[..., str | tuple[str, ...]]] = {
+    "embedding": _embedding,
+    "linear": _linear,
+    "linears": _linears,
+    "rms_norm": _rms_norm,
+    "add_norm": _add_norm,
+    "head_norm": _head_norm,
+    "add": _add,
+    "mul": _mul,
+    "silu": _silu,
+    "rotary": _rotary,
+    "rotary_attention": _rotary_attention,
+    "short_conv": _short_conv,
+    "last_valid": _last_valid,
+}
