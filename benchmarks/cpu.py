@@ -24,10 +24,11 @@ from lfm2_export.cli import console
 from lfm2_export.errors import Lfm2ExportError
 from lfm2_export.files import write_text
 from lfm2_export.model.random_init import init_checkpoint
+from lfm2_export.progress import Progress
 
 PREFILL = (128, 512)  # tokens
 RESULTS = Path(__file__).parent / "results"
-Build = Callable[[Path, Path, int, Callable[[str], None]], list[Spec]]  # (checkpoint, cache, longest, stage)
+Build = Callable[[Path, Path, int, Progress], list[Spec]]  # (checkpoint, cache, longest, progress)
 _FIELDS: dict[str, dict[str, Build]] = {
     "xnnpack": {
         "ours": ours.xnnpack,
@@ -64,34 +65,34 @@ def main(
 ) -> None:
     """Build the contenders, run them side by side, write the results."""
     try:
-        with console.progress(quiet=False) as stage:
+        with console.progress(quiet=False) as progress:
             depths = [int(part) for part in (contexts or _CONTEXTS[target]).split(",")]
             field = {name: build for name, build in _FIELDS[target].items() if not only or name in only}
-            specs = _build(cache / size, field, max(depths), stage)
+            specs = _build(cache / size, field, max(depths), progress)
             if build_only:
                 return
             for count in (int(part) for part in threads.split(",")):
 
                 def of(text: str, count: int = count) -> None:
-                    stage(f"{count} threads: {text}")
+                    progress(f"{count} threads: {text}")
 
-                report = bench(specs, depths, PREFILL, threads=count, rounds=rounds, stage=of)
+                report = bench(specs, depths, PREFILL, threads=count, rounds=rounds, progress=of)
                 RESULTS.mkdir(exist_ok=True)
                 name = f"{target}-{size}-{count}t-{date.today().isoformat()}"
                 write_text(RESULTS / f"{name}.json", report.model_dump_json(indent=2) + "\n")
                 write_text(RESULTS / f"{name}.md", markdown.page(f"LFM2 {size}, {count} threads", report))
-                stage(f"wrote {RESULTS / name}.json and .md")
+                progress(f"wrote {RESULTS / name}.json and .md")
     except Lfm2ExportError as error:
         console.err.print(f"[red]error:[/] {error}")
         raise typer.Exit(error.exit_code) from error
 
 
-def _build(folder: Path, field: dict[str, Build], longest: int, stage: Callable[[str], None]) -> list[Spec]:
+def _build(folder: Path, field: dict[str, Build], longest: int, progress: Progress) -> list[Spec]:
     """The checkpoint and every contender of the field for `longest` tokens, in the order of the table."""
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
-        init_checkpoint(folder.name, checkpoint, stage=stage)
-    specs = [spec for build in field.values() for spec in build(checkpoint, folder, longest, stage)]
+        init_checkpoint(folder.name, checkpoint, stage=progress)
+    specs = [spec for build in field.values() for spec in build(checkpoint, folder, longest, progress)]
     return [spec.model_copy(update={"random_weights": True}) for spec in specs]
 
 

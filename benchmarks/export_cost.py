@@ -51,14 +51,14 @@ def main(
 ) -> None:
     """Export every size with every recipe, one after the other, and write a table."""
     costs = []
-    with console.progress(quiet=False) as stage:
+    with console.progress(quiet=False) as progress:
         for size in sizes.split(","):
             checkpoint = cache / size / "checkpoint"
             if not checkpoint.exists():
-                init_checkpoint(size, checkpoint, stage=stage)
+                init_checkpoint(size, checkpoint, stage=progress)
             for name in recipe:
                 for window in windows.split(","):
-                    stage(f"{size}: {name}, window {window}")
+                    progress(f"{size}: {name}, window {window}")
                     costs.append(_measure(checkpoint, size, name, int(window), cache))
     report = {"machine": machine(), "random_weights": True, "exports": [cost.model_dump() for cost in costs]}
     RESULTS.mkdir(exist_ok=True)

@@ -33,6 +33,7 @@ from lfm2_export.files import write_text
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.model.random_init import init_checkpoint
 from lfm2_export.parity.reference import reference
+from lfm2_export.progress import Progress
 from lfm2_export.qualcomm.calls import DECODE, PREFILL
 from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.recipes import Recipe
@@ -75,12 +76,12 @@ def _alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, An
 
 def _exported(folder: Path, recipe: str, overrides: list[str]) -> dict[str, Any]:
     """Make the artifact and say what that cost."""
-    with console.progress(quiet=False) as stage:
+    with console.progress(quiet=False) as progress:
         checkpoint = folder / "checkpoint"
         if not checkpoint.exists():
-            init_checkpoint(folder.name, checkpoint, stage=stage)
+            init_checkpoint(folder.name, checkpoint, stage=progress)
         changes = ["options.weight_sharing=false", *_calibration(folder, checkpoint, recipe), *overrides]
-        clock = _Stages(stage)
+        clock = _Stages(progress)
         made, _ = export(
             str(checkpoint), recipe, folder / recipe, overrides=changes, force=True, verify=False, stage=clock
         )
@@ -113,10 +114,10 @@ def _calibration(folder: Path, checkpoint: Path, recipe: str) -> list[str]:
 
 def _checked(folder: Path, recipe: str, steps: int) -> dict[str, Any]:
     """One entry per call: how far the emulator's logits and states are from eager's, and how long it took."""
-    with console.progress(quiet=False) as stage:
+    with console.progress(quiet=False) as progress:
         artifact = open_artifact(folder / recipe)
         manifest = artifact.manifest
-        stage("building the eager reference")
+        progress("building the eager reference")
         made_by = Recipe.model_validate(manifest.recipe)
         decoder = load_quantized(open_checkpoint(str(folder / "checkpoint")), made_by.quantization, made_by.cache)
         expected = reference(artifact, decoder)
@@ -127,7 +128,7 @@ def _checked(folder: Path, recipe: str, steps: int) -> dict[str, Any]:
         calls = [(PREFILL, tokens[:chunk]), *((DECODE, [token]) for token in tokens[chunk:])]
         compared = []
         for number, (method, piece) in enumerate(calls):
-            stage(f"call {number + 1} of {len(calls)}: {method}")
+            progress(f"call {number + 1} of {len(calls)}: {method}")
             compared.append({"method": method, "tokens": len(piece)} | _one_call(found, expected, piece))
     return {"calls": compared, "check_peak_bytes": _peak_bytes()}
 
@@ -150,7 +151,7 @@ def _one_call(found: Session, expected: Session, tokens: list[int]) -> dict[str,
 class _Stages:
     """A progress callback that remembers how long each stage took."""
 
-    def __init__(self, show: Callable[[str], None]) -> None:
+    def __init__(self, show: Progress) -> None:
         self._show, self._times = show, [("", time.monotonic())]
 
     def __call__(self, text: str) -> None:

@@ -62,10 +62,10 @@ def main(
 ) -> None:
     """Measure every recipe by every method and write the results."""
     try:
-        with console.progress(quiet=False) as stage:
+        with console.progress(quiet=False) as progress:
             checkpoint = open_checkpoint(source)
             tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
-            stage("calibration text")
+            progress("calibration text")
             seen = calibration_windows(Calibration(windows=windows), checkpoint, tokenizer)
             limit = min(1024, checkpoint.config.max_position_embeddings)
             judged = (
@@ -73,9 +73,9 @@ def main(
                 if text
                 else evaluation_text(checkpoint.config, tokenizer, limit, tokens)
             )
-            stage("fp32")
+            progress("fp32")
             exact = load_decoder(checkpoint)
-            expected = score(exact, judged.windows)
+            expected = score(exact, judged.sequences)
             held_out = questions(_SEED, asked, split="heldout") if tokenizer and text is None else []
             result: dict[str, Any] = {
                 "checkpoint": checkpoint.name,
@@ -89,7 +89,7 @@ def main(
             path = RESULTS / f"quality-{name or Path(checkpoint.name).name}-{date.today().isoformat()}.json"
             for made_by in (recipes.load(each) for each in recipe or _RECIPES):
                 for way in _ways(made_by, method):
-                    stage(f"{made_by.name}, {way}")
+                    progress(f"{made_by.name}, {way}")
                     begun = time.process_time()
                     decoder = unpack(_quantized(checkpoint, made_by, way, seen))
                     row: dict[str, Any] = {
@@ -98,7 +98,7 @@ def main(
                         "cpu_seconds": round(time.process_time() - begun, 1),
                         "bytes": model_bytes(checkpoint.config, made_by.quantization),
                     }
-                    row |= asdict(loss_of(score(decoder, judged.windows), expected, judged.windows))
+                    row |= asdict(loss_of(score(decoder, judged.sequences), expected, judged.sequences))
                     row["accuracy"] = answered(decoder, tokenizer, held_out) if tokenizer and held_out else None
                     result["rows"].append(row)
                 write_text(path, json.dumps(result, indent=2) + "\n")  # long work: what is done is kept

@@ -4,6 +4,13 @@ The command line prints the message and leaves with `exit_code`; a traceback app
 `--debug`. Anything else that escapes is a bug in this project.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class Lfm2ExportError(Exception):
     """Base of all expected errors. The message is one line; `exit_code` is the process's status."""
@@ -63,3 +70,15 @@ class GateError(Lfm2ExportError):
     """A parity gate that failed: the artifact must not be shipped."""
 
     exit_code = 1
+
+
+def one_line(error: object, limit: int = 200) -> str:
+    """Return an error's message as one line of at most `limit` characters, or its type's name if it says nothing."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def field_error(error: ValidationError, limit: int = 200) -> str:
+    """Return the first thing that pydantic found wrong as `key.path: message`, each cut to `limit` characters."""
+    first = error.errors()[0]
+    key, message = ".".join(str(part) for part in first["loc"]), first["msg"].lower()
+    return f"{key[:limit]}: {message[:limit]}" if key else message[:limit]

@@ -106,7 +106,7 @@ def _prove(
 ) -> ParityReport:
     from lfm2_export.parity.prove import prove  # opens the runtimes: not needed to lower
 
-    report = prove(open_artifact(folder), checkpoint, stage=stage, detail=detail)
+    report = prove(open_artifact(folder), checkpoint, progress=stage, detail=detail)
     report.artifact = name  # not the temporary one it still has
     write_manifest(folder, manifest.model_copy(update={"parity": report.gates}))
     if not report.passed:

@@ -16,7 +16,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.errors import RecipeError
+from lfm2_export.errors import RecipeError, field_error, one_line
 from lfm2_export.quantize.calibration import Calibration
 from lfm2_export.quantize.method import CALIBRATED, Method
 from lfm2_export.quantize.scheme import QuantizationRule, check_rules, has_integers, needs_calibration
@@ -136,7 +136,7 @@ def parse(data: bytes, where: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         document = _read_yaml(data.decode("utf-8"), "rt")
     except _UNREADABLE as error:
-        raise RecipeError(f"{where}: not valid YAML: {_first_line(error)}") from error
+        raise RecipeError(f"{where}: not valid YAML: {one_line(error)}") from error
     if not isinstance(document, dict):
         raise RecipeError(f"{where}: a recipe is a mapping of keys to values")
     for override in overrides:
@@ -144,14 +144,12 @@ def parse(data: bytes, where: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         json.dumps(document, ensure_ascii=False, allow_nan=False).encode()  # as the manifest will have to hold it
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"{where}: holds more than plain values: {_first_line(error)}") from error
+        raise RecipeError(f"{where}: holds more than plain values: {one_line(error)}") from error
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        line = _line(document, first["loc"])
-        raise RecipeError(f"{where}{line}: {key:.200}: {first['msg'].lower():.200}") from error
+        line = _line(document, error.errors()[0]["loc"])
+        raise RecipeError(f"{where}{line}: {field_error(error)}") from error
 
 
 def _read_yaml(text: str, kind: str) -> Any:
@@ -172,7 +170,7 @@ def _override(document: Any, override: str) -> None:
     try:
         value = _read_yaml(text, "safe")
     except _UNREADABLE as error:
-        raise RecipeError(f"--set {override!r}: {_first_line(error)}") from error
+        raise RecipeError(f"--set {override!r}: {one_line(error)}") from error
     if isinstance(node, list):
         _child(node, last, override)
         node[int(last)] = value
@@ -200,7 +198,3 @@ def _line(document: Any, location: tuple[int | str, ...]) -> str:
         line = positions.data[part][0] + 1
         node = node[part]
     return "" if line is None else f":{line}"
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -8,7 +8,7 @@ from artifacts import WINDOW
 from lfm2_export.checkpoint.nano import PATH
 from lfm2_export.checkpoint.nano.tasks import KINDS, questions, split_of
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.evaluate.quality import task_accuracy
+from lfm2_export.evaluate.questions import task_accuracy
 from lfm2_export.model.load import load_decoder
 from lfm2_export.runtimes.eager import EagerSession
 

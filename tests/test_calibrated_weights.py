@@ -229,7 +229,7 @@ def test_weights_that_cannot_be_had_are_refused(recipe: str, change: str, messag
 def test_calibration_text_is_not_evaluation_text(nano: Checkpoint) -> None:
     tokenizer = ChatTokenizer.load(nano.folder, nano.config)
     seen = set(calibration_windows(Calibration(windows=128), nano, tokenizer))
-    assert seen.isdisjoint(evaluation_text(nano.config, tokenizer, 1024, 50_000).windows)
+    assert seen.isdisjoint(evaluation_text(nano.config, tokenizer, 1024, 50_000).sequences)
 
 
 @pytest.mark.parametrize(("recipe", "limit"), [("xnnpack-int4", 0.4), ("onnx-int4", 0.4), ("xnnpack-int4-mixed", 0.4)])
@@ -240,8 +240,8 @@ def test_gptq_loses_much_less_than_rounding_to_nearest(recipe: str, limit: float
     made_by = recipes.load(recipe)
     plain = load_quantized(nano, made_by.quantization, made_by.cache)
     chosen, _ = load_calibrated(nano, made_by.quantization, made_by.cache, "gptq", windows)
-    expected = score(load_decoder(nano), text.windows)
-    before, after = (loss_of(score(unpack(each), text.windows), expected, text.windows) for each in (plain, chosen))
+    expected = score(load_decoder(nano), text.sequences)
+    before, after = (loss_of(score(unpack(each), text.sequences), expected, text.sequences) for each in (plain, chosen))
     assert after.mean_kld < limit * before.mean_kld  # 0.27, 0.26 and 0.17 over 8000 tokens
     assert after.top1 > before.top1
 

@@ -166,3 +166,22 @@ def test_file_and_key_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as refusal:
         read_config(path)
     assert str(refusal.value) == f"{path}: conv_L_cache is 'three'; expected a whole number from 2 to 64"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"hidden_size": None}, "hidden_size is missing; expected a whole number from 1 to 1048576"),
+        ({"num_attention_heads": None, "num_heads": 0}, "num_heads is 0; expected a whole number from 1 to 1048576"),
+        ({"layer_types": ["conv", "mamba"]}, "layer_types.1 is 'mamba'; expected 'conv' or 'full_attention'"),
+        ({"layer_types": "conv"}, "layer_types is 'conv'; expected a list of 1 to 1024 times"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type is 'yarn'; expected 'default'"),
+        ({"eos_token_id": [7, 320]}, "eos_token_id is 320; expected a token id below vocab_size 320"),
+        ({"layer_types": None, "num_hidden_layers": None}, "num_hidden_layers is missing"),
+        ({"model_type": "llama", "vocab_size": -1, "eos_token_id": -1}, "model_type is 'llama'; only 'lfm2'"),
+    ],
+)
+def test_a_refusal_names_key_value_and_expectation(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(CheckpointError) as refusal:
+        parse_config(SPELLINGS["first release"] | changes, "config.json")
+    assert str(refusal.value).startswith(f"config.json: {says}")

@@ -26,12 +26,12 @@ def tokenizer() -> ChatTokenizer:
     return loaded
 
 
-def test_the_windows_hold_the_whole_text_in_order(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+def test_the_sequences_hold_the_whole_text_in_order(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text(TEXT)
     found = text_of_file(tmp_path / "mine.txt", tokenizer, 50)
     assert found.kind == "mine.txt"
-    assert [token for window in found.windows for token in window] == tokenizer.encode(TEXT, add_special_tokens=True)
-    assert max(len(window) for window in found.windows) == 50
+    assert [token for tokens in found.sequences for token in tokens] == tokenizer.encode(TEXT, add_special_tokens=True)
+    assert max(len(tokens) for tokens in found.sequences) == 50
 
 
 @pytest.mark.parametrize(

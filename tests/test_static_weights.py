@@ -153,7 +153,7 @@ def test_on_nano_gptq_loses_less_at_4_bits() -> None:
     nano = open_checkpoint("nano")
     tokenizer = ChatTokenizer.load(nano.folder, nano.config)
     windows = calibration_windows(Calibration(windows=12, tokens=96), nano, tokenizer)
-    text = evaluation_text(nano.config, tokenizer, 256, 400).windows
+    text = evaluation_text(nano.config, tokenizer, 256, 400).sequences
     fp32 = load_decoder(nano)
 
     def loss(method: str) -> float:

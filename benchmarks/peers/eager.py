@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from lfm2_export.bench.spec import Spec, parse
+from lfm2_export.progress import Progress
 
 
-def build(checkpoint: Path, cache: Path, longest: int, stage: Callable[[str], None]) -> list[Spec]:
+def build(checkpoint: Path, cache: Path, longest: int, progress: Progress) -> list[Spec]:
     """The checkpoint as a contender."""
     return [parse(f"eager:{checkpoint}").model_copy(update={"name": "eager bf16"})]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.peers.process import finish
 from lfm2_export.bench.spec import Spec, parse
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.model.load import open_checkpoint
+from lfm2_export.progress import Progress
 
 WINDOWS = (2048, 8192)  # its prompt bound grows with its window, and its working memory with that
 _CONVERT = "from executorch.examples.models.lfm2.convert_weights import main; main()"
@@ -28,7 +28,7 @@ _OPTIONS = [
 ]
 
 
-def build(checkpoint: Path, cache: Path, longest: int, stage: Callable[[str], None]) -> list[Spec]:
+def build(checkpoint: Path, cache: Path, longest: int, progress: Progress) -> list[Spec]:
     """One `.pte` per window: seven minutes and 2.7 GB each at 350M, on two cores."""
     config = open_checkpoint(str(checkpoint)).config
     weights, parameters = cache / "export_llm.pth", cache / "export_llm.json"
@@ -37,10 +37,10 @@ def build(checkpoint: Path, cache: Path, longest: int, stage: Callable[[str], No
         path = cache / f"export_llm-{window}.pte"
         if not path.exists():
             if not weights.exists():
-                stage("export_llm: converting the checkpoint")
+                progress("export_llm: converting the checkpoint")
                 finish([sys.executable, "-c", _CONVERT, str(checkpoint), str(weights)])
                 parameters.write_text(json.dumps(_parameters(config)))
-            stage(f"export_llm: lowering for {window} tokens (minutes)")
+            progress(f"export_llm: lowering for {window} tokens (minutes)")
             _export(config, weights, parameters, window, path)
         specs.append(parse(str(path)).model_copy(update={"name": f"export_llm 8da4w, window {window}"}))
     weights.unlink(missing_ok=True)

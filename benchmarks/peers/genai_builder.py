@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.peers.process import finish
-from lfm2_export.bench.spec import Spec, parse, require
+from lfm2_export.bench.spec import Spec, parse
+from lfm2_export.environment.extras import require
 from lfm2_export.model.load import open_checkpoint
+from lfm2_export.progress import Progress
 
 # accuracy level 4: inputs rounded to int8, its fast kernels, which ours use as well
 _OPTIONS = {
@@ -19,14 +20,14 @@ _OPTIONS = {
 }
 
 
-def build(checkpoint: Path, cache: Path, longest: int, stage: Callable[[str], None]) -> list[Spec]:
+def build(checkpoint: Path, cache: Path, longest: int, progress: Progress) -> list[Spec]:
     """One folder per precision."""
-    require("onnxruntime_genai", "onnxruntime-genai", "its builder is a peer of this benchmark")
+    require("onnxruntime_genai", "onnxruntime-genai", "bench", "this benchmark, whose peer its builder is,")
     specs = []
     for precision, options in _OPTIONS.items():
         folder = cache / f"genai-{precision}"
         if not folder.exists():
-            stage(f"onnxruntime-genai's builder: {precision}")
+            progress(f"onnxruntime-genai's builder: {precision}")
             _build(checkpoint, folder, precision, options)
         specs.append(parse(str(folder)).model_copy(update={"name": f"genai builder {precision}"}))
     return specs

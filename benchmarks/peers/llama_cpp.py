@@ -9,42 +9,43 @@ from __future__ import annotations
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 from benchmarks.peers.process import finish
-from lfm2_export.bench.spec import Spec, parse, require
+from lfm2_export.bench.spec import Spec, parse
+from lfm2_export.environment.extras import require
+from lfm2_export.progress import Progress
 
 _PACKAGE = "llama-cpp-python"
 _HALVES = "F16"
 _QUANTIZED = {"Q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0", "Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0"}
 
 
-def integers(checkpoint: Path, cache: Path, longest: int, stage: Callable[[str], None]) -> list[Spec]:
+def integers(checkpoint: Path, cache: Path, longest: int, progress: Progress) -> list[Spec]:
     """Q4_0 and Q8_0."""
-    return _build(checkpoint, cache, list(_QUANTIZED), stage)
+    return _build(checkpoint, cache, list(_QUANTIZED), progress)
 
 
-def all_kinds(checkpoint: Path, cache: Path, longest: int, stage: Callable[[str], None]) -> list[Spec]:
+def all_kinds(checkpoint: Path, cache: Path, longest: int, progress: Progress) -> list[Spec]:
     """F16 as well."""
-    return _build(checkpoint, cache, [*_QUANTIZED, _HALVES], stage)
+    return _build(checkpoint, cache, [*_QUANTIZED, _HALVES], progress)
 
 
-def _build(checkpoint: Path, cache: Path, kinds: list[str], stage: Callable[[str], None]) -> list[Spec]:
+def _build(checkpoint: Path, cache: Path, kinds: list[str], progress: Progress) -> list[Spec]:
     """GGUFs of those kinds. The F16 one that the others are made from stays only where it is one of them."""
-    require("llama_cpp", _PACKAGE, "llama.cpp is a peer of this benchmark")
+    require("llama_cpp", _PACKAGE, "bench", "this benchmark, whose peer llama.cpp is,")
     version = metadata.version(_PACKAGE)
     files = {kind: cache / f"llama.cpp-{kind}.gguf" for kind in kinds}
     halves = cache / f"llama.cpp-{_HALVES}.gguf"
     missing = [kind for kind, path in files.items() if not path.exists()]
     if missing and not halves.exists():
-        stage(f"llama.cpp {version}: converting")
+        progress(f"llama.cpp {version}: converting")
         sources = _sources(cache.parent, version)
         finish([sys.executable, "-m", "benchmarks.peers.llama_cpp", str(sources), str(checkpoint), str(halves)])
     for kind in missing:
         if kind != _HALVES:
-            stage(f"llama.cpp {version}: quantizing to {kind}")
+            progress(f"llama.cpp {version}: quantizing to {kind}")
             _quantize(halves, files[kind], _QUANTIZED[kind])
     if _HALVES not in kinds:
         halves.unlink(missing_ok=True)

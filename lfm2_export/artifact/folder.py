@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from lfm2_export.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from lfm2_export.artifact.names import unsafe
 from lfm2_export.artifact.strict_json import check_version, parse_json
-from lfm2_export.errors import ArtifactError
+from lfm2_export.errors import ArtifactError, field_error
 from lfm2_export.files import Kind, sha256, write_text
 
 MANIFEST = "manifest.json"
@@ -92,9 +92,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     try:
         return Manifest.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{where}: {key:.200}: {first['msg'].lower():.200}") from error
+        raise ArtifactError(f"{where}: {field_error(error)}") from error
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 
 from lfm2_export.bench import bandwidth
 from lfm2_export.bench.quiet import available_cores
 from lfm2_export.bench.report import BenchReport, Spread, summarize
-from lfm2_export.bench.spec import Spec, distinct, require
+from lfm2_export.bench.spec import Spec, distinct
 from lfm2_export.bench.worker import Job, Result, measure
+from lfm2_export.environment.extras import require
 from lfm2_export.environment.machine import machine
 from lfm2_export.errors import UsageError
+from lfm2_export.progress import Progress, silent
 
 _LIBRARIES = (
     "lfm2-export",
@@ -32,7 +34,7 @@ def bench(
     threads: int | None = None,
     rounds: int = 3,
     steps: int = 32,
-    stage: Callable[[str], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> BenchReport:
     """Measure `specs` side by side on `threads` threads (None: every core this process may use).
 
@@ -40,16 +42,16 @@ def bench(
     UsageError for numbers that make no sense, MissingDependencyError without psutil, ArtifactError when a contender
     cannot be run.
     """
-    require("psutil", "psutil", "a benchmark watches what else runs")
+    require("psutil", "psutil", "bench", "a benchmark")
     threads = _check(contexts, prefill, threads, rounds, steps)
     specs = distinct(specs)
     bandwidths: list[float] = []
     results: list[list[Result]] = [[] for _ in specs]
     for number in range(1, rounds + 1):
-        stage(f"round {number} of {rounds}: memory bandwidth")
+        progress(f"round {number} of {rounds}: memory bandwidth")
         bandwidths.append(bandwidth.measure(threads))
         for spec, mine in zip(specs, results, strict=True):
-            stage(f"round {number} of {rounds}: {spec.name}")
+            progress(f"round {number} of {rounds}: {spec.name}")
             job = Job(
                 spec=spec,
                 contexts=sorted(set(contexts)),

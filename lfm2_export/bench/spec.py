@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from lfm2_export.errors import MissingDependencyError, UsageError
+from lfm2_export.environment.extras import require
+from lfm2_export.errors import UsageError
 
 GENAI, MANIFEST = "genai_config.json", "manifest.json"  # what a folder is known by
 _EAGER = "eager:"
-_EXTRA = "pip install 'lfm2-export[bench]'"
 
 
 class Spec(BaseModel):
@@ -42,7 +41,7 @@ def parse(text: str) -> Spec:
     if not path.is_file():
         raise UsageError(f"{text}: no such artifact folder, .gguf or .pte file")
     if path.suffix == ".gguf":
-        require("llama_cpp", "llama-cpp-python", f"{text}: a GGUF is run by llama.cpp")
+        require("llama_cpp", "llama-cpp-python", "bench", text)
         return Spec(kind="gguf", path=path, name=path.stem)
     if path.suffix == ".pte":
         return Spec(kind="pte", path=path, name=path.stem)
@@ -85,12 +84,6 @@ def distinct(specs: Sequence[Spec]) -> list[Spec]:
     ]
 
 
-def require(module: str, package: str, why: str) -> None:
-    """MissingDependencyError, with the command that installs it, when a library is absent."""
-    if find_spec(module) is None:
-        raise MissingDependencyError(f"{why}, and {package} is not installed; {_EXTRA}")
-
-
 def _artifact(folder: Path) -> Spec:
     from lfm2_export.artifact.folder import open_artifact
 
@@ -99,14 +92,14 @@ def _artifact(folder: Path) -> Spec:
 
 
 def _genai(folder: Path) -> Spec:
-    require("onnxruntime_genai", "onnxruntime-genai", f"{folder}: holds a {GENAI} and no {MANIFEST}")
+    require("onnxruntime_genai", "onnxruntime-genai", "bench", f"{folder} (a {GENAI} and no {MANIFEST})")
     return Spec(kind="genai", path=folder, name=folder.resolve().name)
 
 
 def _eager(source: str) -> Spec:
     from lfm2_export.model.load import open_checkpoint
 
-    require("transformers", "transformers", f"{_EAGER}{source}: the eager model is that of transformers")
+    require("transformers", "transformers", "bench", f"{_EAGER}{source}")
     checkpoint = open_checkpoint(source)
     name = f"eager bf16 {Path(checkpoint.name).name}"
     return Spec(kind="eager", path=checkpoint.folder, name=name, random_weights=checkpoint.random_weights)

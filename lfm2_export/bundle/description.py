@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lfm2_export.artifact.manifest import FileEntry, Manifest
 from lfm2_export.artifact.strict_json import check_version, parse_json
-from lfm2_export.errors import BundleError
+from lfm2_export.errors import BundleError, field_error
 from lfm2_export.files import Kind
 
 BUNDLE = "bundle.json"
@@ -78,9 +78,7 @@ def parse_description(data: bytes, where: str) -> Description:
     try:
         description = Description.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{where}: {key:.200}: {first['msg'].lower():.200}") from error
+        raise BundleError(f"{where}: {field_error(error)}") from error
     if description.to_json() != data:
         raise BundleError(f"{where}: not as `bundle` writes it; it was edited")
     return description

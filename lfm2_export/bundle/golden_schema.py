@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lfm2_export.artifact.strict_json import parse_json
-from lfm2_export.errors import BundleError
+from lfm2_export.errors import BundleError, field_error
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -47,9 +47,7 @@ def check_golden(data: bytes, where: str, vocab: int, window: int, max_error: fl
     try:
         golden = Golden.model_validate(parse_json(data, where))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{where}: {key:.200}: {first['msg'].lower():.200}") from error
+        raise BundleError(f"{where}: {field_error(error)}") from error
     if golden.max_error != max_error:
         raise BundleError(f"{where}: max_error {golden.max_error}, the recipe's gate is {max_error}")
     for number, case in enumerate(golden.cases):

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from lfm2_export.errors import MissingDependencyError, UsageError
+from lfm2_export.errors import MissingDependencyError, UsageError, one_line
 from lfm2_export.files import sha256
 
 
@@ -120,7 +120,7 @@ def _pack(npm: str, package: str, folder: Path) -> Path:
     except subprocess.CalledProcessError as error:
         reason = " ".join((error.stderr or "").split())[-200:]
     except (subprocess.TimeoutExpired, ValueError, LookupError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
     raise MissingDependencyError(f"npm could not fetch {package}: {reason}")
 
 

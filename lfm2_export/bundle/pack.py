@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +25,8 @@ from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError
 from lfm2_export.files import check_free, check_free_file, write_bytes
+from lfm2_export.progress import Progress, silent
 
-Stage = Callable[[str], None]
 _NPU = ("qnn", "onnx_qnn")  # targets for Qualcomm's NPU
 
 
@@ -66,7 +66,7 @@ def bundle(
     sign: Path | None = None,
     node_modules: Path | None = None,
     force: bool = False,
-    stage: Stage = lambda _: None,
+    progress: Progress = silent,
 ) -> Bundle:
     """Pack an artifact for `kind`: "android", "ios", "desktop" or "web".
 
@@ -88,11 +88,11 @@ def bundle(
     if split is not None:
         part_names(place.name, known, split)  # an absurd size is refused before the model runs
     with tempfile.TemporaryDirectory() as scratch:
-        files = _gather(opened, kind, Path(scratch), node_modules, stage)
-        stage("answering the golden cases")
+        files = _gather(opened, kind, Path(scratch), node_modules, progress)
+        progress("answering the golden cases")
         golden = golden_cases(opened, tokenizer)
         files[GOLDEN] = (json.dumps(golden, ensure_ascii=False) + "\n").encode()
-        stage("checksums")
+        progress("checksums")
         measured = {key: measure(files[key]) for key in sorted(files)}
         _check_unchanged(opened, WEB_MODEL if kind == "web" else "", measured)
         description = _description(opened, kind, tokenizer, measured)
@@ -101,7 +101,7 @@ def bundle(
         layout = plan(measured)
         size = sum(found.size for found in measured.values()) if place.folder else layout.size
         check_budget(size, max_size, largest)
-        stage(f"writing {size / 1e6:.1f} MB")
+        progress(f"writing {size / 1e6:.1f} MB")
         resumed = _write(place, files, measured)
     if signed is not None and place.signature is not None:
         write_bytes(place.signature, signed)
@@ -156,14 +156,14 @@ def _place(
 
 
 def _gather(
-    artifact: Artifact, kind: str, scratch: Path, node_modules: Path | None, stage: Stage
+    artifact: Artifact, kind: str, scratch: Path, node_modules: Path | None, progress: Progress
 ) -> dict[str, Content]:
     """Every file but the golden cases, the description and what only `parity` reads, by its name in the bundle."""
     prefix = WEB_MODEL if kind == "web" else ""
     names = [*artifact.manifest.shipped, MANIFEST]
     files: dict[str, Content] = {f"{prefix}{name}": artifact.folder / name for name in names}
     if kind == "web":
-        stage("collecting page and JavaScript runtime")
+        progress("collecting page and JavaScript runtime")
         files |= web.gather(scratch, node_modules)
     return files
 

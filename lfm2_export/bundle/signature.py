@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lfm2_export.bundle.description import BUNDLE
-from lfm2_export.errors import BundleError, MissingDependencyError, UsageError
+from lfm2_export.errors import BundleError, MissingDependencyError, UsageError, one_line
 
 SUFFIX = ".sig"
 _MAX_SIGNATURE = 1 << 20
@@ -26,7 +26,7 @@ def sign(description: bytes, private_key: Path) -> bytes:
             signer = signing.Config().use_elliptic_key_signer(private_key=private_key)
             signer.sign(Path(folder) / BUNDLE, Path(folder) / "signature")
         except Exception as error:  # the library lets those of cryptography and others through
-            raise UsageError(f"cannot sign with {private_key}: {_reason(error)}") from error
+            raise UsageError(f"cannot sign with {private_key}: {one_line(error)}") from error
         return (Path(folder) / "signature").read_bytes()
 
 
@@ -42,13 +42,13 @@ def check(description: bytes, signature: Path, public_key: Path) -> None:
     try:
         verifier = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except Exception as error:
-        raise UsageError(f"{public_key}: not a public key: {_reason(error)}") from error
+        raise UsageError(f"{public_key}: not a public key: {one_line(error)}") from error
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / BUNDLE).write_bytes(description)
         try:
             verifier.verify(Path(folder) / BUNDLE, signature)
         except Exception as error:
-            raise BundleError(f"{signature}: the signature does not hold: {_reason(error)}") from error
+            raise BundleError(f"{signature}: the signature does not hold: {one_line(error)}") from error
 
 
 def _library() -> Any:
@@ -59,7 +59,3 @@ def _library() -> Any:
             f"signatures need model-signing ({error.name} is missing): pip install 'lfm2-export[sign]'"
         ) from error
     return model_signing
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

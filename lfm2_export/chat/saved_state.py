@@ -23,7 +23,7 @@ from lfm2_export.artifact.folder import Artifact
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.checkpoint.safetensors_file import read_header
-from lfm2_export.errors import CheckpointError, StateFileError, UsageError
+from lfm2_export.errors import CheckpointError, StateFileError, UsageError, field_error, one_line
 from lfm2_export.files import check_free_file, write_bytes
 from lfm2_export.model.state import state_shapes
 from lfm2_export.runtimes.session import Snapshot, check_snapshot
@@ -169,9 +169,7 @@ def _parsed(path: Path, text: str) -> _Header:
     try:
         return _Header.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise StateFileError(f"{path}: {where:.80}: {first['msg'].lower()}") from error
+        raise StateFileError(f"{path}: {field_error(error)}") from error
 
 
 def _tensors(path: Path, data: bytes, manifest: Manifest) -> dict[str, np.ndarray]:
@@ -180,7 +178,7 @@ def _tensors(path: Path, data: bytes, manifest: Manifest) -> dict[str, np.ndarra
     try:
         tensors = load(data)
     except Exception as error:  # the library's errors have no common base
-        raise StateFileError(f"{path}: not a safetensors file: {' '.join(str(error).split())[:120]}") from error
+        raise StateFileError(f"{path}: not a safetensors file: {one_line(error)}") from error
     if wrong := _wrong_dtype(tensors, manifest):
         raise StateFileError(f"{path}: {wrong}")
     return tensors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lfm2_export.checkpoint.config import read_json
+from lfm2_export.checkpoint.json_file import read_json
 from lfm2_export.checkpoint.safetensors_file import WeightFile, read_header
 from lfm2_export.errors import CheckpointError
 

@@ -15,7 +15,7 @@ from lfm2_export.checkpoint import nano
 from lfm2_export.checkpoint.config import LFM2Config, read_config
 from lfm2_export.checkpoint.shards import inside
 from lfm2_export.checkpoint.weights import Weights
-from lfm2_export.errors import CheckpointError, UsageError
+from lfm2_export.errors import CheckpointError, UsageError, one_line
 
 RANDOM = "random-init"  # value of the safetensors metadata key "lfm2_export" in what `init` writes
 _COMPANIONS = (
@@ -105,5 +105,4 @@ def _download(source: str, revision: str | None) -> Path:
     except errors.LocalEntryNotFoundError as error:
         raise CheckpointError(f"{source}: no such folder, not in the hub cache, and the hub is out of reach") from error
     except Exception as error:  # the hub client raises from its own, its HTTP library's and the OS's families
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"{source}: cannot be had from the hub: {reason}") from error
+        raise CheckpointError(f"{source}: cannot be had from the hub: {one_line(error)}") from error

@@ -9,7 +9,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from lfm2_export.errors import CheckpointError
+from lfm2_export.errors import CheckpointError, one_line
 
 _PROGRAM = Path(__file__).with_name("template_process.py")
 _SECONDS = 5  # of processor time for one prompt; a real template takes a thousandth
@@ -77,7 +77,7 @@ class ChatTemplate:
 
     def _failure(self, reply: dict[str, Any]) -> CheckpointError:
         kind = "refuses this conversation" if reply["refused"] else "fails"
-        reason = " ".join(str(reply["error"]).split())[:200]
+        reason = one_line(reply["error"] or "no reason given")
         return CheckpointError(f"{self._where}: the chat template {kind}: {reason}")
 
 

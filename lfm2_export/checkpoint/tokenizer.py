@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from lfm2_export.checkpoint.config import LFM2Config, read_json, token_ids
+from lfm2_export.checkpoint.config import LFM2Config, token_ids
+from lfm2_export.checkpoint.json_file import read_json
 from lfm2_export.checkpoint.shards import inside
 from lfm2_export.checkpoint.template import ChatTemplate
-from lfm2_export.errors import CheckpointError
+from lfm2_export.errors import CheckpointError, one_line
 
 _TOKENIZER, _SETTINGS, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 _GENERATION = "generation_config.json"
@@ -130,8 +131,7 @@ def _guarded(where: Path, call: Callable[[], T]) -> T:
     except (KeyboardInterrupt, SystemExit, CheckpointError):
         raise
     except BaseException as error:  # pyo3's PanicException is not an Exception
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"{where}: not a working tokenizer: {reason}") from error
+        raise CheckpointError(f"{where}: not a working tokenizer: {one_line(error)}") from error
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lfm2_export.checkpoint.safetensors_file import WeightFile
 from lfm2_export.checkpoint.shards import weight_files
-from lfm2_export.errors import CheckpointError
+from lfm2_export.errors import CheckpointError, one_line
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _CHUNK = 1 << 20  # elements looked at in one go
@@ -90,7 +90,7 @@ def _read(path: Path, name: str) -> Tensor:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(name)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: tensor {name}: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{path}: tensor {name}: {one_line(error)}") from error
 
 
 def _finite(tensor: Tensor) -> bool:

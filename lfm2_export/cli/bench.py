@@ -43,12 +43,12 @@ def run(
     lengths = _numbers("--contexts", contexts), _numbers("--prefill", prefill)
     if plot is not None:
         files.check(plot, force)
-    with console.progress(quiet) as stage:
-        stage("checking the contenders")
+    with console.progress(quiet) as progress:
+        progress("checking the contenders")
         first = parse(artifact)
         specs = [through(first, name) for name in runtime or ()] or [first]
         specs += [parse(text) for text in against or ()]
-        report = bench(specs, *lengths, threads=threads, rounds=rounds, stage=stage)
+        report = bench(specs, *lengths, threads=threads, rounds=rounds, progress=progress)
     if plot is not None:
         files.write(benchmark.figure(report), plot)
     if as_json:

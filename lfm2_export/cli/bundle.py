@@ -40,7 +40,7 @@ def run(
     from lfm2_export.cli import console
 
     most, part = (None if text is None else parse_size(text) for text in (max_size, split))
-    with console.progress(quiet) as stage:
+    with console.progress(quiet) as progress:
         made = bundle(
             artifact,
             kind,
@@ -51,7 +51,7 @@ def run(
             sign=sign,
             node_modules=node_modules,
             force=force,
-            stage=stage,
+            progress=progress,
         )
     if as_json:
         console.print_json(made.description.to_json().decode().rstrip())

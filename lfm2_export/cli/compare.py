@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lfm2_export.report.compare import Comparison
+    from lfm2_export.report.comparison import Comparison
 
 NAME = "compare"
 

@@ -31,7 +31,7 @@ from lfm2_export.cli import (
     tune,
     verify,
 )
-from lfm2_export.errors import Lfm2ExportError
+from lfm2_export.errors import Lfm2ExportError, one_line
 
 app = typer.Typer(
     name="lfm2-export",
@@ -87,7 +87,7 @@ def run(arguments: list[str] | None = None) -> None:
             code = error.exit_code
         else:
             code = _fail(
-                f"internal error: {type(error).__name__}: {_one_line(error)} (--debug shows where)",
+                f"internal error: {type(error).__name__}: {one_line(error)} (--debug shows where)",
                 1,
                 "--json" in given,
             )
@@ -108,7 +108,3 @@ def _fail(message: str, code: int, as_json: bool) -> int:
         typer.secho("error: ", fg="red", err=True, nl=False)
         typer.echo(message, err=True)
     return code
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

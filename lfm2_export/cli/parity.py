@@ -43,23 +43,23 @@ def run(
     from lfm2_export.parity.detail import Detail
     from lfm2_export.parity.prove import prove
     from lfm2_export.parity.subject import checkpoint_of
-    from lfm2_export.report import outputs
+    from lfm2_export.report import outputs, reading
 
     paths = report or []
     outputs.check(paths, force)
-    speeds = outputs.read_bench(bench)
+    speeds = reading.read_bench(bench)
     if drift_steps < 1 or (tolerance is not None and tolerance <= 0):
         raise UsageError("--drift-steps and --tolerance are above 0")
     opened = open_artifact(artifact)
     detail = Detail(drift_steps=drift_steps) if outputs.wants_detail(paths) else None
-    with console.progress(quiet) as stage:
-        stage("checking the checkpoint")
+    with console.progress(quiet) as progress:
+        progress("checking the checkpoint")
         made_from = checkpoint_of(opened, checkpoint)
-        result = prove(opened, made_from, only=runtime or (), stage=stage, text=text, detail=detail)
+        result = prove(opened, made_from, only=runtime or (), progress=progress, text=text, detail=detail)
         if trace:
             from lfm2_export.parity.divergence import find_divergence
 
-            result.trace = find_divergence(opened, made_from, tolerance, stage)
+            result.trace = find_divergence(opened, made_from, tolerance, progress)
     outputs.write(result, paths, speeds)
     if as_json:
         console.print_json(result.model_dump_json(indent=2))

@@ -38,10 +38,10 @@ def run(
 
     opened = open_artifact(artifact)
     phone = Phone(adb, serial)
-    with console.progress(quiet) as stage:
+    with console.progress(quiet) as progress:
         source = checkpoint_of(opened, checkpoint)
         result = prove_on_device(
-            opened, source, phone, runner, library or (), steps=steps, timeout=timeout, keep=keep, stage=stage
+            opened, source, phone, runner, library or (), steps=steps, timeout=timeout, keep=keep, progress=progress
         )
     document = result.model_dump_json(indent=2)
     if report is not None:

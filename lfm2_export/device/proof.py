@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,9 +27,9 @@ from lfm2_export.evaluate.metrics import clear_top1, relative_error, rms_error, 
 from lfm2_export.evaluate.text import evaluation_text, random_ids
 from lfm2_export.parity.lowering import LoweringFigures
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
+from lfm2_export.progress import Progress, silent
 from lfm2_export.recipes import Recipe
 
-Stage = Callable[[str], None]
 _PARENT = "/data/local/tmp"  # where Android lets the shell user execute files
 
 
@@ -42,7 +42,7 @@ def prove_on_device(
     steps: int = 8,
     timeout: float = 600,
     keep: bool = False,
-    stage: Stage = lambda _: None,
+    progress: Progress = silent,
 ) -> ParityReport:
     """Logits of the phone against the same quantized model in eager PyTorch, by the recipe's lowering gates.
 
@@ -55,14 +55,14 @@ def prove_on_device(
     files += _existing([runner, *libraries])
     _check_names(files)
     recipe = Recipe.model_validate(manifest.recipe)
-    stage("the reference: eager PyTorch on this machine")
+    progress("the reference: eager PyTorch on this machine")
     tokenizer = ChatTokenizer.load(artifact.folder, checkpoint.config)
     text = evaluation_text(checkpoint.config, tokenizer, manifest.window, 200)
-    tokens = [token for window in text.windows for token in window]
+    tokens = [token for tokens in text.sequences for token in tokens]
     asked = batches(artifact, checkpoint, recipe, tokens or random_ids(checkpoint.config, 64, seed=1), steps)
     report = RuntimeReport(runtime=f"phone {phone.serial}", version=phone.describe())
     with tempfile.TemporaryDirectory(prefix="lfm2-export-") as scratch:
-        outputs = _on_phone(phone, files, runner.name, asked, Path(scratch), timeout, keep, stage)
+        outputs = _on_phone(phone, files, runner.name, asked, Path(scratch), timeout, keep, progress)
     made = [call for batch in asked for call in batch.calls]
     report.lowering = _compare(made, outputs, recipe.gates.lowering.max_error)
     judge(report, recipe.gates, None, checkpoint.random_weights)
@@ -88,7 +88,7 @@ def _on_phone(
     scratch: Path,
     timeout: float,
     keep: bool,
-    stage: Stage,
+    progress: Progress,
 ) -> list[dict[str, np.ndarray]]:
     """The outputs of every call of every batch, by name."""
     given = scratch / calls.FOLDER
@@ -98,11 +98,11 @@ def _on_phone(
     folder = f"{_PARENT}/lfm2-export-{secrets.token_hex(4)}"
     try:
         phone.shell(f"mkdir -p {folder}", timeout=60)
-        stage(f"{phone.serial}: copying {sum(_size(path) for path in [*files, given]) / 1e6:.0f} MB to {folder}")
+        progress(f"{phone.serial}: copying {sum(_size(path) for path in [*files, given]) / 1e6:.0f} MB to {folder}")
         phone.push([*files, given], folder)
         outputs: list[dict[str, np.ndarray]] = []
         for number, batch in enumerate(batches):
-            stage(f"{phone.serial}: {batch.method.name}, {len(batch.calls)} calls of {batch.rows} tokens")
+            progress(f"{phone.serial}: {batch.method.name}, {len(batch.calls)} calls of {batch.rows} tokens")
             model = next(path for path in files if path.name == batch.method.file)
             phone.shell(_command(folder, runner, batch, number, method_names(model).index(batch.method.name)), timeout)
             phone.pull(f"{folder}/outputs_{number}", scratch)

@@ -19,7 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lfm2_export.chat.generation import generate
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.errors import UsageError
+from lfm2_export.errors import UsageError, one_line
 from lfm2_export.runtimes.session import Session, Snapshot
 
 _LONGEST_REPLY = 256  # tokens, where a task does not say
@@ -145,7 +145,7 @@ def score(
             log_samples=False,
         )
     except (OSError, ConnectionError, ValueError) as error:
-        raise UsageError(f"lm-eval cannot run {', '.join(tasks)}: {' '.join(str(error).split())[:200]}") from error
+        raise UsageError(f"lm-eval cannot run {', '.join(tasks)}: {one_line(error)}") from error
     results: dict[str, dict[str, float]] = (found or {})["results"]
     return {
         task: {name.removesuffix(",none"): value for name, value in figures.items() if isinstance(value, float)}

@@ -104,6 +104,11 @@ def summary(rows: Rows) -> QuantizationLoss:
     )
 
 
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of all parts, one part after the other."""
+    return Rows(*(np.concatenate(figures) for figures in zip(*parts, strict=True)))
+
+
 def quantization_loss(actual: np.ndarray, expected: np.ndarray, targets: np.ndarray) -> QuantizationLoss:
     """The summary of `compare_rows`."""
     return summary(compare_rows(actual, expected, targets))

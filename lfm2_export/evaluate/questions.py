@@ -1,32 +1,61 @@
-"""Nano's questions answered by an eager model, all at once.
-
-A greedy reply is the wanted one if and only if every token of it, the end marker included, is the likeliest after the
-tokens before it: one pass over question and answer tells.
-"""
+"""Nano's held-out questions, asked of an artifact or of an eager model: the share answered exactly, greedily."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from lfm2_export.checkpoint.nano.tasks import Question
+from lfm2_export.chat.generation import generate
+from lfm2_export.checkpoint.nano.tasks import Question, questions
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.evaluate.teacher_forcing import batched, score
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.runtimes.session import Session
+
+_SEED = 500  # of the held-out questions
+
+
+def task_accuracy(session: Session, tokenizer: ChatTokenizer, count: int) -> dict[str, float] | None:
+    """Return the share of `count` questions that a session answers exactly, by kind and as "all".
+
+    Questions that do not fit the session's window are left out; None if none does.
+    """
+    marks = []
+    for question in questions(_SEED, count, split="heldout"):
+        prompt = tokenizer.encode(tokenizer.render(question.messages, tools=question.tools or None))
+        limit = len(tokenizer.encode(question.answer)) + 8  # past that the reply is wrong anyway
+        if len(prompt) + limit > session.window:
+            continue
+        session.reset()
+        reply = tokenizer.decode(generate(session, prompt, tokenizer.eos_ids, limit), skip_special_tokens=False)
+        marks.append((question.kind, reply == question.answer))
+    return _shares(marks) or None
 
 
 def answered(decoder: Decoder, tokenizer: ChatTokenizer, asked: Sequence[Question]) -> dict[str, float]:
-    """Share of questions answered exactly, by kind and as "all"."""
+    """Return the share of questions that an eager model answers exactly, by kind and as "all", all asked at once.
+
+    A greedy reply is the wanted one if and only if every token of it, the end marker included, is the likeliest after
+    the tokens before it: one pass over question and answer tells.
+    """
     begins: dict[tuple[int, ...], tuple[int, str]] = {}
     for question in asked:
         prompt = tokenizer.encode(tokenizer.render(question.messages, tools=question.tools or None))
         answer = tokenizer.encode(question.answer, add_special_tokens=False)
         begins[(*prompt, *answer, tokenizer.eos_ids[0])] = len(prompt), question.kind
-    right: dict[str, list[bool]] = {}
-    for part, logits in zip(batched(list(begins)), score(decoder, list(begins)), strict=True):
+    marks = []
+    for batch, logits in zip(batched(list(begins)), score(decoder, list(begins)), strict=True):
         best, at = logits.argmax(-1).tolist(), 0
-        for window in part:
-            (begin, kind), rows = begins[window], best[at : at + len(window) - 1]
-            at += len(window) - 1
-            for name in (kind, "all"):
-                right.setdefault(name, []).append(tuple(rows[begin - 1 :]) == window[begin:])
-    return {kind: sum(marks) / len(marks) for kind, marks in right.items()}
+        for tokens in batch:
+            (begin, kind), rows = begins[tokens], best[at : at + len(tokens) - 1]
+            at += len(tokens) - 1
+            marks.append((kind, tuple(rows[begin - 1 :]) == tokens[begin:]))
+    return _shares(marks)
+
+
+def _shares(marks: Iterable[tuple[str, bool]]) -> dict[str, float]:
+    """(kind, whether it was right) of each question → share of right ones, by kind and as "all"."""
+    right: dict[str, list[bool]] = {}
+    for kind, mark in marks:
+        right.setdefault(kind, []).append(mark)
+        right.setdefault("all", []).append(mark)
+    return {kind: sum(known) / len(known) for kind, known in right.items()}

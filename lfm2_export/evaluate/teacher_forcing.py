@@ -1,7 +1,7 @@
-"""Many tokens, quickly: an eager model's logits after every token of many windows, several windows at once.
+"""Teacher forcing: a model is fed a text's own tokens, and its logits after each are compared with another model's.
 
-For an artifact itself see `quality.py`, token by token through its runtime. This is for its quantized eager model,
-which question 1 proves it equal to.
+An artifact is fed token by token through its runtime, as an app would run it. An eager model is fed many sequences at
+once: seconds instead of minutes, for a quantized model that question 1 has proven an artifact equal to.
 """
 
 from __future__ import annotations
@@ -11,42 +11,51 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from lfm2_export.evaluate.metrics import QuantizationLoss, Rows, compare_rows, summary
+from lfm2_export.evaluate.metrics import QuantizationLoss, Rows, compare_rows, joined, summary
+from lfm2_export.model import sequences as token_sequences
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.model.state import empty_state
+from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.runtimes.session import Session
 
-_BATCH_TOKENS = 2048  # padding included
 
-Windows = Sequence[tuple[int, ...]]
+def rows_of(session: Session, reference: EagerSession, sequences: TokenSequences) -> Rows:
+    """Return the figures of every predicted token of every sequence, in order; `reference` is fp32 eager.
+
+    One sequence's logits are in memory at a time.
+    """
+    rows = []
+    for tokens in sequences:
+        session.reset()
+        reference.reset()
+        actual = np.stack([session.decode(token) for token in tokens[:-1]])
+        rows.append(compare_rows(actual, reference.score(tokens[:-1]), np.array(tokens[1:])))
+    return joined(rows)
 
 
 @torch.inference_mode()
-def score(decoder: Decoder, windows: Windows) -> list[np.ndarray]:
-    """Logits `[rows, vocab] fp32` per batch; a row for every token of a window but the last. See `targets`."""
+def score(decoder: Decoder, sequences: TokenSequences) -> list[np.ndarray]:
+    """Return fp32 logits `[rows, vocab]` for each of the `batched` sequences: a row per token but a sequence's last."""
     scores = []
-    for part in batched(windows):
-        longest = max(map(len, part)) - 1
-        ids = torch.tensor([[*window[:-1], *[0] * (longest + 1 - len(window))] for window in part])
-        valid = torch.arange(longest) < torch.tensor([[len(window) - 1] for window in part])
-        start = torch.zeros(len(part), dtype=torch.long)
-        logits, _ = decoder(ids, start, None, empty_state(decoder.config, 1, len(part)), all_logits=True)
+    for batch in batched(sequences):
+        longest = max(map(len, batch)) - 1
+        ids = torch.tensor([[*tokens[:-1], *[0] * (longest + 1 - len(tokens))] for tokens in batch])
+        valid = torch.arange(longest) < torch.tensor([[len(tokens) - 1] for tokens in batch])
+        start = torch.zeros(len(batch), dtype=torch.long)
+        logits, _ = decoder(ids, start, None, empty_state(decoder.config, 1, len(batch)), all_logits=True)
         scores.append(logits[valid].numpy())
     return scores
 
 
-def loss_of(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray], windows: Windows) -> QuantizationLoss:
-    """What lies between two models' scores of the same windows."""
-    following = [np.array([token for window in part for token in window[1:]]) for part in batched(windows)]
-    rows = [compare_rows(*each) for each in zip(actual, expected, following, strict=True)]
-    return summary(Rows(*(np.concatenate(figures) for figures in zip(*rows, strict=True))))
+def loss_of(
+    actual: Sequence[np.ndarray], expected: Sequence[np.ndarray], sequences: TokenSequences
+) -> QuantizationLoss:
+    """Return what lies between two models' scores of the same sequences."""
+    following = [np.array([token for tokens in batch for token in tokens[1:]]) for batch in batched(sequences)]
+    return summary(joined([compare_rows(*each) for each in zip(actual, expected, following, strict=True)]))
 
 
-def batched(windows: Windows) -> Iterator[list[tuple[int, ...]]]:
-    """The windows of at least two tokens as `score` takes them: by length, so that little is padding."""
-    part: list[tuple[int, ...]] = []
-    for window in sorted((window for window in windows if len(window) > 1), key=len):
-        if part and len(window) * (len(part) + 1) > _BATCH_TOKENS:
-            yield part
-            part = []
-        part.append(window)
-    yield part
+def batched(sequences: TokenSequences) -> Iterator[list[tuple[int, ...]]]:
+    """Yield the sequences in the batches that `score` feeds; one without a token to predict is left out."""
+    return token_sequences.batched([tokens for tokens in sequences if len(tokens) > 1])

@@ -20,29 +20,29 @@ _SEED = 2026
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """Token windows for teacher forcing, and where they come from."""
+    """Token sequences for teacher forcing, and where they come from."""
 
     kind: str  # "held-out chats", "random ids" or the file's name
-    windows: list[tuple[int, ...]]
+    sequences: list[tuple[int, ...]]
 
 
 def evaluation_text(
     config: LFM2Config, tokenizer: ChatTokenizer | None, window: int, tokens: int, seed: int = _SEED
 ) -> EvaluationText:
-    """At least `tokens` predicted tokens, in windows that fit the artifact's window."""
+    """At least `tokens` predicted tokens, in sequences that fit the artifact's window."""
     if tokenizer is None or not tokenizer.has_template:
         length = min(64, window)
         count = -(-tokens // (length - 1))
         return EvaluationText("random ids", [random_ids(config, length, seed + i) for i in range(count)])
-    count, windows = 64, list[tuple[int, ...]]()
-    while sum(len(each) - 1 for each in windows) < tokens:  # the first token of a window is not predicted
-        windows = _chats(tokenizer, questions(seed, count, split="heldout"), window, tokens)
+    count, sequences = 64, list[tuple[int, ...]]()
+    while sum(len(each) - 1 for each in sequences) < tokens:  # the first token of a sequence is not predicted
+        sequences = _chats(tokenizer, questions(seed, count, split="heldout"), window, tokens)
         count *= 2
-    return EvaluationText("held-out chats", windows)
+    return EvaluationText("held-out chats", sequences)
 
 
 def text_of_file(path: Path, tokenizer: ChatTokenizer | None, window: int) -> EvaluationText:
-    """A UTF-8 file in windows that fit. UsageError when it is missing, not text, or shorter than two tokens."""
+    """A UTF-8 file in sequences that fit. UsageError when it is missing, not text, or shorter than two tokens."""
     if tokenizer is None:
         raise UsageError(f"{path}: text needs the checkpoint's tokenizer, and it has none")
     try:
@@ -51,10 +51,10 @@ def text_of_file(path: Path, tokenizer: ChatTokenizer | None, window: int) -> Ev
         raise UsageError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text") from error
-    windows = [tuple(ids[at : at + window]) for at in range(0, len(ids), window)]
-    if not any(len(each) > 1 for each in windows):
+    sequences = [tuple(ids[at : at + window]) for at in range(0, len(ids), window)]
+    if not any(len(each) > 1 for each in sequences):
         raise UsageError(f"{path}: too short to predict anything")
-    return EvaluationText(path.name, [each for each in windows if len(each) > 1])
+    return EvaluationText(path.name, [each for each in sequences if len(each) > 1])
 
 
 def random_ids(config: LFM2Config, count: int, seed: int) -> tuple[int, ...]:
@@ -65,11 +65,11 @@ def random_ids(config: LFM2Config, count: int, seed: int) -> tuple[int, ...]:
 
 def _chats(tokenizer: ChatTokenizer, asked: list[Question], window: int, tokens: int) -> list[tuple[int, ...]]:
     """Chats in full, cut to `window`, until there are `tokens` to predict."""
-    windows: list[tuple[int, ...]] = []
+    sequences: list[tuple[int, ...]] = []
     for question in asked:
-        if sum(len(each) - 1 for each in windows) >= tokens:
+        if sum(len(each) - 1 for each in sequences) >= tokens:
             break
         turns = [*question.messages, {"role": "assistant", "content": question.answer}]
         text = tokenizer.render(turns, tools=question.tools or None, add_generation_prompt=False)
-        windows.append(tuple(tokenizer.encode(text)[:window]))
-    return windows
+        sequences.append(tuple(tokenizer.encode(text)[:window]))
+    return sequences

@@ -31,15 +31,15 @@ class CacheFigures(NamedTuple):
 
 
 def cache_figures(exact: Decoder, precision: str, window: int, text: Sequence[tuple[int, ...]]) -> CacheFigures:
-    """Measured on the first windows of `text`; the fp32 decoder is left as it was."""
+    """Measured on the first sequences of `text`; the fp32 decoder is left as it was."""
     sizes = bytes_of(exact.config, window, precision)
-    windows = _first(text, _TOKENS)
+    sequences = _first(text, _TOKENS)
     kld = 0.0
     if precision != "float32" and exact.config.attention_layers:
-        expected = score(exact, windows)
-        kld = loss_of(score(round_caches(exact, precision), windows), expected, windows).mean_kld
+        expected = score(exact, sequences)
+        kld = loss_of(score(round_caches(exact, precision), sequences), expected, sequences).mean_kld
         round_caches(exact, "float32")
-    return CacheFigures(precision, window, *sizes, mean_kld=kld, tokens=sum(len(each) - 1 for each in windows))
+    return CacheFigures(precision, window, *sizes, mean_kld=kld, tokens=sum(len(each) - 1 for each in sequences))
 
 
 def bytes_of(config: LFM2Config, window: int, precision: str) -> tuple[int, int, int, int]:
@@ -52,6 +52,6 @@ def bytes_of(config: LFM2Config, window: int, precision: str) -> tuple[int, int,
 
 
 def _first(text: Sequence[tuple[int, ...]], tokens: int) -> list[tuple[int, ...]]:
-    """The first windows, and at least one, of about so many tokens in all."""
+    """The first sequences, and at least one, of about so many tokens in all."""
     ends = [sum(len(each) for each in text[: at + 1]) for at in range(len(text))]
     return list(text[: 1 + len(list(takewhile(lambda end: end < tokens, ends)))])

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from pydantic import BaseModel
 
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.evaluate.metrics import rms_error
-from lfm2_export.evaluate.text import EvaluationText
+from lfm2_export.evaluate.metrics import Rows, rms_error
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.parity.taps import block_outputs, recorded
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
@@ -91,20 +89,12 @@ def add_cost_by_layer(found: Details, quantized: Sequence[np.ndarray], exact: Se
         layer.quantization = rounded(rms_error(ours, theirs))
 
 
-def token_divergence(session: Session, fp32: EagerSession, text: EvaluationText) -> TokenDivergence:
-    """Token by token through the runtime, window by window, so that one window's logits are alive at a time."""
-    kld: list[float] = []
-    position: list[int] = []
-    for window in text.windows:
-        session.reset()
-        fp32.reset()
-        actual = np.stack([session.decode(token) for token in window[:-1]])
-        expected = fp32.score(window[:-1])
-        ours, theirs = (F.log_softmax(torch.from_numpy(x).double(), dim=-1) for x in (actual, expected))
-        rows = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
-        kld += [rounded(max(float(row), 0.0)) for row in rows]
-        position += range(1, len(window))
-    return TokenDivergence(kld=kld, position=position)
+def token_divergence(rows: Rows, sequences: TokenSequences) -> TokenDivergence:
+    """Every prediction of the evaluation text by itself."""
+    return TokenDivergence(
+        kld=[rounded(max(float(kld), 0.0)) for kld in rows.kld],
+        position=[at for tokens in sequences for at in range(1, len(tokens))],
+    )
 
 
 def state_errors(session: Session, reference: Session, config: LFM2Config, tokens: Sequence[int]) -> list[LayerError]:

@@ -29,9 +29,10 @@ from lfm2_export.errors import UsageError
 from lfm2_export.evaluate.metrics import relative_error
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.parity.reference import quantized_model, reference
-from lfm2_export.parity.subject import Stage, traced_text
+from lfm2_export.parity.subject import traced_text
 from lfm2_export.parity.taps import Taps, describe, recorded, visited
 from lfm2_export.parity.trace_result import Trace, TracePoint
+from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes.eager import EagerSession
@@ -47,7 +48,7 @@ Errors = dict[str, float]  # point → max|Δ| / max|expected|, the worst of all
 
 
 def find_divergence(
-    artifact: Artifact, checkpoint: Checkpoint, tolerance: float | None = None, stage: Stage = lambda _: None
+    artifact: Artifact, checkpoint: Checkpoint, tolerance: float | None = None, progress: Progress = silent
 ) -> Trace:
     """Trace the artifact's recipe on its target; `tolerance` defaults to the recipe's `max_error`, at most 0.01.
 
@@ -59,22 +60,24 @@ def find_divergence(
     decoder = quantized_model(artifact, checkpoint)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        stage("lowering it again, with every module's input and output shown")
-        lowered = _lowered_with_probes(artifact.manifest.target, decoder, recipe, folder, stage)
+        progress("lowering it again, with every module's input and output shown")
+        lowered = _lowered_with_probes(artifact.manifest.target, decoder, recipe, folder, progress)
         if lowered is None:
-            return _by_state(artifact, decoder, tokens, tolerance or recipe.gates.lowering.max_error, stage)
+            return _by_state(artifact, decoder, tokens, tolerance or recipe.gates.lowering.max_error, progress)
         manifest = artifact.manifest.model_copy(update={"form": "explicit", **lowered._asdict()})
         session = _tapped_session(folder, manifest)
-        stage(f"{session.runtime}: point by point against eager")
+        progress(f"{session.runtime}: point by point against eager")
         return _by_points(session, EagerSession(unpack(decoder), recipe.window), tokens, limit, recipe)
 
 
-def _lowered_with_probes(name: str, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered | None:
+def _lowered_with_probes(
+    name: str, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress
+) -> Lowered | None:
     target = targets.find(name)
     if isinstance(target, Target):
-        return target.lower_with_probes(decoder, recipe, folder, stage)
+        return target.lower_with_probes(decoder, recipe, folder, progress)
     plain = targets.tapping(name)
-    return None if plain is None else cast(Lowered, plain.lower_tapped(decoder, recipe, folder, stage))
+    return None if plain is None else cast(Lowered, plain.lower_tapped(decoder, recipe, folder, progress))
 
 
 def _tapped_session(folder: Path, manifest: Manifest) -> TappedSession:
@@ -135,10 +138,10 @@ def _lead(eager: EagerSession, call: Sequence[int], ours: Taps, errors: Errors, 
         eager.prefill(call)
 
 
-def _by_state(artifact: Artifact, decoder: Decoder, tokens: Sequence[int], limit: float, stage: Stage) -> Trace:
+def _by_state(artifact: Artifact, decoder: Decoder, tokens: Sequence[int], limit: float, progress: Progress) -> Trace:
     runtime, session = _any_session(artifact)
     truth = runtime.reference_session(artifact.folder, artifact.manifest) or reference(artifact, decoder)
-    stage(f"{session.runtime}: state by state against {truth.runtime}")
+    progress(f"{session.runtime}: state by state against {truth.runtime}")
     errors: Errors = {}
     for call in _calls(tokens):
         session.prefill(call)

@@ -14,7 +14,9 @@ from lfm2_export import runtimes, targets
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.errors import MissingDependencyError, UsageError
-from lfm2_export.evaluate import quality
+from lfm2_export.evaluate.metrics import summary
+from lfm2_export.evaluate.questions import task_accuracy
+from lfm2_export.evaluate.teacher_forcing import rows_of
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.model.resident import Resident
@@ -37,7 +39,8 @@ from lfm2_export.parity.noise import noise_floor
 from lfm2_export.parity.reference import quantized_model, reference
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.parity.reproduce import commands
-from lfm2_export.parity.subject import EMULATED, EMULATED_CPU, Effort, Stage, Subject
+from lfm2_export.parity.subject import EMULATED, EMULATED_CPU, Effort, Subject
+from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
@@ -50,7 +53,7 @@ def prove(
     checkpoint: Checkpoint,
     only: Sequence[str] = (),
     effort: Effort | None = None,
-    stage: Stage = lambda _: None,
+    progress: Progress = silent,
     text: Path | None = None,
     detail: Detail | None = None,
 ) -> ParityReport:
@@ -61,7 +64,7 @@ def prove(
     `only` names the runtimes to use; UsageError if one of them does not run such an artifact, and
     MissingDependencyError if it is not installed. Without `only`, an absent runtime is reported as skipped.
     """
-    subject = Subject(artifact, checkpoint, effort or Effort(), stage, text, detail)
+    subject = Subject(artifact, checkpoint, effort or Effort(), progress, text, detail)
     reports = [RuntimeReport(runtime=name) for name in _runtimes_for(artifact, only)]
     sessions = {report.runtime: session for report in reports if (session := _open(subject, report, bool(only)))}
     opened = [report for report in reports if report.runtime in sessions]
@@ -76,7 +79,7 @@ def prove(
     for report in opened:
         judge(report, subject.recipe.gates, accuracy, checkpoint.random_weights)
     if stock_runner.runs(artifact.manifest):
-        reports.append(stock_runner.prove(artifact, subject.tokenizer, unpack(_quantized(subject)), stage))
+        reports.append(stock_runner.prove(artifact, subject.tokenizer, unpack(_quantized(subject)), progress))
     manifest = artifact.manifest
     return ParityReport(
         artifact=artifact.folder.name,
@@ -114,7 +117,7 @@ def _open(subject: Subject, report: RuntimeReport, required: bool) -> Session | 
             raise
         report.reason = str(error)
         return None
-    subject.stage(f"{report.runtime}: loading")
+    subject.progress(f"{report.runtime}: loading")
     start = time.perf_counter()
     session = runtime.open_session(subject.artifact.folder, subject.artifact.manifest)
     report.load_seconds = time.perf_counter() - start
@@ -138,18 +141,18 @@ def _question_1(
     rounds = any(rule.activation for rule in subject.recipe.quantization)
     stored = targets.find(subject.artifact.manifest.target).weights_error(decoder, subject.artifact.folder)
     unpack(decoder)  # its grids have served, and every call is many times faster without them
-    prompts = [window[: min(32, subject.window - 1)] for window in subject.text.windows[: subject.effort.prompts]]
+    prompts = [tokens[: min(32, subject.window - 1)] for tokens in subject.text.sequences[: subject.effort.prompts]]
     for report in reports:
         session, truth = sessions[report.runtime], references.get(report.runtime, eager)
         report.reference = truth.runtime
         cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
-        subject.stage(f"{report.runtime}: against the same quantized model in {truth.runtime}")
+        subject.progress(f"{report.runtime}: against the same quantized model in {truth.runtime}")
         floor = noise_floor(truth, cases) if rounds and isinstance(truth, EagerSession) else None
         tolerance = allowed_error(subject.recipe.gates.lowering, floor)
         report.lowering = compare(session, truth, cases, tolerance, floor)
         report.twin = _twin(subject, report, session, cases)
         report.greedy = same_greedy_text(session, truth, prompts, subject.effort.continuation, tolerance)
-        subject.stage(f"{report.runtime}: state laws")
+        subject.progress(f"{report.runtime}: state laws")
         other = _other_form(decoder, subject) if isinstance(truth, EagerSession) else None
         tokens = subject.tokens[: min(subject.window // 2, subject.effort.law_tokens)]
         context = LawContext(session, subject.config, tokens, tolerance, other)
@@ -169,7 +172,7 @@ def _twin(subject: Subject, report: RuntimeReport, session: Session, cases: Sequ
     if not isinstance(runtime, runtimes.Emulated):
         return None
     twin = runtime.twin_session(subject.artifact.folder, subject.artifact.manifest)
-    subject.stage(f"{report.runtime}: against {twin.runtime}")
+    subject.progress(f"{report.runtime}: against {twin.runtime}")
     found = distance(session, twin, cases[:1])
     step = median_step(session, twin, cases[0].tokens[:TWIN_STEPS])
     return TwinFigures(twin.runtime, found.max_error, found.rms_error, step)
@@ -182,7 +185,7 @@ def _run_weights_alone(subject: Subject, reports: list[RuntimeReport]) -> None:
         if session is None:
             report.weights_reason = "this runtime cannot leave the activations in float"
             continue
-        subject.stage(f"{report.runtime}: the stored weights, with activations in float")
+        subject.progress(f"{report.runtime}: the stored weights, with activations in float")
         decoder = quantized_model(subject.artifact, subject.checkpoint, float_activations=True)
         cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
         report.weights_error = distance(session, EagerSession(unpack(decoder), subject.window), cases).max_error
@@ -201,28 +204,28 @@ def _question_2(
     for report in reports:
         asked = references[report.runtime] if report.runtime in references else sessions[report.runtime]
         report.quality_of = asked.runtime
-        subject.stage(f"{asked.runtime}: against fp32 on {subject.text.kind}")
-        report.quality = quality.measure(asked, fp32, subject.text)
+        subject.progress(f"{asked.runtime}: against fp32 on {subject.text.kind}")
+        rows = rows_of(asked, fp32, subject.text.sequences)
+        report.quality = summary(rows)
         if report.details is not None:
-            subject.stage(f"{asked.runtime}: token by token, and layer by layer, for the report")
-            report.details.tokens = details.token_divergence(asked, fp32, subject.text)
+            report.details.tokens = details.token_divergence(rows, subject.text.sequences)
             if subject.residual_stream is not None:
                 exact = details.residual_stream(fp32, subject.tokens[: subject.window])
                 details.add_cost_by_layer(report.details, subject.residual_stream, exact)
         if subject.tokenizer is not None and subject.has_tasks:
-            subject.stage(f"{asked.runtime}: nano's held-out questions")
-            report.task_accuracy = quality.task_accuracy(asked, subject.tokenizer, subject.effort.questions)
-    cache = cache_figures(fp32.decoder, subject.recipe.cache, subject.window, subject.text.windows)
+            subject.progress(f"{asked.runtime}: nano's held-out questions")
+            report.task_accuracy = task_accuracy(asked, subject.tokenizer, subject.effort.questions)
+    cache = cache_figures(fp32.decoder, subject.recipe.cache, subject.window, subject.text.sequences)
     if subject.tokenizer is None or not subject.has_tasks:
         return None, cache
-    subject.stage("eager: nano's held-out questions")
-    return quality.task_accuracy(fp32, subject.tokenizer, subject.effort.questions), cache
+    subject.progress("eager: nano's held-out questions")
+    return task_accuracy(fp32, subject.tokenizer, subject.effort.questions), cache
 
 
 def _details(subject: Subject, wanted: Detail, session: Session, truth: Session) -> Details:
     """What only a report shows, of the artifact from its reference."""
     tokens, asked = subject.tokens[: subject.window], wanted.drift_steps
-    subject.stage(f"{session.runtime}: layer by layer, and a conversation of up to {asked} decode steps")
+    subject.progress(f"{session.runtime}: layer by layer, and a conversation of up to {asked} decode steps")
     found = details.from_reference(session, truth, subject.config, tokens, subject.long_text(asked), wanted)
     if isinstance(truth, EagerSession) and subject.residual_stream is None:
         subject.residual_stream = details.residual_stream(truth, tokens)

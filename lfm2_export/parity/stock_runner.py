@@ -7,7 +7,6 @@ second conversation after `reset()` gets the very reply of the first.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.artifact.manifest import Manifest
@@ -16,6 +15,7 @@ from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import MissingDependencyError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.parity.report import Judged, RuntimeReport
+from lfm2_export.progress import Progress
 from lfm2_export.runtimes import _text_llm_runner
 from lfm2_export.runtimes.eager import EagerSession
 
@@ -29,9 +29,7 @@ def runs(manifest: Manifest) -> bool:
     return manifest.target == "xnnpack" and manifest.form == "resident"
 
 
-def prove(
-    artifact: Artifact, tokenizer: ChatTokenizer | None, decoder: Decoder, stage: Callable[[str], None]
-) -> RuntimeReport:
+def prove(artifact: Artifact, tokenizer: ChatTokenizer | None, decoder: Decoder, progress: Progress) -> RuntimeReport:
     """Two conversations and the first one again; `decoder` is the same quantized model in eager."""
     report = RuntimeReport(runtime=NAME)
     if tokenizer is None or not tokenizer.has_template:
@@ -42,7 +40,7 @@ def prove(
     except MissingDependencyError as error:
         report.reason = str(error)
         return report
-    stage(f"{NAME}: two conversations")
+    progress(f"{NAME}: two conversations")
     prompts = [tokenizer.render([{"role": "user", "content": text}]) for text in _MESSAGES]
     start = time.perf_counter()
     pte = artifact.folder / artifact.manifest.methods[0].file

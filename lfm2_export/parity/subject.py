@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +15,8 @@ from lfm2_export.errors import ArtifactError, UsageError
 from lfm2_export.evaluate.text import EvaluationText, evaluation_text, random_ids, text_of_file
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.parity.detail import Detail
+from lfm2_export.progress import Progress
 from lfm2_export.recipes import Recipe
-
-Stage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Subject:
     artifact: Artifact
     checkpoint: Checkpoint
     effort: Effort
-    stage: Stage
+    progress: Progress
     own_text: Path | None = None
     detail: Detail | None = None
     residual_stream: list[np.ndarray] | None = None  # of the quantized eager model, layer by layer, for a report
@@ -66,13 +64,13 @@ class Subject:
     @cached_property
     def tokens(self) -> tuple[int, ...]:
         """A run of at least 48 tokens of the evaluation text."""
-        joined = [token for window in self.text.windows[:8] for token in window]
+        joined = [token for tokens in self.text.sequences[:8] for token in tokens]
         return tuple(joined[:48]) if len(joined) >= 48 else random_ids(self.config, 48, seed=1)
 
     def long_text(self, count: int) -> tuple[int, ...]:
         """Evaluation text of `count` tokens, or of the window if that is less: one chat after the other, repeated."""
         count = min(count, self.window)
-        joined = [token for window in self.text.windows for token in window]
+        joined = [token for tokens in self.text.sequences for token in tokens]
         return tuple((joined * (count // len(joined) + 1))[:count])
 
     @property

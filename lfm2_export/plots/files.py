@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lfm2_export.bench.spec import require
+from lfm2_export.environment.extras import require
 from lfm2_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def check(path: Path, force: bool) -> None:
         raise UsageError(f"--plot {path}: there is no folder {path.parent}")
     if path.is_dir() or (path.exists() and not force):
         raise UsageError(f"--plot {path}: exists already; choose another name or pass --force to replace it")
-    require("matplotlib", "matplotlib", f"--plot {path}: matplotlib draws it")
+    require("matplotlib", "matplotlib", "report", f"--plot {path}")
 
 
 def write(figure: Figure, path: Path) -> None:

@@ -6,41 +6,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from lfm2_export.artifact.folder import open_artifact
 from lfm2_export.artifact.manifest import GateResult, Manifest
-from lfm2_export.errors import UsageError
+from lfm2_export.errors import UsageError, field_error
 from lfm2_export.parity.report import ParityReport
-from lfm2_export.report.outputs import first_line, read_json
-from lfm2_export.report.page import figures, megabytes, number
-
-
-class Row(BaseModel):
-    """One thing that both sides have, or that one of them lacks (None)."""
-
-    section: str
-    name: str
-    left: str | None
-    right: str | None
-
-    @property
-    def differs(self) -> bool:
-        return self.left != self.right
-
-
-class Comparison(BaseModel):
-    """Two sides and their rows, section by section."""
-
-    left: str
-    right: str
-    rows: list[Row]
-
-    @property
-    def sections(self) -> list[tuple[str, list[Row]]]:
-        names = dict.fromkeys(row.section for row in self.rows)
-        return [(name, [row for row in self.rows if row.section == name]) for name in names]
-
+from lfm2_export.report.comparison import Comparison, Row
+from lfm2_export.report.formatting import figures, megabytes, number
+from lfm2_export.report.reading import read_json
 
 Facts = dict[tuple[str, str], str]  # (section, name) → value as text
 
@@ -71,7 +45,7 @@ def _facts(path: Path) -> Facts:
         return _of_report(ParityReport.model_validate_json(read_json(path)))
     except ValidationError as error:
         raise UsageError(
-            f"{path}: neither an artifact folder nor a JSON report of `parity`: {first_line(error)}"
+            f"{path}: neither an artifact folder nor a JSON report of `parity`: {field_error(error)}"
         ) from error
 
 

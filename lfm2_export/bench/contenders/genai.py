@@ -14,7 +14,7 @@ import numpy as np
 
 from lfm2_export.bench.contenders import CALL
 from lfm2_export.bench.spec import GENAI
-from lfm2_export.errors import ArtifactError
+from lfm2_export.errors import ArtifactError, one_line
 from lfm2_export.runtimes.genai import version
 
 _FILLER = 1
@@ -50,7 +50,7 @@ class GenaiContender:
             self.window = min(room, int(described["context_length"]))
             self._generator = self._new()
         except Exception as error:  # the library's exceptions have no common base of their own
-            raise ArtifactError(f"{path}: onnxruntime-genai cannot load it: {' '.join(str(error).split())}") from error
+            raise ArtifactError(f"{path}: onnxruntime-genai cannot load it: {one_line(error)}") from error
         self.runtime = f"onnxruntime-genai {version()}"
         model = str(described["decoder"]["filename"])
         self.size = sum(file.stat().st_size for file in path.glob(f"{model}*"))

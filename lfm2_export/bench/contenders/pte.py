@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from lfm2_export.bench.contenders import CALL
-from lfm2_export.errors import ArtifactError
+from lfm2_export.errors import ArtifactError, one_line
 from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes.executorch import version
 
@@ -54,7 +54,7 @@ class PteContender:
             self.vocab = self._constant("get_vocab_size")
             self._call = min(CALL, self._constant("get_max_seq_len") - 1)  # export_llm's bound is one below its name
         except RuntimeError as error:
-            raise ArtifactError(f"{path}: not a stock LLM program: {' '.join(str(error).split())[:200]}") from error
+            raise ArtifactError(f"{path}: not a stock LLM program: {one_line(error)}") from error
         self._position = 0
         self._pages: HugePages | None = HugePages()  # until the first call: what our own Session does, for a fair race
 

@@ -1,0 +1,154 @@
+"""The keys of `config.json` that are read, under every spelling, with the values that each may have.
+
+The keys and their defaults are those of transformers' `Lfm2Config`; the older spellings are those of the first released
+checkpoints. An absent key and a null one mean the same. Keys that are not listed are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from lfm2_export.errors import CheckpointError
+
+MAX_SIZE = 1 << 20  # no width, count or vocabulary comes near
+_MAX_NUMBER = 1e15
+_MAX_LAYERS = 1024
+LayerType = Literal["conv", "full_attention"]
+Keys = TypeVar("Keys", bound=BaseModel)
+
+
+def _only(message: str, allowed: Callable[[Any], bool] = lambda _: True) -> WrapValidator:
+    """Refuse a value of the wrong type, or not `allowed`, with a message that tells all that is expected of it."""
+
+    def check(value: Any, validate: Callable[[Any], Any]) -> Any:
+        try:
+            valid = validate(value)
+        except ValidationError as error:
+            if any(each["loc"] for each in error.errors()):
+                raise  # something inside the value is wrong, and says so itself
+            raise PydanticCustomError("unexpected", "{message}", {"message": message}) from error
+        if not allowed(valid):
+            raise PydanticCustomError("unexpected", "{message}", {"message": message})
+        return valid
+
+    return WrapValidator(check)
+
+
+def _whole(low: int = 1, high: int = MAX_SIZE) -> WrapValidator:
+    return _only(f"expected a whole number from {low} to {high}", lambda value: low <= value <= high)
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _spelled(*names: str, default: Any = None) -> Any:
+    """A key with more than one spelling; of those present the first counts. Without a default it is required."""
+    return Field(default, validation_alias=AliasChoices(*names), validate_default=True)
+
+
+_required = Field(None, validate_default=True)  # a missing key is refused in the words in which a wrong value is
+
+Size = Annotated[int, _whole()]
+Token = Annotated[int, _whole(low=0)]
+Tokens = Annotated[list[Token], BeforeValidator(_as_list)]  # one id, or a list of them
+Number = Annotated[
+    float, _only(f"expected a positive number below {_MAX_NUMBER:g}", lambda value: 0 < value < _MAX_NUMBER)
+]
+Flag = Annotated[bool, _only("expected true or false")]
+_Scaling = Annotated[Literal["default"], _only("expected 'default'; other rotary scalings are not supported")]
+_One = Annotated[float, _only("expected 1: partial rotation is not supported", lambda value: value == 1)]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, document: Any) -> Any:
+        """Leave out nulls, but where null is a value of its own."""
+        if not isinstance(document, dict):
+            return document
+        return {key: value for key, value in document.items() if value is not None or key == "block_ffn_dim_multiplier"}
+
+
+class RopeKeys(_Document):
+    """`rope_parameters`, or `rope_scaling` in the older spelling."""
+
+    rope_type: _Scaling = "default"
+    type: _Scaling = "default"
+    partial_rotary_factor: _One = 1.0
+    rope_theta: Number | None = None
+
+
+class EndKeys(_Document):
+    """The only key that a `generation_config.json` is read for."""
+
+    eos_token_id: Tokens = []
+
+
+class ConfigKeys(_Document):
+    """`config.json`, each key by itself; what they mean together is `config.py`'s."""
+
+    model_type: Annotated[Literal["lfm2"], _only("only 'lfm2' is supported")] = _required
+    quantization_config: Annotated[None, _only("expected none, plain F32, F16 or BF16 weights")] = None
+    sliding_window: Annotated[
+        Literal[0, False], _only("expected none: attention over a sliding window is not supported")
+    ] = 0
+    vocab_size: Size = _required
+    hidden_size: Size = _required
+    num_attention_heads: Size = _spelled("num_attention_heads", "num_heads")
+    num_key_value_heads: Size = 8
+    head_dim: Size | None = None
+    num_hidden_layers: Annotated[int, _whole(high=_MAX_LAYERS)] | None = None
+    layer_types: (
+        Annotated[
+            list[Annotated[LayerType, _only("expected 'conv' or 'full_attention'")]],
+            _only(
+                f"expected a list of 1 to {_MAX_LAYERS} times 'conv' or 'full_attention'",
+                lambda kinds: 1 <= len(kinds) <= _MAX_LAYERS,
+            ),
+        ]
+        | None
+    ) = None
+    full_attn_idxs: Annotated[list[Token], _only("expected a list of layer indices")] | None = None
+    intermediate_size: Size = _spelled("block_ff_dim", "intermediate_size")
+    block_auto_adjust_ff_dim: Flag = True
+    block_ffn_dim_multiplier: Number | None = 1.0  # null: no multiplier, and no rounding to a multiple either
+    block_multiple_of: Size = 256
+    conv_L_cache: Annotated[int, _whole(low=2, high=64)] = 3
+    conv_bias: Flag = False
+    norm_eps: Number = _spelled("norm_eps", "block_norm_eps", default=1e-5)
+    rope_scaling: Annotated[RopeKeys, _only("expected an object")] = RopeKeys()
+    rope_parameters: Annotated[RopeKeys, _only("expected an object")] = RopeKeys()
+    rope_theta: Number = _spelled("rope_theta", "theta", default=1e6)
+    partial_rotary_factor: _One = 1.0
+    tie_word_embeddings: Flag = _spelled("tie_embedding", "tie_word_embeddings", default=True)
+    max_position_embeddings: Annotated[int, _whole(high=1 << 24)] = 128_000
+    bos_token_id: Token | None = None
+    eos_token_id: Tokens = []
+    pad_token_id: Token | None = None
+
+
+def read_keys(keys: type[Keys], document: dict[str, Any], where: str) -> Keys:
+    """Return the document's keys. Raise CheckpointError, one line that names file, key, value and what is expected."""
+    try:
+        return keys.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        found = "missing" if first["input"] is None else f"{first['input']!r:.80}"
+        raise CheckpointError(f"{where}: {name} is {found}; {first['msg']}") from error

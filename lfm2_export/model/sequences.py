@@ -1,0 +1,23 @@
+"""Token sequences, several at once: batches of similar length, so that little of a batch is padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+BATCH_TOKENS = 2048  # most in one batch, padding included
+
+TokenSequences = Sequence[tuple[int, ...]]  # token ids, one tuple per text
+
+
+def batched(sequences: TokenSequences) -> Iterator[list[tuple[int, ...]]]:
+    """Yield the sequences in batches, shortest first; a batch holds at most `BATCH_TOKENS`, or one longer sequence.
+
+    Without a sequence there is one empty batch.
+    """
+    batch: list[tuple[int, ...]] = []
+    for sequence in sorted(sequences, key=len):
+        if batch and len(sequence) * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(sequence)
+    yield batch

@@ -1,0 +1,31 @@
+"""The result of `compare`: what two artifacts or reports have, side by side."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+
+class Row(BaseModel):
+    """One thing that both sides have, or that one of them lacks (None)."""
+
+    section: str
+    name: str
+    left: str | None
+    right: str | None
+
+    @property
+    def differs(self) -> bool:
+        return self.left != self.right
+
+
+class Comparison(BaseModel):
+    """Two sides and their rows, section by section."""
+
+    left: str
+    right: str
+    rows: list[Row]
+
+    @property
+    def sections(self) -> list[tuple[str, list[Row]]]:
+        names = dict.fromkeys(row.section for row in self.rows)
+        return [(name, [row for row in self.rows if row.section == name]) for name in names]
