@@ -121,7 +121,7 @@ def _checked(folder: Path, recipe: str, steps: int) -> dict[str, Any]:
         made_by = Recipe.model_validate(manifest.recipe)
         decoder = load_quantized(open_checkpoint(str(folder / "checkpoint")), made_by.quantization, made_by.cache)
         expected = reference(artifact, decoder)
-        found = emulator.open_session(artifact.folder, manifest)
+        found = emulator.RUNTIME.open_session(artifact.folder, manifest)
         chunk = next(method.max_tokens for method in manifest.methods if method.name == PREFILL)
         vocabulary = manifest.source.config["vocab_size"]
         tokens = np.random.default_rng(1).integers(0, vocabulary, chunk + steps).tolist()

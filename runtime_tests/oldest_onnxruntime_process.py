@@ -29,10 +29,10 @@ def reply(session: onnxruntime.OnnxRuntimeSession, prompt: list[int]) -> list[in
 def replies(folder: Path) -> list[list[int]]:
     """The greedy continuation of each prompt, on one thread."""
     artifact = open_artifact(folder)
-    session = onnxruntime.open_session(artifact.folder, artifact.manifest, threads=1)
+    session = onnxruntime.RUNTIME.open_session(artifact.folder, artifact.manifest, threads=1)
     return [reply(session, prompt) for prompt in PROMPTS]
 
 
 if __name__ == "__main__":
     found = {folder: replies(Path(folder)) for folder in sys.argv[1:]}
-    print(json.dumps({"version": onnxruntime.version(), "replies": found}))
+    print(json.dumps({"version": onnxruntime.RUNTIME.version(), "replies": found}))

@@ -20,7 +20,7 @@ RECIPES = ["fp32", "fp16", "int8", "int4", "int4-small", "int4-mixed"]
 def _built() -> None:
     """Skips where the runner is not built, unless CI asks for no such skip."""
     try:
-        arm64.version()
+        arm64.RUNTIME.version()
     except MissingDependencyError as error:
         if "CI" in os.environ:
             raise
@@ -50,10 +50,10 @@ def test_every_recipe_is_proven_natively_and_on_three_arm64_processors(recipe, m
         assert gates["native: median step"].limit == (0.015 if recipe == "fp16" else 1e-5)
 
 
-@pytest.mark.parametrize("name", ["native", *arm64.processors()])
+@pytest.mark.parametrize("name", ["native", *arm64.RUNTIME.processors])
 def test_a_session_of_the_runner_keeps_the_protocol(name, make_artifact):
     artifact = make_artifact("xnnpack-int4", "explicit")
-    runtime = native if name == "native" else find(f"arm64/{name}")
+    runtime = find("native" if name == "native" else f"arm64/{name}")
     session = runtime.open_session(artifact.folder, artifact.manifest)
     before = session.prefill([3, 4, 5])
     for wrong in ([], [-1], [1024]):
@@ -76,7 +76,7 @@ def test_a_session_of_the_runner_keeps_the_protocol(name, make_artifact):
 
 def test_a_state_moves_between_executorch_the_runner_and_arm64(make_artifact):
     artifact = make_artifact("xnnpack-fp32", "explicit")
-    first = executorch.open_session(artifact.folder, artifact.manifest)
+    first = executorch.RUNTIME.open_session(artifact.folder, artifact.manifest)
     first.prefill([9, 8, 7, 6])
     saved, expected = first.state(), first.decode(5)
     for runtime in ("native", "arm64"):
@@ -89,7 +89,7 @@ def test_a_state_moves_between_executorch_the_runner_and_arm64(make_artifact):
 
 def test_a_runner_that_dies_is_one_line(make_artifact):
     artifact = make_artifact("xnnpack-int8", "explicit")
-    session = native.open_session(artifact.folder, artifact.manifest)
+    session = native.RUNTIME.open_session(artifact.folder, artifact.manifest)
     os.kill(session.runner.pid, 9)
     with pytest.raises(Exception, match="lfm2_runner ended") as caught:
         session.prefill([1])

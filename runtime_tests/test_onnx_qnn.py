@@ -68,7 +68,7 @@ def test_an_artifact_with_a_context_binary_runs_it(make_artifact, tmp_path: Path
     artifact: Artifact = make_artifact("onnx-qnn-fp16", "explicit", *FLOAT, "options.context_binary=true")
     assert [method.file for method in artifact.manifest.methods] == ["decode.SM8650.onnx", "prefill.SM8650.onnx"]
     plain = make_artifact("onnx-qnn-fp16", "explicit", *FLOAT)
-    sessions = [onnxruntime_qnn.open_session(each.folder, each.manifest) for each in (artifact, plain)]
+    sessions = [onnxruntime_qnn.RUNTIME.open_session(each.folder, each.manifest) for each in (artifact, plain)]
     first, second = ([session.prefill([3, 4, 5]), session.decode(6)] for session in sessions)
     np.testing.assert_array_equal(first, second)
 

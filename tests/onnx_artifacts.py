@@ -15,7 +15,7 @@ from lfm2_export.quantize.apply import quantize
 from lfm2_export.quantize.scheme import QuantizationRule
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes.eager import EagerSession
-from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession, open_session
+from lfm2_export.runtimes.onnxruntime import RUNTIME, OnnxRuntimeSession
 from lfm2_export.targets.onnx.target import TARGET
 
 WINDOW = 48
@@ -46,7 +46,7 @@ def lower(decoder: Decoder, made_by: Recipe, folder: Path) -> Manifest:
     """Lower, and as much of a manifest as the session reads."""
     TARGET.check(made_by, decoder.config)
     lowered = TARGET.lower(decoder, made_by, folder, lambda _: None)
-    return Manifest.model_construct(target="onnx", window=made_by.window, methods=lowered.methods)
+    return Manifest.model_construct(target="onnx", form=made_by.form, window=made_by.window, methods=lowered.methods)
 
 
 def model_file(folder: Path) -> Path:
@@ -59,7 +59,7 @@ def pair(decoder: Decoder, folder: Path, made_by: Recipe | None = None) -> tuple
     """The artifact's session and the eager session of the very model it was lowered from."""
     made_by = made_by or recipe()
     quantized = quantize(copy.deepcopy(decoder), made_by.quantization, made_by.cache)
-    return open_session(folder, lower(quantized, made_by, folder)), EagerSession(quantized, WINDOW)
+    return RUNTIME.open_session(folder, lower(quantized, made_by, folder)), EagerSession(quantized, WINDOW)
 
 
 def weight_only(name: str) -> EagerSession:

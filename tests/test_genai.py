@@ -27,7 +27,7 @@ SHAPES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_onnxruntime_for_any_split_and_again_after_reset(tmp_path: Path, shape: dict[str, Any]) -> None:
     manifest = lower(random_decoder(**shape), recipe(), tmp_path)
-    ours, plain = genai.open_session(tmp_path, manifest), onnxruntime.open_session(tmp_path, manifest)
+    ours, plain = genai.RUNTIME.open_session(tmp_path, manifest), onnxruntime.RUNTIME.open_session(tmp_path, manifest)
     for _ in range(2):
         for chunk in (tokens(1), tokens(2), tokens(9), [5], tokens(4)):
             assert relative(ours.prefill(chunk), plain.prefill(chunk)) < FP32_ERROR
@@ -40,12 +40,12 @@ def test_equals_onnxruntime_for_any_split_and_again_after_reset(tmp_path: Path, 
 def test_quantized_equals_onnxruntime(tmp_path: Path) -> None:
     made_by = recipe("onnx-int4")
     manifest = lower(quantize(random_decoder(), made_by.quantization), made_by, tmp_path)
-    ours, plain = genai.open_session(tmp_path, manifest), onnxruntime.open_session(tmp_path, manifest)
+    ours, plain = genai.RUNTIME.open_session(tmp_path, manifest), onnxruntime.RUNTIME.open_session(tmp_path, manifest)
     np.testing.assert_allclose(ours.prefill(tokens(9)), plain.prefill(tokens(9)), atol=FP32_ERROR)
 
 
 def test_runs_to_the_window_and_refuses_what_it_cannot(tmp_path: Path) -> None:
-    session = genai.open_session(tmp_path, lower(random_decoder(), recipe(), tmp_path))
+    session = genai.RUNTIME.open_session(tmp_path, lower(random_decoder(), recipe(), tmp_path))
     session.prefill(tokens(WINDOW - 1))
     session.decode(3)
     with pytest.raises(WindowExceededError):
@@ -82,7 +82,7 @@ def test_a_config_that_asks_for_more_is_refused(tmp_path: Path, edit: Edit) -> N
     edit(config)
     path.write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match=r"genai_config\.json") as caught:
-        genai.open_session(tmp_path, manifest)
+        genai.RUNTIME.open_session(tmp_path, manifest)
     assert "\n" not in str(caught.value)
 
 
@@ -91,5 +91,5 @@ def test_a_broken_model_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / manifest.methods[0].file
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ArtifactError, match="cannot load") as caught:
-        genai.open_session(tmp_path, manifest)
+        genai.RUNTIME.open_session(tmp_path, manifest)
     assert "\n" not in str(caught.value)

@@ -19,9 +19,8 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.qualcomm import soc
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.quantize.calibration import Calibration
-from lfm2_export.runtimes._slices import SliceSession
+from lfm2_export.runtimes._slices import SliceSession, graph_call
 from lfm2_export.runtimes.eager import EagerSession
-from lfm2_export.runtimes.onnxruntime_qnn import Graphs
 from lfm2_export.targets import onnx_qnn
 from lfm2_export.targets._onnx_qnn.decoder import build
 from lfm2_export.targets._onnx_qnn.quantized import hiding, quantized
@@ -42,7 +41,7 @@ def on_cpu(decoder: Decoder, folder: Path) -> SliceSession:
     manifest = artifact_of(decoder.config, WINDOW, target="onnx_qnn", methods=methods).manifest
     cpu = ["CPUExecutionProvider"]
     sessions = {name: onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=cpu) for name in rows}
-    return SliceSession(Graphs(manifest, sessions), manifest, "cpu", "", emulated=False)
+    return SliceSession(graph_call(sessions, manifest), manifest, "cpu", "")
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())

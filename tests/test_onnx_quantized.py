@@ -17,7 +17,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQua
 from lfm2_export.quantize.apply import BlockActivationLinear, install, quantize
 from lfm2_export.quantize.grid import grid_of, searched_scales
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
-from lfm2_export.runtimes.onnxruntime import weights_session
+from lfm2_export.runtimes.onnxruntime import RUNTIME
 from lfm2_export.targets import onnx_graph
 from lfm2_export.targets.onnx.weights import linear, pack
 
@@ -47,7 +47,7 @@ class TestQuantized:
     ) -> None:
         monkeypatch.setattr(onnx_graph, "EMBEDDED_BYTES", limit)
         made = lower(quantize(random_decoder(), recipe(name).quantization), recipe(name), tmp_path)
-        unrounded = weights_session(tmp_path, made)
+        unrounded = RUNTIME.weights_session(tmp_path, made)
         assert worst(unrounded, weight_only(name), [1, 2, 9, 1, 4]) < FP32_ERROR
 
     @pytest.mark.parametrize("group", [16, 32, 64, 128])

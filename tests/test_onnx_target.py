@@ -25,7 +25,7 @@ from lfm2_export.model.state import empty_state, write_slices
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
 from lfm2_export.runtimes.eager import EagerSession
-from lfm2_export.runtimes.onnxruntime import open_session, weights_session
+from lfm2_export.runtimes.onnxruntime import RUNTIME
 from lfm2_export.runtimes.session import Snapshot
 from lfm2_export.targets import onnx_graph
 from lfm2_export.targets.onnx.table import TABLE
@@ -75,7 +75,7 @@ class TestHalf:
         shape: dict[str, Any] = {"tie_word_embeddings": tied, "conv_bias": True}
         made_by = recipe(name)
         quantized = quantize(random_decoder(**shape), made_by.quantization, made_by.cache)
-        wide = weights_session(tmp_path, lower(quantized, made_by, tmp_path))
+        wide = RUNTIME.weights_session(tmp_path, lower(quantized, made_by, tmp_path))
         rules = recipe(name, float_activations=True).quantization
         assert worst(wide, EagerSession(quantize(random_decoder(**shape), rules), WINDOW), [1, 2, 9, 1, 4]) < FP32_ERROR
 
@@ -350,7 +350,7 @@ class TestFaults:
         weight = next(t for t in model.graph.initializer if t.name.startswith("layers.1.feed_forward.w1.weight_q"))
         weight.raw_data = bytes([weight.raw_data[0] ^ 0x88]) + weight.raw_data[1:]
         onnx.save(model, path)
-        broken = weights_session(tmp_path, made)
+        broken = RUNTIME.weights_session(tmp_path, made)
         assert worst(broken, eager, [8]) > 10 * FP32_ERROR
 
     def test_a_broken_file_is_one_line(self, tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ class TestFaults:
         path = model_file(tmp_path)
         path.write_bytes(path.read_bytes()[:5000])
         with pytest.raises(ArtifactError, match="cannot load") as caught:
-            open_session(tmp_path, made)
+            RUNTIME.open_session(tmp_path, made)
         assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize(

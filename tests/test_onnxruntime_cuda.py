@@ -18,7 +18,7 @@ from lfm2_export.cli.main import run as command_line
 from lfm2_export.errors import ArtifactError, MissingDependencyError
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.runtimes import onnxruntime_cuda
-from lfm2_export.runtimes.onnxruntime import open_session
+from lfm2_export.runtimes.onnxruntime import RUNTIME
 
 HALF = ["onnx-fp16", "onnx-q4f16"]
 CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -31,11 +31,6 @@ class HereInstead(onnxruntime_cuda.CudaSession):
     _device = "cpu"
 
 
-@pytest.fixture
-def no_gpu_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime_cuda, "version", lambda: onnxruntime.__version__)
-
-
 def made(folder: Path, name: str) -> Manifest:
     made_by = recipe(name)
     manifest = lower(quantize(random_decoder(), made_by.quantization, made_by.cache), made_by, folder)
@@ -43,9 +38,9 @@ def made(folder: Path, name: str) -> Manifest:
 
 
 @pytest.mark.parametrize("name", HALF)
-def test_state_on_the_device_obeys_the_laws(tmp_path: Path, name: str, no_gpu_needed: None) -> None:
+def test_state_on_the_device_obeys_the_laws(tmp_path: Path, name: str) -> None:
     manifest = made(tmp_path, name)
-    there, plain = HereInstead(tmp_path, manifest), open_session(tmp_path, manifest)
+    there, plain = HereInstead(tmp_path, manifest), RUNTIME.open_session(tmp_path, manifest)
     for _ in range(2):
         for chunk in (tokens(7), [3], tokens(4)):
             np.testing.assert_array_equal(there.prefill(chunk), plain.prefill(chunk))
@@ -60,7 +55,7 @@ def test_state_on_the_device_obeys_the_laws(tmp_path: Path, name: str, no_gpu_ne
         plain.reset()
 
 
-def test_a_node_that_fell_back_is_named(tmp_path: Path, no_gpu_needed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_fell_back_is_named(tmp_path: Path) -> None:
     manifest = made(tmp_path, "onnx-fp16")
     there = HereInstead(tmp_path, manifest)
     onnxruntime_cuda.refuse_fallback(there._session, "CPUExecutionProvider")
@@ -79,7 +74,7 @@ def test_only_fp16_artifacts_are_for_it(tmp_path: Path, name: str) -> None:
 @pytest.mark.skipif(CUDA, reason="this onnxruntime has CUDA")
 def test_without_cuda_the_reason_is_said() -> None:
     with pytest.raises(MissingDependencyError, match=r"built without CUDA.*pip install onnxruntime-gpu"):
-        onnxruntime_cuda.version()
+        onnxruntime_cuda.RUNTIME.version()
 
 
 @pytest.mark.skipif(CUDA and onnxruntime_cuda._has_gpu(), reason="there is a GPU: parity runs on it")
@@ -110,6 +105,6 @@ def test_parity_on_it_exits_with_2_and_parity_as_such_reports_it_skipped(
 @pytest.mark.parametrize("name", HALF)
 def test_on_a_gpu_it_equals_eager(tmp_path: Path, name: str) -> None:
     _, eager = pair(random_decoder(), tmp_path, recipe(name))
-    session = onnxruntime_cuda.open_session(tmp_path, made(tmp_path, name))
+    session = onnxruntime_cuda.RUNTIME.open_session(tmp_path, made(tmp_path, name))
     for chunk in (tokens(7), [3], tokens(4)):
         np.testing.assert_allclose(session.prefill(chunk), eager.prefill(chunk), rtol=0, atol=0.05)

@@ -62,10 +62,10 @@ def test_it_computes_the_same_bits_and_packs_only_once(
 ) -> None:
     artifact = make(recipe)
     before = contents(artifact.folder)
-    ours = onnxruntime_packed.open_session(artifact.folder, artifact.manifest, threads=1)
+    ours = onnxruntime_packed.RUNTIME.open_session(artifact.folder, artifact.manifest, threads=1)
     made = contents(cache)
-    again = onnxruntime_packed.open_session(artifact.folder, artifact.manifest, threads=1)
-    plain = onnxruntime.open_session(artifact.folder, artifact.manifest, threads=1)
+    again = onnxruntime_packed.RUNTIME.open_session(artifact.folder, artifact.manifest, threads=1)
+    plain = onnxruntime.RUNTIME.open_session(artifact.folder, artifact.manifest, threads=1)
     for feed in (PROMPT, [7], [300], [12]):
         expected = plain.prefill(feed)
         assert np.array_equal(ours.prefill(feed), expected)
@@ -105,7 +105,7 @@ def test_what_is_packed_wrongly_is_not_kept(artifact: Artifact, cache: Path, mon
 
 def test_another_version_or_artifact_is_packed_anew(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     first = onnxruntime_packed.packed(artifact.folder, artifact.manifest)
-    monkeypatch.setattr(onnxruntime_packed, "version", lambda: "1.99.0")
+    monkeypatch.setattr(onnxruntime_packed.RUNTIME, "version", lambda: "1.99.0")
     assert onnxruntime_packed.packed(artifact.folder, artifact.manifest) != first
 
 

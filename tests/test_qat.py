@@ -100,7 +100,7 @@ def test_the_quantized_model_is_the_fake_quantized_one(trained: Decoder, folder:
 def test_the_artifact_computes_it_too(trained: Decoder, folder: Path, tmp_path: Path) -> None:
     changes = ["weights=qat", "cache=float32", "window=64"]
     artifact, _ = export(str(folder), "xnnpack-int4", tmp_path / "made", overrides=changes, verify=False)
-    session, eager = executorch.open_session(artifact.folder, artifact.manifest), EagerSession(trained, 64)
+    session, eager = executorch.RUNTIME.open_session(artifact.folder, artifact.manifest), EagerSession(trained, 64)
     errors = []
     for token in asked(40):  # each step from the trained model's own state: a tipped rounding stays in its step
         session.restore(eager.state())

@@ -73,7 +73,7 @@ def eager_pair(decoder: Decoder) -> tuple[SliceSession, EagerSession]:
     facts = {"methods": specs, "transport": "slice", "cache_layout": "heads-time", "versions": {}}
     made = manifest(recipe(), decoder.config, **facts, runtime_requirement="")
     call = pte_call(lambda name, inputs: methods[name](*inputs), made)
-    session = SliceSession(call, made, "eager", "", emulated=False)
+    session = SliceSession(call, made, "eager", "")
     return session, EagerSession(decoder, WINDOW)
 
 
@@ -195,16 +195,16 @@ class Made:
         self.folder = folder
 
     def session(self) -> Any:
-        from lfm2_export.runtimes.qnn import open_session
+        from lfm2_export.runtimes.qnn import RUNTIME
 
-        return open_session(self.folder, self.manifest)
+        return RUNTIME.open_session(self.folder, self.manifest)
 
     def reference(self) -> Any:
         methods = qnn.reference(self.decoder, self.recipe, WINDOWS)
         if methods is None:
             return EagerSession(self.decoder, WINDOW)
         call = pte_call(lambda name, inputs: methods[name](*inputs), self.manifest)
-        return SliceSession(call, self.manifest, "eager", "", emulated=False)
+        return SliceSession(call, self.manifest, "eager", "")
 
 
 @pytest.fixture(scope="module", params=["qnn-fp16", "qnn-16a8w", "qnn-16a4w"])
@@ -356,9 +356,9 @@ def test_weights_are_stored_once_where_the_chip_can_in_shards_too(tmp_path: Path
     assert (lowered.npu.weights_shared, lowered.npu.emulator_file) == (True, "emulator.pte")
     shared, twin = ((tmp_path / name).stat().st_size for name in ("model.pte", "emulator.pte"))
     assert shared < 0.7 * twin
-    from lfm2_export.runtimes.qnn import open_session
+    from lfm2_export.runtimes.qnn import RUNTIME
 
-    session = open_session(tmp_path, manifest(wanted, decoder.config, **lowered._asdict()))
+    session = RUNTIME.open_session(tmp_path, manifest(wanted, decoder.config, **lowered._asdict()))
     assert worst(session, EagerSession(decoder, WINDOW), [9, 1, 1]) < 0.02
 
 
@@ -385,13 +385,13 @@ def test_two_exports_differ_in_a_few_bytes_and_compute_the_same_bits(tmp_path: P
     one, two = (np.frombuffer((folder / qnn.FILE).read_bytes(), np.uint8) for folder in folders)
     assert len(one) == len(two)
     assert 0 < np.count_nonzero(one != two) < len(one) / 100  # the time at least, or the manifest is too modest
-    from lfm2_export.runtimes.qnn import open_session
+    from lfm2_export.runtimes.qnn import RUNTIME
 
     wanted, shape = recipe("qnn-fp16"), config(layer_types=("conv",))
     npu = Npu(soc="SM8650", htp=75, weights_shared=False, emulator_file=qnn.FILE)
     facts = {"methods": [qnn._method(n, r, shape, WINDOW, None) for n, r in ((DECODE, 1), (PREFILL, CHUNK))]}
     facts |= {"transport": "slice", "cache_layout": "heads-time", "versions": {}, "runtime_requirement": "", "npu": npu}
-    first, second = (open_session(folder, manifest(wanted, shape, **facts)) for folder in folders)
+    first, second = (RUNTIME.open_session(folder, manifest(wanted, shape, **facts)) for folder in folders)
     assert worst(first, second, [9, 1]) == 0
 
 

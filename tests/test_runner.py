@@ -43,7 +43,7 @@ def golden(artifact: Artifact) -> dict[str, Any]:
 
 def open_native(artifact: Artifact) -> native.RunnerSession:
     need_runner()
-    return native.open_session(artifact.folder, artifact.manifest)
+    return native.RUNTIME.open_session(artifact.folder, artifact.manifest)
 
 
 def command(artifact: Artifact, *words: object, tokens: list[int] = PROMPT) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def test_a_saved_state_goes_on_to_the_bit(artifact, tmp_path):
 
 
 def test_a_state_saved_by_python_goes_on_in_the_runner(artifact, tmp_path):
-    session = executorch.open_session(artifact.folder, artifact.manifest)
+    session = executorch.RUNTIME.open_session(artifact.folder, artifact.manifest)
     session.prefill(PROMPT[:5])
     save_state(
         tmp_path / "x.state", session.state(), artifact, PROMPT[:5], messages=[{"role": "user", "content": "é\x7f"}]

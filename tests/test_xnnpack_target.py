@@ -21,7 +21,7 @@ from lfm2_export.errors import ArtifactError, LoweringError, RecipeError, UsageE
 from lfm2_export.model.state import is_cache
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
 from lfm2_export.runtimes.eager import EagerSession
-from lfm2_export.runtimes.executorch import open_session
+from lfm2_export.runtimes.executorch import RUNTIME
 from lfm2_export.runtimes.session import Snapshot
 from lfm2_export.targets import xnnpack
 from lfm2_export.targets._xnnpack import delegation
@@ -296,4 +296,4 @@ class TestRefusals:
         made = make()
         (tmp_path / xnnpack.FILE).write_bytes((made.folder / xnnpack.FILE).read_bytes()[:kept])
         with pytest.raises(ArtifactError, match=xnnpack.FILE):
-            open_session(tmp_path, made.manifest())
+            RUNTIME.open_session(tmp_path, made.manifest())

@@ -17,7 +17,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes.eager import EagerSession
-from lfm2_export.runtimes.executorch import open_session
+from lfm2_export.runtimes.executorch import RUNTIME
 from lfm2_export.runtimes.session import Session
 from lfm2_export.targets import Lowered, xnnpack
 
@@ -44,7 +44,7 @@ class Made(NamedTuple):
         return self.folder / xnnpack.FILE
 
     def session(self) -> Session:
-        return open_session(self.folder, self.manifest())
+        return RUNTIME.open_session(self.folder, self.manifest())
 
     def eager(self) -> EagerSession:
         return EagerSession(self.decoder, self.recipe.window)

@@ -56,22 +56,21 @@ def through(spec: Spec, runtime: str) -> Spec:
     """
     from lfm2_export import runtimes
     from lfm2_export.artifact.folder import open_artifact
-    from lfm2_export.runtimes import onnxruntime_packed
 
     if spec.kind != "artifact":
         raise UsageError(f"{spec.path}: --runtime chooses how an artifact folder is run, and this is none")
     manifest = open_artifact(spec.path).manifest
-    if not runtimes.find(runtime).runs(manifest):
+    chosen = runtimes.find(runtime)
+    if not chosen.runs(manifest):
         raise UsageError(f"runtime {runtime!r} does not run {spec.path}")
-    if runtime == runtimes.usual(manifest)[0]:
+    if chosen is runtimes.first(manifest):
         return spec
     if runtime not in ("native", "onnxruntime-packed"):
         raise UsageError(
             f"bench runs an artifact through its own runtime, native or onnxruntime-packed, not {runtime!r}"
         )
-    runtimes.find(runtime).version()
-    if runtime == "onnxruntime-packed":
-        onnxruntime_packed.packed(spec.path, manifest)  # once, before any clock runs
+    chosen.version()
+    chosen.prepare(spec.path, manifest)  # before any clock runs
     return spec.model_copy(update={"kind": runtime, "name": f"{spec.name} {runtime}"})
 
 

@@ -36,8 +36,7 @@ _DIGEST = "sha256 of each step's logits as little-endian float32; informative: e
 def golden_cases(artifact: Artifact, tokenizer: ChatTokenizer) -> dict[str, Any]:
     """A JSON document: the runtime that answered, the error allowed (relative to `scale`), and the cases."""
     manifest = artifact.manifest
-    name = runtimes.able(manifest)[0]
-    session = runtimes.find(name).open_session(artifact.folder, manifest)
+    session = runtimes.first(manifest).open_session(artifact.folder, manifest)
     return {
         "runtime": f"{session.runtime} {session.version}",
         "max_error": Recipe.model_validate(manifest.recipe).gates.lowering.max_error,

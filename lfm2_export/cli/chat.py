@@ -85,12 +85,12 @@ def _open(folder: Path, runtime: str | None, force: bool) -> Chat:
     tokenizer = ChatTokenizer.load(folder, from_dict(artifact.manifest.source.config, f"{folder}: manifest.json"))
     if tokenizer is None or not tokenizer.has_template:
         raise UsageError(f"{folder} has no tokenizer or chat template; chat needs both (parity works without)")
-    able = runtimes.able(artifact.manifest)
-    chosen = runtime or able[0]
-    if chosen not in able:
-        raise UsageError(f"runtime {chosen!r} does not run this artifact; able: {', '.join(able)}")
-    runtimes.find(chosen).version()  # a missing library says so before the model is loaded
-    session = runtimes.find(chosen).open_session(folder, artifact.manifest)
+    chosen = runtimes.find(runtime) if runtime else runtimes.first(artifact.manifest)
+    if not chosen.runs(artifact.manifest):
+        able = runtimes.able(artifact.manifest)
+        raise UsageError(f"runtime {runtime!r} does not run this artifact; able: {', '.join(able)}")
+    chosen.version()  # a missing library says so before the model is loaded
+    session = chosen.open_session(folder, artifact.manifest)
     return Chat(Conversation(session, tokenizer), artifact, force)
 
 

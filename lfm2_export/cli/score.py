@@ -43,17 +43,17 @@ def run(
     if tokenizer is None or not tokenizer.eos_ids or (chat and not tokenizer.has_template):
         raise UsageError(f"{artifact} has no tokenizer{' or chat template' if chat else ''}; tasks are text")
     with console.progress(quiet) as stage:
-        name = runtime or runtimes.able(manifest)[0]
-        if not runtimes.find(name).runs(manifest):
-            raise UsageError(f"runtime {name!r} does not run {manifest.target} artifacts")
-        stage(f"{name}: loading")
-        session = runtimes.find(name).open_session(opened.folder, manifest)
-        stage(f"{name}: {', '.join(task)}")
+        chosen = runtimes.find(runtime) if runtime else runtimes.first(manifest)
+        if not chosen.runs(manifest):
+            raise UsageError(f"runtime {runtime!r} does not run {manifest.target} artifacts")
+        stage(f"{chosen.name}: loading")
+        session = chosen.open_session(opened.folder, manifest)
+        stage(f"{chosen.name}: {', '.join(task)}")
         found = score(session, tokenizer, task, limit=limit, few_shot=few_shot, chat=chat, include=include)
     if as_json:
         console.print_json(json.dumps(found))
         return
-    table = Table(title=f"{artifact} through {name}", title_justify="left")
+    table = Table(title=f"{artifact} through {chosen.name}", title_justify="left")
     for heading in ("task", "figure", "value"):
         table.add_column(heading)
     for one, figures in found.items():

@@ -71,7 +71,7 @@ def _slices(artifact: Artifact, decoder: Decoder, recipe: Recipe, tokens: Sequen
         recorded.append((method, given, {n: out.numpy().copy() for n, out in zip(names, outputs, strict=True)}))
         return outputs
 
-    session = SliceSession(pte_call(record, manifest), manifest, "eager", "", emulated=False)
+    session = SliceSession(pte_call(record, manifest), manifest, "eager", "")
     calls: dict[str, list[Call]] = {}
     for name, chunk in cut(tokens, methods[PREFILL].max_tokens, steps, manifest.window):
         session.prefill(chunk)  # fits one call of the method

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from lfm2_export import runtimes, targets
 from lfm2_export.artifact.folder import Artifact
-from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.errors import UsageError
 from lfm2_export.evaluate.metrics import relative_error
@@ -36,7 +35,7 @@ from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes.eager import EagerSession
-from lfm2_export.runtimes.session import Session, TappedSession
+from lfm2_export.runtimes.session import Session
 from lfm2_export.targets.target import Lowered, Target
 
 _OWN = 0.01  # most that one operation may be off by: one rounding to int8 the other way is 0.001 on nano
@@ -65,7 +64,7 @@ def find_divergence(
         if lowered is None:
             return _by_state(artifact, decoder, tokens, tolerance or recipe.gates.lowering.max_error, progress)
         manifest = artifact.manifest.model_copy(update={"form": "explicit", **lowered._asdict()})
-        session = _tapped_session(folder, manifest)
+        session = runtimes.first(manifest).open_session(folder, manifest)
         progress(f"{session.runtime}: point by point against eager")
         return _by_points(session, EagerSession(unpack(decoder), recipe.window), tokens, limit, recipe)
 
@@ -80,14 +79,7 @@ def _lowered_with_probes(
     return None if plain is None else cast(Lowered, plain.lower_tapped(decoder, recipe, folder, progress))
 
 
-def _tapped_session(folder: Path, manifest: Manifest) -> TappedSession:
-    name = runtimes.able(manifest)[0]
-    return cast(TappedSession, runtimes.find(name).open_session(folder, manifest))
-
-
-def _by_points(
-    session: TappedSession, eager: EagerSession, tokens: Sequence[int], limit: float, recipe: Recipe
-) -> Trace:
+def _by_points(session: Session, eager: EagerSession, tokens: Sequence[int], limit: float, recipe: Recipe) -> Trace:
     typical: Errors = {}
     free: Errors = {}
     led: Errors = {}

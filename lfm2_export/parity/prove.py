@@ -69,10 +69,9 @@ def prove(
     sessions = {report.runtime: session for report in reports if (session := _open(subject, report, bool(only)))}
     opened = [report for report in reports if report.runtime in sessions]
     references = {name: reference for name in sessions if (reference := _reference(artifact, name))}
-    slow = [name for name, session in sessions.items() if session.emulated and name not in references]
-    if effort is None and slow:
-        cpus = all(isinstance(runtimes.find(name), runtimes.Emulated) for name in slow)
-        subject.effort = EMULATED_CPU if cpus else EMULATED
+    emulated = {runtimes.find(name).emulates for name in sessions if name not in references} - {None}
+    if effort is None and emulated:
+        subject.effort = EMULATED if "NPU" in emulated else EMULATED_CPU
         subject.detail = detail and replace(detail, drift_steps=min(detail.drift_steps, subject.effort.law_tokens))
     _question_1(subject, opened, sessions, references)
     accuracy, cache = _question_2(subject, opened, sessions, references)
@@ -168,10 +167,9 @@ def _question_1(
 
 def _twin(subject: Subject, report: RuntimeReport, session: Session, cases: Sequence[Case]) -> TwinFigures | None:
     """An emulated processor beside this machine's own, the same program on both; None for any other runtime."""
-    runtime = runtimes.find(report.runtime)
-    if not isinstance(runtime, runtimes.Emulated):
+    twin = runtimes.find(report.runtime).twin_session(subject.artifact.folder, subject.artifact.manifest)
+    if twin is None:
         return None
-    twin = runtime.twin_session(subject.artifact.folder, subject.artifact.manifest)
     subject.progress(f"{report.runtime}: against {twin.runtime}")
     found = distance(session, twin, cases[:1])
     step = median_step(session, twin, cases[0].tokens[:TWIN_STEPS])

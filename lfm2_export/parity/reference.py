@@ -35,7 +35,7 @@ def reference(artifact: Artifact, decoder: Decoder) -> Session:
     if methods is None:
         return EagerSession(decoder, manifest.window)
     call = pte_call(lambda name, inputs: methods[name](*inputs), manifest)
-    return SliceSession(call, manifest, "eager", torch.__version__, emulated=False)
+    return SliceSession(call, manifest, "eager", torch.__version__)
 
 
 def quantized_model(artifact: Artifact, checkpoint: Checkpoint, float_activations: bool = False) -> Decoder:

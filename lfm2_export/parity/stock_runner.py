@@ -16,7 +16,7 @@ from lfm2_export.errors import MissingDependencyError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.parity.report import Judged, RuntimeReport
 from lfm2_export.progress import Progress
-from lfm2_export.runtimes import _text_llm_runner
+from lfm2_export.runtimes import _text_llm_runner, executorch
 from lfm2_export.runtimes.eager import EagerSession
 
 NAME = "TextLLMRunner"
@@ -36,7 +36,7 @@ def prove(artifact: Artifact, tokenizer: ChatTokenizer | None, decoder: Decoder,
         report.reason = "the checkpoint has no tokenizer or chat template, and this runner takes only text"
         return report
     try:
-        report.version = _text_llm_runner.version()
+        report.version = executorch.RUNTIME.version()
     except MissingDependencyError as error:
         report.reason = str(error)
         return report

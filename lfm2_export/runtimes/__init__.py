@@ -1,93 +1,65 @@
-"""What can execute an artifact. One module per runtime, found by its file name (`_` read as `-`), all behind `Session`.
+"""What executes an artifact. One file per runtime, found by its name (`_` read as `-`), holds a subclass of `Runtime`
+and calls its one instance RUNTIME.
 
-A runtime module has five functions, the whole of what `parity` and `chat` know of it:
-
-- `version() -> str`: of the installed library; MissingDependencyError (with the command that installs it) if absent;
-- `runs(manifest) -> bool`: whether this runtime is meant for such an artifact;
-- `open_session(folder, manifest) -> Session`: load it;
-- `weights_session(folder, manifest) -> Session | None`: the same files with activations in float, to judge the stored
-  weights without the noise of rounded activations; None where the runtime cannot;
-- `reference_session(folder, manifest) -> Session | None`: the same quantized arithmetic through something trusted on
-  this machine, where eager PyTorch has none to compare with (activations on static integers); None where eager does.
-
-A session whose `emulated` is true stands in for hardware, at a hundredth of its speed: `parity` asks it less.
-
-A module for several processors has a sixth function, `processors()`, which gives a runtime for each by name; they are
-found as `arm64/cortex-a53`. Such a runtime has `twin_session(folder, manifest)`: the same program on this machine's own
-processor, which it is compared with as well.
+`runtime.py` says what a runtime says of itself and must do, `session.py` what a loaded artifact does. `parity`, `bench`
+and `chat` know no more of it, so adding a runtime is adding a file. Files that begin with `_` are parts of runtimes;
+`eager.py` is the reference, a session without a runtime: it needs a checkpoint instead of an artifact.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
 
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import UsageError
-from lfm2_export.runtimes.session import Session
+from lfm2_export.runtimes.runtime import Runtime
 
-_NOT_RUNTIMES = {"session", "eager"}  # the protocol, and the reference that needs a checkpoint
-_MAIN = ("executorch", "onnxruntime")  # each target's own, which shows its state; libraries upon them come after
-# the target's own file and kernels once more: parity takes them when they are named
-_ON_REQUEST = {"native", "arm64", "onnxruntime-packed"}
+__all__ = ["Runtime", "able", "each_processor", "find", "first", "names", "usual"]
 
-
-class Runtime(Protocol):
-    def version(self) -> str: ...
-
-    def runs(self, manifest: Manifest) -> bool: ...
-
-    def open_session(self, folder: Path, manifest: Manifest) -> Session: ...
-
-    def weights_session(self, folder: Path, manifest: Manifest) -> Session | None: ...
-
-    def reference_session(self, folder: Path, manifest: Manifest) -> Session | None: ...
-
-
-@runtime_checkable
-class Emulated(Runtime, Protocol):
-    """A runtime that is one processor of a module's `processors()`."""
-
-    def twin_session(self, folder: Path, manifest: Manifest) -> Session: ...
+_NOT_RUNTIMES = {"runtime", "session", "eager"}
+_ORDER = ("first", "always", "on request")
 
 
 def names() -> list[str]:
-    """Every runtime, by name."""
+    """Return every runtime's name, in alphabetical order."""
     found = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
     return sorted(name.replace("_", "-") for name in found if name not in _NOT_RUNTIMES)
 
 
 def able(manifest: Manifest) -> list[str]:
-    """Every runtime meant for such an artifact, installed or not, the target's own first."""
-    return sorted((name for name in names() if find(name).runs(manifest)), key=lambda name: (name not in _MAIN, name))
+    """Return the name of every runtime meant for such an artifact, installed or not, its target's own first."""
+    able = [runtime for runtime in map(find, names()) if runtime.runs(manifest)]
+    return [runtime.name for runtime in sorted(able, key=lambda each: (_ORDER.index(each.taken), each.name))]
 
 
 def usual(manifest: Manifest) -> list[str]:
-    """Those of `able` that every proof goes through: all but the ones that must be named."""
-    return [name for name in able(manifest) if name not in _ON_REQUEST]
+    """Return those of `able` that every proof goes through: all but the ones that must be named."""
+    return [name for name in able(manifest) if find(name).taken != "on request"]
+
+
+def first(manifest: Manifest) -> Runtime:
+    """Return the runtime that an artifact is executed with when none is named. UsageError if there is none at all."""
+    for name in able(manifest):
+        return find(name)
+    raise UsageError(f"no runtime here executes {manifest.target} artifacts of {manifest.form} form")
 
 
 def each_processor(name: str) -> list[str]:
-    """A runtime's name, or, of a module for several processors, the name of each: `arm64` → `arm64/cortex-a53`, …"""
-    return [f"{name}/{processor}" for processor in _processors(find(name))] or [name]
+    """Return a runtime's name or, where it emulates several processors, one for each: `arm64/cortex-a53`, …"""
+    return [f"{name}/{processor}" for processor in find(name).processors] or [name]
 
 
 def find(name: str) -> Runtime:
-    """The runtime of that name. UsageError for an unknown one."""
+    """Return the runtime of that name. UsageError for an unknown one, or an unknown processor of it."""
     module, _, processor = name.partition("/")
     if module not in names():
         raise UsageError(f"unknown runtime {name!r}; known: {', '.join(names())}")
-    found = importlib.import_module(f"{__name__}.{module.replace('-', '_')}")
+    found = importlib.import_module(f"{__name__}.{module.replace('-', '_')}").RUNTIME
+    assert isinstance(found, Runtime)
     if not processor:
-        return cast(Runtime, found)
-    processors = _processors(found)
-    if processor not in processors:
-        known = f"known: {', '.join(processors)}" if processors else "it has none to choose from"
+        return found
+    if processor not in found.processors:
+        known = f"known: {', '.join(found.processors)}" if found.processors else "it has none to choose from"
         raise UsageError(f"runtime {module!r} has no processor {processor!r}; {known}")
-    return processors[processor]
-
-
-def _processors(module: object) -> dict[str, Emulated]:
-    return module.processors() if hasattr(module, "processors") else {}
+    return found.processors[processor]

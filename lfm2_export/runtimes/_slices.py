@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,15 +12,15 @@ from torch import Tensor
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.model.state import State, is_cache
-from lfm2_export.qualcomm.calls import DECODE, PREFILL, call_inputs, npu_state, write_back
-from lfm2_export.runtimes.session import Snapshot, check_room, check_snapshot
+from lfm2_export.qualcomm.calls import DECODE, PREFILL, call_inputs, graph_inputs, npu_state, write_back
+from lfm2_export.runtimes.session import Session, Snapshot, check_room, check_snapshot
 
 # (method, tokens, position, state) → logits and the new pieces of the state, in its order; valid until the next call
 Call = Callable[[str, Sequence[int], int, State], Sequence[Tensor]]
 
 
 def pte_call(run: Callable[[str, tuple[Tensor, ...]], Sequence[Tensor]], manifest: Manifest) -> Call:
-    """A call that feeds `run(method, inputs)` what a `.pte` takes."""
+    """Return a call that feeds `run(method, inputs)` what a `.pte` takes."""
     rows = {method.name: method.max_tokens for method in manifest.methods}
 
     def call(method: str, tokens: Sequence[int], position: int, state: State) -> Sequence[Tensor]:
@@ -28,7 +29,21 @@ def pte_call(run: Callable[[str, tuple[Tensor, ...]], Sequence[Tensor]], manifes
     return call
 
 
-class SliceSession:
+def graph_call(opened: Mapping[str, Any], manifest: Manifest) -> Call:
+    """Return a call of the ONNX graphs that these onnxruntime sessions, by method, have opened."""
+    config = from_dict(manifest.source.config, "manifest.json")
+    rows = {method.name: method.max_tokens for method in manifest.methods}
+
+    def call(method: str, tokens: Sequence[int], position: int, state: State) -> Sequence[Tensor]:
+        inputs = graph_inputs(config, tokens, position, rows[method], manifest.window) | state
+        names = ["logits", *(f"new_{name}" for name in state)]
+        outputs = opened[method].run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
+        return [torch.from_numpy(output) for output in outputs]
+
+    return call
+
+
+class SliceSession(Session):
     """One conversation with a pair of methods, wherever they run (see `Session` and `qualcomm/calls.py`).
 
     Chunks go through prefill, the last one padded; a lone token is decoded. With `pad_to` even a lone token takes the
@@ -36,10 +51,9 @@ class SliceSession:
     """
 
     pads = True
-    has_state = True
 
-    def __init__(self, call: Call, manifest: Manifest, runtime: str, version: str, emulated: bool) -> None:
-        self.runtime, self.version, self.window, self.emulated = runtime, version, manifest.window, emulated
+    def __init__(self, call: Call, manifest: Manifest, runtime: str, version: str) -> None:
+        self.runtime, self.version, self.window = runtime, version, manifest.window
         self._call = call
         self._config = from_dict(manifest.source.config, "manifest.json")
         self._chunk = next(method.max_tokens for method in manifest.methods if method.name == PREFILL)
@@ -52,9 +66,6 @@ class SliceSession:
     def reset(self) -> None:
         self._position = 0
         self._state = npu_state(self._config, self.window)
-
-    def decode(self, token: int) -> np.ndarray:
-        return self.prefill([token])
 
     def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
         check_room(self._position, len(tokens), self.window, self._config.vocab_size, tokens)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from lfm2_export.errors import ArtifactError
 from lfm2_export.progress.native_output import silenced
-from lfm2_export.runtimes.executorch import version as version
 
 _STOP = "<|im_end|>"  # streamed visibly by the runner
 

@@ -7,15 +7,13 @@ the processor has. The emulator computes as the hardware does and says nothing a
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import MissingDependencyError
-from lfm2_export.runtimes import _runner, native
-from lfm2_export.runtimes.executorch import version as executorch_version
-from lfm2_export.runtimes.native import runs as runs
-from lfm2_export.runtimes.session import Session
+from lfm2_export.runtimes import _runner, executorch, native
+from lfm2_export.runtimes._runner_session import RunnerSession
+from lfm2_export.runtimes.runtime import Runtime
 
 # processor → qemu's name for it and what its int8 kernels are built on; sme=off because qemu 7.2 computes int8
 # products wrongly with SME on, which its plain `max` has
@@ -27,62 +25,46 @@ PROCESSORS = {
 _DEFAULT = "cortex-a76"
 
 
-@dataclass(frozen=True)
-class Processor:
-    """One emulated processor, as a runtime (see `runtimes/__init__.py`)."""
+class Processor(Runtime):
+    """`lfm2_runner` on one emulated processor."""
 
-    name: str
+    targets = ("xnnpack",)
+    taken = "on request"
+    emulates = "CPU"
+
+    def __init__(self, processor: str) -> None:
+        self.name = self._place = f"arm64/{processor}"
+        self._cpu = PROCESSORS[processor][0]
 
     def version(self) -> str:
-        return version()
+        """Return the version of the executorch it is built on. MissingDependencyError without runner or emulator."""
+        _runner.program("aarch64")
+        _emulator()
+        native.RUNTIME.version()  # what it is compared with
+        return executorch.RUNTIME.version()
 
-    def runs(self, manifest: Manifest) -> bool:
-        return runs(manifest)
-
-    def open_session(self, folder: Path, manifest: Manifest) -> Session:
-        runtime = f"arm64/{self.name}"
+    def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> RunnerSession:
+        """Start an emulated runner for one conversation, on one thread: others would compete for qemu's locks."""
         command: list[str | Path]
-        command = [_emulator(), "-cpu", PROCESSORS[self.name][0], "-L", _libraries(), _runner.program("aarch64")]
-        # a second thread would only compete for the emulator's locks
-        return native.RunnerSession(runtime, version(), command, folder, manifest, threads=1, emulated=True)
+        command = [_emulator(), "-cpu", self._cpu, "-L", _libraries(), _runner.program("aarch64")]
+        return RunnerSession(self._place, self.version(), command, folder, manifest, threads=1)
 
-    def weights_session(self, folder: Path, manifest: Manifest) -> Session | None:
-        return None
-
-    def reference_session(self, folder: Path, manifest: Manifest) -> Session | None:
-        return None
-
-    def twin_session(self, folder: Path, manifest: Manifest) -> Session:
-        """The same program on this machine's own processor."""
-        return native.open_session(folder, manifest)
+    def twin_session(self, folder: Path, manifest: Manifest) -> RunnerSession:
+        """Start the same program on this machine's own processor."""
+        return native.RUNTIME.open_session(folder, manifest)
 
 
-def processors() -> dict[str, Processor]:
-    """Each emulated processor, by name."""
-    return {name: Processor(name) for name in PROCESSORS}
+class Arm64(Processor):
+    """All emulated processors; by itself, without a processor's name, a usual one of them."""
+
+    processors = {name: Processor(name) for name in PROCESSORS}  # noqa: RUF012  a constant
+
+    def __init__(self) -> None:
+        super().__init__(_DEFAULT)
+        self.name = "arm64"
 
 
-def version() -> str:
-    """Of the executorch it is built on; MissingDependencyError if the runner or the emulator is absent."""
-    _runner.program("aarch64")
-    _emulator()
-    native.version()  # what it is compared with
-    return executorch_version()
-
-
-def open_session(folder: Path, manifest: Manifest) -> Session:
-    """Start the runner on one of the processors, for one conversation."""
-    return Processor(_DEFAULT).open_session(folder, manifest)
-
-
-def weights_session(folder: Path, manifest: Manifest) -> Session | None:
-    """None: XNNPACK's int8 kernels round their inputs, whatever one asks."""
-    return None
-
-
-def reference_session(folder: Path, manifest: Manifest) -> Session | None:
-    """None: eager PyTorch computes what the file does."""
-    return None
+RUNTIME = Arm64()
 
 
 def _emulator() -> Path:

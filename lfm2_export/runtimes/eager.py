@@ -1,4 +1,4 @@
-"""The reference: the traced model run by PyTorch itself, behind the same `Session` protocol.
+"""The reference: the traced model run by PyTorch itself, a `Session` like any other.
 
 It needs a checkpoint, not an artifact, so it is opened by `parity` and never listed among the runtimes.
 """
@@ -12,17 +12,15 @@ import torch
 
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import empty_state, is_cache, write_slices
-from lfm2_export.runtimes.session import Snapshot, check_room, check_snapshot
+from lfm2_export.runtimes.session import Session, Snapshot, check_room, check_snapshot
 
 
-class EagerSession:
+class EagerSession(Session):
     """One conversation with a `Decoder` (fp32 or quantized) in explicit form."""
 
     runtime = "eager"
     version = str(torch.__version__)
     pads = True
-    emulated = False
-    has_state = True
 
     def __init__(self, decoder: Decoder, window: int) -> None:
         self.decoder = decoder
@@ -39,9 +37,6 @@ class EagerSession:
 
     def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
         return self._run(tokens, pad_to, all_logits=False)[0]
-
-    def decode(self, token: int) -> np.ndarray:
-        return self.prefill([token])
 
     def score(self, tokens: Sequence[int]) -> np.ndarray:
         """Like `prefill`, but logits of every token, `[T, vocab]`: cheap teacher forcing, eager only."""

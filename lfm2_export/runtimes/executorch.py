@@ -1,180 +1,49 @@
-"""ExecuTorch's in-process Python runtime, driving both forms of an `xnnpack` artifact.
-
-The explicit form's state lives here, in tensors that the program writes in place; the resident form keeps it inside the
-loaded program, and `reset()` only goes back to position 0, exactly as the stock runners do.
-"""
+"""ExecuTorch's in-process Python runtime, driving both forms of an `xnnpack` artifact."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from lfm2_export.artifact.manifest import TAP, Manifest
-from lfm2_export.errors import ArtifactError, MissingDependencyError, UsageError
-from lfm2_export.progress.native_output import silenced
-from lfm2_export.runtimes._huge_pages import HugePages
-from lfm2_export.runtimes._in_place_state import InPlaceState
-from lfm2_export.runtimes.session import Session, Snapshot, check_room
+from lfm2_export.artifact.manifest import Manifest
+from lfm2_export.errors import MissingDependencyError
+from lfm2_export.runtimes.runtime import Runtime
+from lfm2_export.runtimes.session import Session
 
 
-def version() -> str:
-    """Of the installed executorch; MissingDependencyError if there is none."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
+class ExecuTorch(Runtime):
+    """The library that apps link, in this process. Its int8 kernels round their inputs, whatever one asks."""
 
-    try:
-        return installed("executorch")
-    except PackageNotFoundError as error:
-        raise MissingDependencyError("executorch is not installed; pip install executorch") from error
+    name = "executorch"
+    targets = ("xnnpack",)
+    forms = ("explicit", "resident")
+    taken = "first"
 
-
-def runs(manifest: Manifest) -> bool:
-    """Whether the artifact is a CPU `.pte`."""
-    return manifest.target == "xnnpack"
-
-
-def open_session(folder: Path, manifest: Manifest) -> Session:
-    """Load an artifact for one conversation. ArtifactError when ExecuTorch refuses the file."""
-    return ExplicitSession(folder, manifest) if manifest.form == "explicit" else ResidentSession(folder, manifest)
-
-
-def weights_session(folder: Path, manifest: Manifest) -> Session | None:
-    """None: XNNPACK's int8 kernels round their inputs, whatever one asks."""
-    return None
-
-
-def reference_session(folder: Path, manifest: Manifest) -> Session | None:
-    """None: eager PyTorch computes what the file does."""
-    return None
-
-
-class _Module:
-    """A loaded `.pte` and its one method."""
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  registers attention and cache kernels
-        from executorch.extension.pybindings import portable_lib
-        from executorch.kernels import quantized  # noqa: F401  registers the quantized embedding's kernels
-
-        self.method = manifest.methods[0]
-        self._called = False
-        self.taps: dict[str, np.ndarray] = {}
-        path = folder / self.method.file
+    def version(self) -> str:
+        """Return the version of the installed executorch. MissingDependencyError if there is none."""
         try:
-            with silenced(2):
-                self._module = portable_lib._load_for_executorch(str(path))
-            found = self._module.method_names()
-        except RuntimeError as error:
-            raise ArtifactError(f"{path}: ExecuTorch {version()} cannot load it: {_one_line(error)}") from error
-        if self.method.name not in found:
-            raise ArtifactError(f"{path}: no method {self.method.name!r}, only {', '.join(found)}")
+            return installed("executorch")
+        except PackageNotFoundError as error:
+            raise MissingDependencyError("executorch is not installed; pip install executorch") from error
 
-    def __call__(self, inputs: list[Tensor]) -> np.ndarray:
-        """The method's one output, logits `[1, vocab]`, copied out as `[vocab]`."""
-        outputs = self._run(inputs) if self._called else self._first_run(inputs)
-        shown = zip(self.method.outputs[1:], outputs[1:], strict=False)
-        self.taps = {spec.name.removeprefix(TAP): tensor.numpy().copy() for spec, tensor in shown}
-        return outputs[0][0].numpy().copy()  # it aliases the program's memory until the next call
+    def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> Session:
+        """Load an artifact for one conversation. `threads` holds for the whole process, ExecuTorch's only pool.
 
-    def _first_run(self, inputs: list[Tensor]) -> list[Tensor]:
-        """The one that probes the processor, aloud, and packs the weights into memory of the runtime's own."""
-        pages = HugePages()
-        with silenced(2):
-            outputs = self._run(inputs)
-        pages.adopt()
-        self._called = True
-        return outputs
+        Raises ArtifactError when ExecuTorch refuses the file.
+        """
+        from lfm2_export.runtimes import _pte
 
-    def _run(self, inputs: list[Tensor]) -> list[Tensor]:
-        try:
-            return self._module.run_method(self.method.name, inputs, clone_outputs=False)
-        except RuntimeError as error:
-            raise ArtifactError(f"ExecuTorch {version()} failed in {self.method.name}: {_one_line(error)}") from error
+        if threads is not None:
+            _pte.set_threads(threads)
+        session = _pte.ExplicitSession if manifest.form == "explicit" else _pte.ResidentSession
+        return session(folder, manifest, self.version())
+
+    def load_library(self) -> None:
+        """Import torch, ExecuTorch and the kernels that artifacts call."""
+        from lfm2_export.runtimes import _pte
+
+        _pte.load_library()
 
 
-class _Conversation:
-    """What both forms share: position, chunking, checks."""
-
-    runtime = "executorch"
-    pads = False
-    emulated = False
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.version = version()
-        self.window = manifest.window
-        self._module = _Module(folder, manifest)
-        self._vocab = int(manifest.source.config["vocab_size"])
-        self._limit = manifest.methods[0].max_tokens
-        self._position = 0
-
-    @property
-    def position(self) -> int:
-        return self._position
-
-    def taps(self) -> dict[str, np.ndarray]:
-        """The points of the last call, of a tapped method (`targets/__init__.py`); else nothing."""
-        return self._module.taps
-
-    def reset(self) -> None:
-        self._position = 0
-
-    def decode(self, token: int) -> np.ndarray:
-        return self.prefill([token])
-
-    def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
-        check_room(self._position, len(tokens), self.window, self._vocab, tokens)
-        if pad_to is not None:
-            raise UsageError("a .pte takes any number of tokens, and no padding")
-        for start in range(0, len(tokens), self._limit):
-            chunk = list(tokens[start : start + self._limit])
-            logits = self._module(self._inputs(chunk))
-            self._position += len(chunk)
-        return logits
-
-    def _inputs(self, chunk: list[int]) -> list[Tensor]:
-        """Of one call of at most `max_tokens` tokens at the current position."""
-        return [torch.tensor([chunk]), torch.tensor([self._position])]
-
-
-class ExplicitSession(_Conversation):
-    """The caller's side of the in-place transport, batch 1 (see `Session`). T is dynamic: nothing is ever padded."""
-
-    has_state = True
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        super().__init__(folder, manifest)
-        self._state = InPlaceState(manifest.methods[0])
-
-    def reset(self) -> None:
-        super().reset()
-        self._state.forget()
-
-    def state(self) -> Snapshot:
-        return self._state.snapshot(self._position)
-
-    def restore(self, snapshot: Snapshot) -> None:
-        self._state.restore(snapshot)
-        self._position = snapshot.position
-
-    def _inputs(self, chunk: list[int]) -> list[Tensor]:
-        return [*super()._inputs(chunk), *self._state.tensors.values()]
-
-
-class ResidentSession(_Conversation):
-    """State inside the program: no snapshot, and a `reset()` that only forgets the position."""
-
-    has_state = False
-
-    def state(self) -> Snapshot:
-        raise UsageError("a resident form keeps its state to itself; export with --form explicit for snapshots")
-
-    def restore(self, snapshot: Snapshot) -> None:
-        self.state()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+RUNTIME = ExecuTorch()

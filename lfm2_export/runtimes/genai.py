@@ -14,7 +14,8 @@ import numpy as np
 
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import ArtifactError, MissingDependencyError, UsageError
-from lfm2_export.runtimes.session import Snapshot, check_room
+from lfm2_export.runtimes.runtime import Runtime
+from lfm2_export.runtimes.session import Session, Snapshot, check_room
 
 _CONFIG = "genai_config.json"
 _MOST_BYTES = 1 << 20
@@ -30,52 +31,51 @@ _KNOWN = {
 }
 
 
-def version() -> str:
-    """Of the installed onnxruntime-genai; MissingDependencyError if there is none."""
-    try:
-        import onnxruntime_genai
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime-genai is not installed; pip install 'lfm2-export[genai]'") from error
-    return str(onnxruntime_genai.__version__)
+class Genai(Runtime):
+    """The library on the CPU. It loads the file as it is, with activations rounded as the recipe says."""
+
+    name = "genai"
+    targets = ("onnx",)
+
+    def version(self) -> str:
+        """Return the version of the installed onnxruntime-genai. MissingDependencyError if there is none."""
+        try:
+            import onnxruntime_genai
+        except ImportError as error:
+            hint = "pip install 'lfm2-export[genai]'"
+            raise MissingDependencyError(f"onnxruntime-genai is not installed; {hint}") from error
+        return str(onnxruntime_genai.__version__)
+
+    def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> GenaiSession:
+        """Load an artifact for one conversation.
+
+        Raises ArtifactError when the library refuses it, or its config asks for more than to run the model.
+        """
+        return GenaiSession(folder, manifest, threads)
 
 
-def runs(manifest: Manifest) -> bool:
-    """Whether the artifact is an ONNX one."""
-    return manifest.target == "onnx"
+RUNTIME = Genai()
 
 
-def open_session(folder: Path, manifest: Manifest) -> GenaiSession:
-    """Load an artifact for one conversation."""
-    return GenaiSession(folder, manifest)
-
-
-def weights_session(folder: Path, manifest: Manifest) -> None:
-    """None: genai loads the file as it is, with activations rounded as the recipe says."""
-    return
-
-
-def reference_session(folder: Path, manifest: Manifest) -> None:
-    """None: eager PyTorch has the same arithmetic to compare with."""
-    return
-
-
-class GenaiSession:
+class GenaiSession(Session):
     """One conversation, batch 1 (see `Session`)."""
 
     runtime = "genai"
-    pads = False
     has_state = False
-    emulated = False
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.version = version()
+    def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
+        self.version = RUNTIME.version()
         import onnxruntime_genai
 
         self.window = manifest.window
         self._vocab = _check_config(folder / _CONFIG, manifest.methods[0].file)
         self._library = onnxruntime_genai
         try:
-            self._model = onnxruntime_genai.Model(str(folder))
+            config = onnxruntime_genai.Config(str(folder))
+            if threads is not None:
+                options = {"intra_op_num_threads": threads}
+                config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+            self._model = onnxruntime_genai.Model(config)
             self._generator = self._new_generator()
         except Exception as error:  # its exceptions have no common base of their own
             reason = " ".join(str(error).split())[:200]
@@ -94,9 +94,6 @@ class GenaiSession:
         logits: np.ndarray = self._generator.get_logits()  # [1, 1, vocab]
         return logits[0, -1].copy()
 
-    def decode(self, token: int) -> np.ndarray:
-        return self.prefill([token])
-
     def reset(self) -> None:
         if self.position:
             del self._generator  # its cache spans the window: never two at once
@@ -104,9 +101,6 @@ class GenaiSession:
 
     def state(self) -> Snapshot:
         raise UsageError("genai keeps its state to itself; use --runtime onnxruntime for this")
-
-    def restore(self, snapshot: Snapshot) -> None:
-        self.state()
 
     def _new_generator(self) -> Any:
         parameters = self._library.GeneratorParams(self._model)

@@ -16,62 +16,61 @@ import numpy as np
 from lfm2_export.artifact.manifest import TAP, Manifest, TensorSpec
 from lfm2_export.errors import ArtifactError, MissingDependencyError
 from lfm2_export.runtimes._huge_pages import HugePages
-from lfm2_export.runtimes.session import Snapshot, check_room, check_snapshot
+from lfm2_export.runtimes.runtime import Runtime
+from lfm2_export.runtimes.session import Session, Snapshot, check_room, check_snapshot
 
 _CONV = "past_conv."
 _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 _QUIET = 3  # onnxruntime's log level: errors only
 
 
-def version() -> str:
-    """Of the installed onnxruntime; MissingDependencyError if there is none."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime is not installed; pip install onnxruntime") from error
-    return str(onnxruntime.__version__)
+class OnnxRuntime(Runtime):
+    """The library on the CPU, in this process."""
+
+    name = "onnxruntime"
+    targets = ("onnx",)
+    taken = "first"
+
+    def version(self) -> str:
+        """Return the version of the installed onnxruntime. MissingDependencyError if there is none."""
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingDependencyError("onnxruntime is not installed; pip install onnxruntime") from error
+        return str(onnxruntime.__version__)
+
+    def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> OnnxRuntimeSession:
+        """Load an artifact for one conversation. ArtifactError when onnxruntime refuses the file."""
+        return OnnxRuntimeSession(folder, manifest, threads=threads)
+
+    def weights_session(self, folder: Path, manifest: Manifest) -> OnnxRuntimeSession:
+        """Load the same file with activations and states in fp32, its matrices taking their inputs unrounded.
+
+        Rounding is chaotic: one input that falls the other way moves the next layer's, and soon the difference is as
+        large as rounding itself. Without it the file must equal the weight-only eager model to fp32's last digits.
+        """
+        return OnnxRuntimeSession(folder, manifest, float_activations=True)
 
 
-def runs(manifest: Manifest) -> bool:
-    """Whether the artifact is an ONNX one."""
-    return manifest.target == "onnx"
+RUNTIME = OnnxRuntime()
 
 
-def open_session(folder: Path, manifest: Manifest, threads: int = 0) -> OnnxRuntimeSession:
-    """Load an artifact for one conversation, on that many threads (0: onnxruntime's own choice)."""
-    return OnnxRuntimeSession(folder, manifest, threads=threads)
-
-
-def weights_session(folder: Path, manifest: Manifest) -> OnnxRuntimeSession:
-    """The same file with activations and states in fp32, its matrices taking their inputs unrounded.
-
-    Rounding is chaotic: one input that falls the other way moves the next layer's, and soon the difference is as large
-    as rounding itself. Without it the file must equal the weight-only eager model to fp32's last digits.
-    """
-    return OnnxRuntimeSession(folder, manifest, float_activations=True)
-
-
-def reference_session(folder: Path, manifest: Manifest) -> None:
-    """None: eager PyTorch computes what the file does."""
-    return
-
-
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Session):
     """One conversation, batch 1 (see `Session`)."""
 
     runtime = "onnxruntime"
     pads = True
-    emulated = False
-    has_state = True
     _providers: Sequence[str] = ("CPUExecutionProvider",)
 
-    def __init__(self, folder: Path, manifest: Manifest, float_activations: bool = False, threads: int = 0) -> None:
-        self.version = version()
+    def __init__(
+        self, folder: Path, manifest: Manifest, float_activations: bool = False, threads: int | None = None
+    ) -> None:
+        self.version = RUNTIME.version()
         import onnxruntime
 
         method = manifest.methods[0]
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or 0  # 0: its own choice
         self._configure(options)
         path = folder / method.file
         try:
@@ -116,13 +115,9 @@ class OnnxRuntimeSession:
         return self._logits[0, 0].copy()
 
     def taps(self) -> dict[str, np.ndarray]:
-        """The points of the last call, of a tapped graph (`targets/__init__.py`); else nothing."""
         shown = self._binding.copy_outputs_to_cpu()[-len(self._tapped) :] if self._tapped else []
         values = zip(self._tapped, shown, strict=True)
         return {name.removeprefix(TAP): array.astype(np.float32) for name, array in values}
-
-    def decode(self, token: int) -> np.ndarray:
-        return self.prefill([token])
 
     def reset(self) -> None:
         """Conv states start from zero; old keys need no clearing, attention sees only columns below the position."""

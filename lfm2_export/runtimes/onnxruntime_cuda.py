@@ -13,7 +13,7 @@ from typing import Any
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import ArtifactError, MissingDependencyError
 from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession, present_name
-from lfm2_export.runtimes.onnxruntime import runs as _is_onnx
+from lfm2_export.runtimes.runtime import Runtime
 from lfm2_export.runtimes.session import Snapshot
 
 _PROVIDER = "CUDAExecutionProvider"
@@ -23,41 +23,42 @@ _ON_SHAPES = frozenset(  # what `targets/onnx/border.py` computes positions and 
 )
 
 
-def version() -> str:
-    """Of the installed onnxruntime-gpu; MissingDependencyError if it, its CUDA libraries or a GPU is absent."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime-gpu is not installed; pip install onnxruntime-gpu") from error
-    if _PROVIDER not in onnxruntime.get_available_providers():
-        raise MissingDependencyError(
-            f"onnxruntime {onnxruntime.__version__} is built without CUDA; "
-            "in an environment of its own: pip install onnxruntime-gpu"
-        )
-    if not _has_gpu():
-        raise MissingDependencyError("no NVIDIA GPU: libcuda.so.1 finds none")
-    return str(onnxruntime.__version__)
+class OnnxRuntimeCuda(Runtime):
+    """The library on the first GPU. In fp32 the attention has no kernel there, so it cannot judge weights alone."""
+
+    name = "onnxruntime-cuda"
+    targets = ("onnx",)
+
+    def version(self) -> str:
+        """Return the version of the installed onnxruntime-gpu.
+
+        Raises MissingDependencyError if it, its CUDA libraries or a GPU is absent.
+        """
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingDependencyError("onnxruntime-gpu is not installed; pip install onnxruntime-gpu") from error
+        if _PROVIDER not in onnxruntime.get_available_providers():
+            raise MissingDependencyError(
+                f"onnxruntime {onnxruntime.__version__} is built without CUDA; "
+                "in an environment of its own: pip install onnxruntime-gpu"
+            )
+        if not _has_gpu():
+            raise MissingDependencyError("no NVIDIA GPU: libcuda.so.1 finds none")
+        return str(onnxruntime.__version__)
+
+    def runs(self, manifest: Manifest) -> bool:
+        """Return whether the artifact is an ONNX one in fp16."""
+        options = manifest.recipe.get("options", {})
+        return super().runs(manifest) and isinstance(options, dict) and options.get("precision") == "float16"
+
+    def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> CudaSession:
+        """Load an artifact for one conversation. ArtifactError names nodes that would fall back to the CPU."""
+        self.version()  # without a GPU onnxruntime would silently take the CPU
+        return CudaSession(folder, manifest, threads=threads)
 
 
-def runs(manifest: Manifest) -> bool:
-    """Whether the artifact is an ONNX one in fp16."""
-    options = manifest.recipe.get("options", {})
-    return _is_onnx(manifest) and isinstance(options, dict) and options.get("precision") == "float16"
-
-
-def open_session(folder: Path, manifest: Manifest) -> CudaSession:
-    """Load an artifact for one conversation on the first GPU. ArtifactError names nodes that would fall back."""
-    return CudaSession(folder, manifest)
-
-
-def weights_session(folder: Path, manifest: Manifest) -> None:
-    """None: in fp32 the attention has no kernel on CUDA."""
-    return
-
-
-def reference_session(folder: Path, manifest: Manifest) -> None:
-    """None: eager PyTorch has the same arithmetic to compare with."""
-    return
+RUNTIME = OnnxRuntimeCuda()
 
 
 class CudaSession(OnnxRuntimeSession):
@@ -67,9 +68,8 @@ class CudaSession(OnnxRuntimeSession):
     _providers = (_PROVIDER, "CPUExecutionProvider")
     _device = "cuda"
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.version = version()
-        super().__init__(folder, manifest)
+    def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
+        super().__init__(folder, manifest, threads=threads)
         refuse_fallback(self._session, self._providers[0])
 
     def reset(self) -> None:

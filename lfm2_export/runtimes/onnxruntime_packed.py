@@ -21,9 +21,9 @@ import numpy as np
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import ArtifactError
 from lfm2_export.files import Kind, cache_root, staged_folder
-from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession, reference_session, runs, version
-
-__all__ = ["open_session", "reference_session", "runs", "version", "weights_session"]
+from lfm2_export.runtimes import onnxruntime
+from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession
+from lfm2_export.runtimes.runtime import Runtime
 
 _SETTINGS = {
     "session.save_external_prepacked_constant_initializers": "1",
@@ -36,14 +36,27 @@ _CPUINFO = Path("/proc/cpuinfo")
 _DECISIVE = ("model name", "flags", "CPU part", "Features")  # its lines on x86 and on ARM
 
 
-def open_session(folder: Path, manifest: Manifest, threads: int = 0) -> PackedSession:
-    """Load an artifact for one conversation. Packs it before, where this machine has not done so yet."""
-    return PackedSession(packed(folder, manifest), manifest, threads)
+class OnnxRuntimePacked(Runtime):
+    """The library on the CPU. The runtime `onnxruntime` judges the stored weights."""
+
+    name = "onnxruntime-packed"
+    targets = ("onnx",)
+    taken = "on request"
+
+    def version(self) -> str:
+        """Return the version of the installed onnxruntime. MissingDependencyError if there is none."""
+        return onnxruntime.RUNTIME.version()
+
+    def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> PackedSession:
+        """Load an artifact for one conversation. Packs it before, where this machine has not done so yet."""
+        return PackedSession(packed(folder, manifest), manifest, threads)
+
+    def prepare(self, folder: Path, manifest: Manifest) -> None:
+        """Pack the artifact, where this machine has not done so yet."""
+        packed(folder, manifest)
 
 
-def weights_session(folder: Path, manifest: Manifest) -> None:
-    """None: the runtime `onnxruntime` judges the stored weights."""
-    return
+RUNTIME = OnnxRuntimePacked()
 
 
 class PackedSession(OnnxRuntimeSession):
@@ -51,7 +64,7 @@ class PackedSession(OnnxRuntimeSession):
 
     runtime = "onnxruntime-packed"
 
-    def __init__(self, model: Path, manifest: Manifest, threads: int = 0) -> None:
+    def __init__(self, model: Path, manifest: Manifest, threads: int | None = None) -> None:
         method = manifest.methods[0].model_copy(update={"file": model.name})
         super().__init__(model.parent, manifest.model_copy(update={"methods": [method]}), threads=threads)
 
@@ -64,7 +77,7 @@ class PackedSession(OnnxRuntimeSession):
 
 
 def packed(folder: Path, manifest: Manifest) -> Path:
-    """The packed model of an artifact, written if it is not there.
+    """Return the packed model of an artifact, written if it is not there.
 
     Raises ArtifactError where onnxruntime cannot load or pack it, or what it packed gives other bits.
     """
@@ -82,7 +95,7 @@ def packed(folder: Path, manifest: Manifest) -> Path:
 def _compare(plain: OnnxRuntimeSession, packed: PackedSession) -> None:
     expected, found = plain.prefill(_PROBE), packed.prefill(_PROBE)
     if not np.array_equal(found, expected) or not np.array_equal(packed.decode(_PROBE[1]), plain.decode(_PROBE[1])):
-        raise ArtifactError(f"onnxruntime {version()} packs this model wrongly; use the runtime onnxruntime")
+        raise ArtifactError(f"onnxruntime {RUNTIME.version()} packs this model wrongly; use the runtime onnxruntime")
 
 
 def _pack(source: Path, target: Path) -> None:
@@ -98,13 +111,13 @@ def _pack(source: Path, target: Path) -> None:
         onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"{source}: onnxruntime {version()} cannot pack it: {reason}") from error
+        raise ArtifactError(f"{source}: onnxruntime {RUNTIME.version()} cannot pack it: {reason}") from error
 
 
 def _key(file: str, manifest: Manifest) -> str:
     """Of the model's bytes (graph and external data), the library and the processor: what a layout depends on."""
     stored = {name: entry.sha256 for name, entry in manifest.files.items() if name.startswith(file)}
-    return hashlib.sha256(json.dumps([stored, version(), _processor()]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([stored, RUNTIME.version(), _processor()]).encode()).hexdigest()[:32]
 
 
 def _processor() -> list[str]:

@@ -7,49 +7,49 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from lfm2_export.artifact.manifest import Manifest
-from lfm2_export.errors import ArtifactError, MissingDependencyError
+from lfm2_export.errors import ArtifactError
 from lfm2_export.progress.native_output import silenced
 from lfm2_export.qualcomm import sdk
-from lfm2_export.runtimes._slices import SliceSession, pte_call
+from lfm2_export.runtimes import executorch
+from lfm2_export.runtimes.runtime import Runtime
 from lfm2_export.runtimes.session import Session
 
-
-def version() -> str:
-    """Of executorch and of Qualcomm's libraries; MissingDependencyError if either is absent."""
-    try:
-        executorch = installed("executorch")
-    except PackageNotFoundError as error:
-        raise MissingDependencyError("executorch is not installed; pip install executorch") from error
-    return f"{executorch} on the HTP emulator of {sdk.version()}"
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def runs(manifest: Manifest) -> bool:
-    """Whether the artifact is an NPU `.pte`."""
-    return manifest.target == "qnn"
+class QnnEmulator(Runtime):
+    """ExecuTorch with Qualcomm's backend. A compiled program cannot leave its activations in float."""
+
+    name = "qnn"
+    targets = ("qnn",)
+    taken = "first"
+    emulates = "NPU"
+
+    def version(self) -> str:
+        """Return the versions of executorch and of Qualcomm's libraries.
+
+        Raises MissingDependencyError if either is absent, or has none for this machine.
+        """
+        return f"{executorch.RUNTIME.version()} on the HTP emulator of {sdk.version()}"
+
+    def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> Session:
+        """Load an artifact for one conversation. ArtifactError when ExecuTorch refuses the file."""
+        from lfm2_export.runtimes._slices import SliceSession, pte_call
+
+        call = pte_call(_Program(folder, manifest), manifest)
+        return SliceSession(call, manifest, "qnn-emulator", self.version())
+
+    def load_library(self) -> None:
+        """Import torch, ExecuTorch and Qualcomm's libraries."""
+        sdk.prepare()
 
 
-def open_session(folder: Path, manifest: Manifest) -> Session:
-    """Load an artifact for one conversation. ArtifactError when ExecuTorch refuses the file."""
-    call = pte_call(_Program(folder, manifest), manifest)
-    return SliceSession(call, manifest, "qnn-emulator", version(), emulated=True)
-
-
-def weights_session(folder: Path, manifest: Manifest) -> Session | None:
-    """None: a compiled program cannot leave its activations in float."""
-    return None
-
-
-def reference_session(folder: Path, manifest: Manifest) -> Session | None:
-    """None: eager PyTorch is the reference, rebuilt from checkpoint, recipe and calibration tokens."""
-    return None
+RUNTIME = QnnEmulator()
 
 
 class _Program:

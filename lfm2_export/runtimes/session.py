@@ -1,10 +1,10 @@
-"""The one protocol behind which every runtime executes an artifact: one conversation at a time."""
+"""What every runtime makes of an artifact: one conversation at a time, behind the same few calls."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class Snapshot:
     tensors: dict[str, np.ndarray] = field(repr=False)
 
 
-class Session(Protocol):
+class Session(ABC):
     """A loaded artifact (or the eager model) and one conversation's state. Batch 1.
 
     Logits are `[vocab] float32` of the last valid token. A call that would pass the window raises
@@ -33,46 +33,50 @@ class Session(Protocol):
     runtime: str  # name for reports: "eager", "executorch", "onnxruntime", …
     version: str  # of the runtime library
     window: int  # tokens
-    pads: bool  # whether prefill accepts `pad_to`
-    emulated: bool  # stands in for hardware, at a hundredth of its speed
-    has_state: bool  # whether state() and restore() exist (a resident form hides its state)
+    pads: bool = False  # whether prefill accepts `pad_to`
+    has_state: bool = True  # whether state() and restore() exist (a resident form hides its state)
 
     @property
+    @abstractmethod
     def position(self) -> int:
-        """Tokens already seen."""
-        ...
+        """The number of tokens already seen."""
 
+    @abstractmethod
     def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
-        """Go on with a chunk of at least one token; `pad_to` right-pads the call to that many rows."""
-        ...
+        """Go on with a chunk of at least one token; `pad_to` right-pads the call to that many rows.
+
+        Raises UsageError for `pad_to` where `pads` is False.
+        """
 
     def decode(self, token: int) -> np.ndarray:
         """Go on with a single token."""
-        ...
+        return self.prefill([token])
 
+    @abstractmethod
     def reset(self) -> None:
         """Forget everything: the next call starts a new conversation."""
-        ...
 
     def state(self) -> Snapshot:
         """Copy the state out. UsageError where `has_state` is False."""
-        ...
+        raise UsageError(f"{self.runtime} keeps the state of this form to itself")
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back (or on) to a state copied out earlier, by this session or another of the same artifact."""
-        ...
+        """Go back (or on) to a state copied out earlier, by this session or another of the same artifact.
 
-
-class TappedSession(Session, Protocol):
-    """A session of a tapped method (`targets/__init__.py`)."""
+        UsageError where `has_state` is False, or for a snapshot of another model or window.
+        """
+        self.state()  # refuses
 
     def taps(self) -> dict[str, np.ndarray]:
-        """Of the last call, by point, fp32, `[…, width]`; rows that only the last token has may be fewer."""
-        ...
+        """Return what the last call's points held, by point, fp32 `[…, width]`, where the method outputs them.
+
+        Rows that only the last token has may be fewer. Empty for an ordinary artifact.
+        """
+        return {}
 
 
 def check_room(position: int, tokens: int, window: int, vocab: int, ids: Sequence[int]) -> None:
-    """What every session checks before it touches a runtime; a bad shape or id aborts some of them outright.
+    """Refuse what no session can do, before it reaches a library: a bad shape or id aborts some of them outright.
 
     Raises UsageError for an empty chunk or an id outside the vocabulary, WindowExceededError past the window.
     """
@@ -88,7 +92,7 @@ def check_room(position: int, tokens: int, window: int, vocab: int, ids: Sequenc
 
 
 def check_snapshot(snapshot: Snapshot, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Whether a snapshot fits a session whose state tensors have these shapes (caches at their full window).
+    """Refuse a snapshot that does not fit a session with state of these shapes (caches at their full window).
 
     Raises UsageError for a position past the window, or a tensor missing, extra or of another shape.
     """

@@ -11,9 +11,7 @@ import numpy as np
 from lfm2_export import runtimes
 from lfm2_export.artifact.folder import Artifact, open_artifact
 from lfm2_export.bench.bytes_read import cache_bytes, weight_bytes
-from lfm2_export.bench.contenders import pte
 from lfm2_export.bench.stages import decode_stages
-from lfm2_export.errors import ArtifactError
 from lfm2_export.model.state import is_cache
 from lfm2_export.runtimes import onnxruntime
 from lfm2_export.runtimes.session import Session, Snapshot
@@ -25,17 +23,15 @@ _opened = cache(open_artifact)  # checked once, before the clock runs: no other 
 
 
 def prepare(path: Path, threads: int) -> None:
-    """Check the artifact, import its runtime and hold it to `threads`; onnxruntime is told so per session."""
-    if onnxruntime.runs(_opened(path).manifest):
-        onnxruntime.version()
-    else:
-        pte.prepare(path, threads)
+    """Check the artifact and import its runtime's library, which is told the number of threads when it loads."""
+    runtimes.first(_opened(path).manifest).load_library()
 
 
 def load(path: Path, threads: int, room: int) -> ArtifactContender:
     """Open the artifact with the first runtime meant for it; its window is its own, whatever `room` is."""
     artifact = _opened(path)
-    return ArtifactContender(artifact, _open(artifact, threads), threads)
+    session = runtimes.first(artifact.manifest).open_session(artifact.folder, artifact.manifest, threads)
+    return ArtifactContender(artifact, session, threads)
 
 
 class ArtifactContender:
@@ -69,7 +65,7 @@ class ArtifactContender:
     def stages(self, context: int, steps: int) -> dict[str, float] | None:
         """Share of a decode step that each kind of operator takes; None where the runtime has no profiler."""
         artifact = self._artifact
-        if not onnxruntime.runs(artifact.manifest) or context > self.window:
+        if self._session.runtime != onnxruntime.RUNTIME.name or context > self.window:
             return None
         snapshot = self._snapshot(max(1, context - steps))
         return decode_stages(artifact.folder, artifact.manifest, self._threads, snapshot, _FILLER, steps)
@@ -85,15 +81,6 @@ class ArtifactContender:
             for name, values in self._one_token.tensors.items()
         }
         return Snapshot(position, tensors)
-
-
-def _open(artifact: Artifact, threads: int) -> Session:
-    manifest = artifact.manifest
-    if onnxruntime.runs(manifest):
-        return onnxruntime.open_session(artifact.folder, manifest, threads)
-    for name in runtimes.usual(manifest):
-        return runtimes.find(name).open_session(artifact.folder, manifest)
-    raise ArtifactError(f"{artifact.folder}: no runtime here runs target {manifest.target!r}")
 
 
 def _is_model(name: str, artifact: Artifact) -> bool:

@@ -15,14 +15,14 @@ import numpy as np
 from lfm2_export.bench.contenders import CALL
 from lfm2_export.bench.spec import GENAI
 from lfm2_export.errors import ArtifactError, one_line
-from lfm2_export.runtimes.genai import version
+from lfm2_export.runtimes import genai
 
 _FILLER = 1
 
 
 def prepare(path: Path, threads: int) -> None:
     """Import the library; it is told the number of threads per model."""
-    version()
+    genai.RUNTIME.version()
 
 
 def load(path: Path, threads: int, room: int) -> GenaiContender:
@@ -51,7 +51,7 @@ class GenaiContender:
             self._generator = self._new()
         except Exception as error:  # the library's exceptions have no common base of their own
             raise ArtifactError(f"{path}: onnxruntime-genai cannot load it: {one_line(error)}") from error
-        self.runtime = f"onnxruntime-genai {version()}"
+        self.runtime = f"onnxruntime-genai {genai.RUNTIME.version()}"
         model = str(described["decoder"]["filename"])
         self.size = sum(file.stat().st_size for file in path.glob(f"{model}*"))
 

@@ -8,23 +8,25 @@ from lfm2_export.artifact.folder import Artifact, open_artifact
 from lfm2_export.bench.contenders import Memory
 from lfm2_export.bench.contenders.artifact import ArtifactContender
 from lfm2_export.runtimes import native
+from lfm2_export.runtimes._runner_session import RunnerSession
 
 
 def prepare(path: Path, threads: int) -> None:
     """Whether the runner is there; it is told its threads when it starts."""
-    native.version()
+    native.RUNTIME.version()
 
 
 def load(path: Path, threads: int, room: int) -> NativeContender:
     """Start a runner on the artifact; its window is its own, whatever `room` is."""
     artifact = open_artifact(path)
-    return NativeContender(artifact, native.open_session(artifact.folder, artifact.manifest, threads), threads)
+    session = native.RUNTIME.open_session(artifact.folder, artifact.manifest, threads)
+    return NativeContender(artifact, session, threads)
 
 
 class NativeContender(ArtifactContender):
     """Messages between two processes are part of every call: 256 KB of logits for a vocabulary of 65536."""
 
-    def __init__(self, artifact: Artifact, session: native.RunnerSession, threads: int) -> None:
+    def __init__(self, artifact: Artifact, session: RunnerSession, threads: int) -> None:
         super().__init__(artifact, session, threads)
         self._runner = session.runner
 

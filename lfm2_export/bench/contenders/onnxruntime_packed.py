@@ -11,17 +11,11 @@ from lfm2_export.runtimes import onnxruntime_packed
 
 def prepare(path: Path, threads: int) -> None:
     """Import the library; it is told its threads per session."""
-    onnxruntime_packed.version()
+    onnxruntime_packed.RUNTIME.version()
 
 
-def load(path: Path, threads: int, room: int) -> PackedContender:
+def load(path: Path, threads: int, room: int) -> ArtifactContender:
     """Map the packed weights; the window is the artifact's own, whatever `room` is."""
     artifact = open_artifact(path)
-    session = onnxruntime_packed.open_session(artifact.folder, artifact.manifest, threads)
-    return PackedContender(artifact, session, threads)
-
-
-class PackedContender(ArtifactContender):
-    def stages(self, context: int, steps: int) -> dict[str, float] | None:
-        """None: the kernels, and so the shares, are those of the artifact's own runtime."""
-        return None
+    session = onnxruntime_packed.RUNTIME.open_session(artifact.folder, artifact.manifest, threads)
+    return ArtifactContender(artifact, session, threads)

@@ -12,24 +12,15 @@ import torch
 
 from lfm2_export.bench.contenders import CALL
 from lfm2_export.errors import ArtifactError, one_line
+from lfm2_export.runtimes import _pte, executorch
 from lfm2_export.runtimes._huge_pages import HugePages
-from lfm2_export.runtimes.executorch import version
 
 _FILLER = 1
 
 
 def prepare(path: Path, threads: int) -> None:
-    """Size ExecuTorch's thread pool before a program captures it.
-
-    The pool counts the machine's cores and does not look at the process's CPU affinity: bound to one core it would
-    run as many threads as the machine has, and they would take turns.
-    """
-    from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  registers llama::*
-    from executorch.extension.pybindings import portable_lib
-    from executorch.kernels import quantized  # noqa: F401  registers the quantized embedding's kernels
-
-    portable_lib._unsafe_reset_threadpool(threads)
-    torch.set_num_threads(threads)
+    """Import ExecuTorch and size its thread pool, before a program captures it."""
+    _pte.set_threads(threads)
 
 
 def load(path: Path, threads: int, room: int) -> PteContender:
@@ -46,7 +37,7 @@ class PteContender:
     def __init__(self, path: Path) -> None:
         from executorch.extension.pybindings import portable_lib
 
-        self.runtime = f"executorch {version()}"
+        self.runtime = f"executorch {executorch.RUNTIME.version()}"
         self.size = path.stat().st_size
         try:
             self._module = portable_lib._load_for_executorch(str(path))

@@ -1,0 +1,74 @@
+"""What a runtime is: something that executes an artifact. Each is a subclass, in a file of its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from lfm2_export.artifact.manifest import Manifest
+from lfm2_export.runtimes.session import Session
+
+
+class Runtime(ABC):
+    """A library or program that executes artifacts, and what `parity`, `bench` and `chat` must know about it.
+
+    The class attributes are the runtime's description, so its file imports no heavy library: methods do, when called.
+    """
+
+    name: str  # as in `--runtime NAME`: the file's name, with `-` for `_`
+    targets: ClassVar[tuple[str, ...]]  # whose artifacts it executes
+    forms: ClassVar[tuple[str, ...]] = ("explicit",)
+    # "first": its targets' own runtime, with which chat and bench begin; "always": by every proof as well;
+    # "on request": only when it is named, since it repeats a target's own kernels on the same file
+    taken: ClassVar[Literal["first", "always", "on request"]] = "always"
+    # hardware that it stands in for, which makes it slow: `parity` asks an emulator less
+    emulates: ClassVar[Literal["CPU", "NPU"] | None] = None
+    # processor → the runtime for it, found as `NAME/PROCESSOR`, of one that can emulate several
+    processors: ClassVar[Mapping[str, Runtime]] = {}
+
+    @abstractmethod
+    def version(self) -> str:
+        """Return the version of the installed library.
+
+        Raises MissingDependencyError, with the command that installs it, where it or its hardware is absent.
+        """
+
+    def runs(self, manifest: Manifest) -> bool:
+        """Return whether this runtime is meant for such an artifact."""
+        return manifest.target in self.targets and manifest.form in self.forms
+
+    @abstractmethod
+    def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> Session:
+        """Load an artifact for one conversation, batch 1.
+
+        `threads` is how many CPU threads may compute; None leaves it to the library, and a runtime that does not
+        compute on the CPU's threads has no use for it. Raises ArtifactError where the library refuses the files.
+        """
+
+    def weights_session(self, folder: Path, manifest: Manifest) -> Session | None:
+        """Load the same files with activations and KV cache in fp32, to judge the stored weights without rounding.
+
+        None where the runtime cannot: its kernels round their inputs, or another runtime judges the same file.
+        """
+        return None
+
+    def reference_session(self, folder: Path, manifest: Manifest) -> Session | None:
+        """Load the same quantized arithmetic in a library that is trusted on this machine.
+
+        None where eager PyTorch computes what the file does, which is then the reference.
+        """
+        return None
+
+    def twin_session(self, folder: Path, manifest: Manifest) -> Session | None:
+        """Load the program that an emulator runs on this machine's own processor. None where there is no such thing."""
+        return None
+
+    def load_library(self) -> None:
+        """Import the library into this process, so that what a session takes afterwards is the model's own."""
+        self.version()
+
+    def prepare(self, folder: Path, manifest: Manifest) -> None:
+        """Do what is done once for an artifact on a machine, before sessions are opened. By default nothing."""
+        return
