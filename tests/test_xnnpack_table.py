@@ -24,7 +24,7 @@ from lfm2_export.model.mixer import Mixer
 from lfm2_export.pipeline import export
 from lfm2_export.targets.xnnpack.border import native_shapes, ordered
 from lfm2_export.targets.xnnpack.passes import Given, with_heads_apart
-from lfm2_export.targets.xnnpack.table import TABLE, Split, hosts, prepared
+from lfm2_export.targets.xnnpack.table import TABLE, Split, hosts
 from lfm2_export.targets.xnnpack.target import TARGET
 
 KINDS = trace(config(), padded=False).kinds()
@@ -58,13 +58,12 @@ class TestEntries:
     @pytest.mark.parametrize("shape", SHAPES)
     def test_every_step_that_a_rewrite_makes_can_be_written(self, shape: str) -> None:
         small = config(**SHAPES[shape])
-        network = prepared(given(small), trace(small, padded=False))
-        assert not [step for step in network.steps if isinstance(TABLE[step.kind], Split)]
+        assert not [step for step in TARGET.network(small).steps if isinstance(TABLE[step.kind], Split)]
 
 
 class TestOrder:
     def plan(self) -> list[Step | Call]:
-        network = prepared(given(config()), trace(config(), padded=False))
+        network = TARGET.network(config())
         return ordered(network, cut(network, hosts()))
 
     def test_calls_take_activations_then_angles_then_states(self) -> None:
@@ -77,7 +76,7 @@ class TestOrder:
         assert tuple(angles) == first.outputs[:2]
 
     def test_caches_are_no_result_and_conv_states_are(self) -> None:
-        network = prepared(given(config()), trace(config(), padded=False))
+        network = TARGET.network(config())
         assert list(network.state) == [name for name in native_shapes(config(), 1) if name.startswith("conv_state")]
 
 

@@ -17,13 +17,11 @@ from torch import Tensor, nn
 
 from lfm2_export.graph.cut import Call, cut
 from lfm2_export.graph.steps import POSITION, STATE, TOKENS
-from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import State
 from lfm2_export.targets.xnnpack.border import native_shapes, ordered
 from lfm2_export.targets.xnnpack.delegate_graph import Extent
 from lfm2_export.targets.xnnpack.delegated import Place
-from lfm2_export.targets.xnnpack.passes import Given
 from lfm2_export.targets.xnnpack.payload import written
 from lfm2_export.targets.xnnpack.table import Hosted, hosts, prepared
 
@@ -33,8 +31,7 @@ class DelegatedNetwork(nn.Module):
 
     def __init__(self, decoder: Decoder, limit: int, probed: bool = False) -> None:
         super().__init__()
-        states = {STATE + name: shape for name, shape in native_shapes(decoder.config, window=1).items()}
-        network = prepared(Given(decoder, states), trace(decoder.config, padded=False))
+        network = prepared(decoder)
         self.logits, self.state = network.logits, network.state
         self.points: list[str] = []  # what can be seen of a probed network, see `payload.written`
         self.operators = 0  # inside the delegate
@@ -42,7 +39,7 @@ class DelegatedNetwork(nn.Module):
         self.reads: list[tuple[str, ...]] = []  # part by part
         self.makes: list[tuple[str, ...]] = []
         known = {TOKENS: Extent((1, limit), 1), POSITION: Extent((1,))}
-        known |= {value: Extent(shape) for value, shape in states.items()}
+        known |= {STATE + name: Extent(shape) for name, shape in native_shapes(decoder.config, window=1).items()}
         weights, payloads = NamedDataStore(), []
         for part in ordered(network, cut(network, hosts())):
             if isinstance(part, Call):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from executorch.exir._serialize._named_data_store import NamedDataStore
@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from lfm2_export.artifact.manifest import point_name
 from lfm2_export.graph.cut import Call
-from lfm2_export.graph.steps import Step
+from lfm2_export.graph.walk import probes
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.targets.xnnpack.border import declared
 from lfm2_export.targets.xnnpack.delegate_graph import Extent, Graph, Value
@@ -32,14 +32,6 @@ class Payload(NamedTuple):
     operators: int
 
 
-class Note(NamedTuple):
-    """A step as it was written: what went in, what came out."""
-
-    step: Step
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
-
-
 def written(
     call: Call, decoder: Decoder, known: Mapping[str, Extent], limit: int, weights: NamedDataStore, probed: bool
 ) -> Payload:
@@ -49,42 +41,30 @@ def written(
     """
     graph = Graph(weights)
     values: dict[str, Value] = {}
-    notes: list[Note] = []
     for part in declared(call):
         if isinstance(part, str):
             values[part] = graph.input(known[part])
             continue
-        note = Note(part, inputs := tuple(values[value] for value in part.inputs), _write(graph, decoder, part, inputs))
-        values |= zip(part.outputs, note.outputs, strict=True)
-        notes.append(note)
+        entry = TABLE[part.kind]
+        assert isinstance(entry, Delegated)
+        place = Place(decoder.get_submodule(part.path), part.arguments)
+        made = entry.write(graph, place, *(values[value] for value in part.inputs))
+        values |= zip(part.outputs, (made,) if isinstance(made, Value) else made, strict=True)
     for value in call.outputs:
         graph.output(values[value])
-    points = tuple(_probe(graph, decoder, notes)) if probed else ()
+    points = tuple(_probe(graph, call, values)) if probed else ()
     lowered = LoweredBackendModule(_shapes_alone(graph, limit), BACKEND, graph.serialize(), [])
     return Payload(lowered, {value: values[value] for value in call.outputs}, points, graph.operators)
 
 
-def _write(graph: Graph, decoder: Decoder, step: Step, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
-    entry = TABLE[step.kind]
-    assert isinstance(entry, Delegated)
-    result = entry.write(graph, Place(decoder.get_submodule(step.path), step.arguments), *inputs)
-    return (result,) if isinstance(result, Value) else result
-
-
-def _probe(graph: Graph, decoder: Decoder, notes: list[Note]) -> list[str]:
-    """Make what goes into and comes out of every innermost module an output too. Returns the points, in their order."""
+def _probe(graph: Graph, call: Call, values: Mapping[str, Value]) -> Iterator[str]:
+    """Make what goes into and comes out of every module an output too, and yield the points, in the outputs' order."""
     border = {value.id for value in graph.inputs + graph.outputs}
-    points = []
-    for step, (x, *_), (out, *_) in notes:
-        if any(decoder.get_submodule(step.path).children()):
-            continue
-        sides: tuple[tuple[Literal["in", "out"], Value], ...] = (("in", x), ("out", out))
-        for side, value in sides:
-            shown = graph.copy(value) if value.id in border else value
-            border.add(shown.id)
-            graph.output(shown)
-            points.append(point_name(step.path, side))
-    return points
+    for path, side, value in probes(call.steps):
+        shown = graph.copy(values[value]) if values[value].id in border else values[value]
+        border.add(shown.id)
+        graph.output(shown)
+        yield point_name(path, side)
 
 
 def _shapes_alone(graph: Graph, limit: int) -> ExportedProgram:

@@ -9,8 +9,11 @@ from typing import NamedTuple
 from torch import nn
 
 from lfm2_export.graph.passes import expanded
-from lfm2_export.graph.steps import Network, Step
+from lfm2_export.graph.steps import STATE, Network, Step
+from lfm2_export.graph.trace import trace
+from lfm2_export.model.decoder import Decoder
 from lfm2_export.targets.xnnpack import delegated, hosted, passes
+from lfm2_export.targets.xnnpack.border import native_shapes
 from lfm2_export.targets.xnnpack.delegate_graph import Extent, Value
 from lfm2_export.targets.xnnpack.delegated import Place
 from lfm2_export.targets.xnnpack.embedding import embedding
@@ -77,7 +80,11 @@ def hosts() -> dict[str, Hosted]:
     return {kind: entry for kind, entry in TABLE.items() if isinstance(entry, Hosted)}
 
 
-def prepared(given: Given, network: Network) -> Network:
-    """Return a traced network as the steps that are delegated or hosted, in the order in which they are written."""
+def prepared(decoder: Decoder) -> Network:
+    """Return the trace of a decoder as the steps that are delegated or hosted, in the order in which they are written.
+
+    Weights matter where they change the steps: a skeleton gives those of a decoder that is not quantized.
+    """
+    given = Given(decoder, {STATE + name: shape for name, shape in native_shapes(decoder.config, 1).items()})
     rewrites = {kind: partial(entry.rewrite, given) for kind, entry in TABLE.items() if isinstance(entry, Split)}
-    return passes.arranged(given, expanded(network, rewrites))
+    return passes.arranged(given, expanded(trace(decoder.config, padded=False), rewrites))

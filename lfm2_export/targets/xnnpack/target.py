@@ -19,7 +19,8 @@ from torch.export import Dim, ExportedProgram
 from lfm2_export.artifact.manifest import TAP, MethodSpec, TensorSpec
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
-from lfm2_export.model.decoder import Decoder
+from lfm2_export.graph.steps import Network
+from lfm2_export.model.decoder import Decoder, skeleton
 from lfm2_export.model.resident import Resident
 from lfm2_export.model.state import CACHE_DTYPES, State
 from lfm2_export.quantize.calibration import Windows
@@ -32,7 +33,7 @@ from lfm2_export.targets.xnnpack.delegation import delegation
 from lfm2_export.targets.xnnpack.in_place import drop_state_copies
 from lfm2_export.targets.xnnpack.network import DelegatedNetwork
 from lfm2_export.targets.xnnpack.pte_file import intact_weights, tidy
-from lfm2_export.targets.xnnpack.table import TABLE
+from lfm2_export.targets.xnnpack.table import TABLE, prepared
 
 FILE, METHOD = "model.pte", "forward"
 _BLOCK = 32  # inputs that share a scale in XNNPACK's blockwise kernels, or a multiple of it
@@ -45,6 +46,9 @@ class XnnpackTarget(Target):
     name = "xnnpack"
     steps = TABLE
     padded = False  # any number of tokens is a call
+
+    def network(self, config: LFM2Config) -> Network:
+        return prepared(skeleton(config))
 
     def check(self, recipe: Recipe, config: LFM2Config) -> None:
         """Refuse what this target cannot do, before a weight is read. Raises RecipeError."""
