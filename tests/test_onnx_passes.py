@@ -85,5 +85,5 @@ def test_products_outside_a_mixer_stay_apart() -> None:
 def test_the_probes_are_every_module_with_weights() -> None:
     decoder = random_decoder()
     leaves = {path for path, module in decoder.named_modules() if not any(module.children())}
-    found = {(probe.path, probe.side) for probe in probes(trace(decoder.config, padded=True))}
+    found = {(probe.path, probe.side) for probe in probes(trace(decoder.config, padded=True).steps)}
     assert found == {(path, side) for path in leaves for side in ("in", "out")} - {("embed_tokens", "in")}

@@ -13,7 +13,7 @@ from xnnpack_artifacts import FLIP_ERROR, MAX_TOKENS, WINDOW, Made, Make
 from lfm2_export.chat.generation import generate
 from lfm2_export.errors import ArtifactError, UsageError, WindowExceededError
 from lfm2_export.runtimes import _text_llm_runner
-from lfm2_export.targets import xnnpack
+from lfm2_export.targets.xnnpack import target as xnnpack
 
 RESIDENT = {"form": "resident"}
 SPECIAL = ["<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|3|>", "<|4|>", "<|5|>", "<|im_start|>", "<|im_end|>"]

@@ -23,8 +23,8 @@ from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.executorch import RUNTIME
 from lfm2_export.runtimes.session import Snapshot
-from lfm2_export.targets import xnnpack
-from lfm2_export.targets._xnnpack import delegation
+from lfm2_export.targets.xnnpack import delegation
+from lfm2_export.targets.xnnpack import target as xnnpack
 
 LAST_POSITION_ERROR = 2e-5
 
@@ -254,17 +254,17 @@ class TestRefusals:
     def test_another_runtimes_activations(self) -> None:
         rule = QuantizationRule(match="linear", weight=WeightScheme(bits=4, group=32), activation="int8-block")
         with pytest.raises(RecipeError, match="int8-block"):
-            xnnpack.check(recipe(quantization=(rule,)), config())
+            xnnpack.TARGET.check(recipe(quantization=(rule,)), config())
 
     def test_integer_weights_with_float_activations(self) -> None:
         rule = QuantizationRule(match="head", weight=WeightScheme(bits=8))
         with pytest.raises(RecipeError, match="int8-token"):
-            xnnpack.check(recipe(quantization=(rule,)), config())
+            xnnpack.TARGET.check(recipe(quantization=(rule,)), config())
 
     def test_activations_of_an_embedding(self) -> None:
         rule = QuantizationRule(match="embedding", weight=WeightScheme(bits=8), activation="int8-token")
         with pytest.raises(RecipeError, match="embedding"):
-            xnnpack.check(recipe(quantization=(rule,)), config())
+            xnnpack.TARGET.check(recipe(quantization=(rule,)), config())
 
     @pytest.mark.parametrize("kind", ["linear", "conv", "head"])
     @pytest.mark.parametrize(
@@ -280,16 +280,16 @@ class TestRefusals:
     def test_weights_that_xnnpack_has_no_kernel_for(self, kind: str, weight: WeightScheme, message: str) -> None:
         rule = QuantizationRule(match=kind, weight=weight, activation="int8-token")
         with pytest.raises(RecipeError, match=message):
-            xnnpack.check(recipe(quantization=(rule,)), config())
+            xnnpack.TARGET.check(recipe(quantization=(rule,)), config())
 
     @pytest.mark.parametrize("weight", [WeightScheme(bits=8, group=32), WeightScheme(bits=4, group=16)], ids=str)
     def test_an_embedding_may_have_any_group(self, weight: WeightScheme) -> None:
-        xnnpack.check(recipe(quantization=(QuantizationRule(match="embedding", weight=weight),)), config())
+        xnnpack.TARGET.check(recipe(quantization=(QuantizationRule(match="embedding", weight=weight),)), config())
 
     @pytest.mark.parametrize("options", [{"speed": 1}, {"max_tokens": 0}, {"max_tokens": True}, {"max_tokens": "9"}])
     def test_options(self, options: dict[str, Any]) -> None:
         with pytest.raises(RecipeError):
-            xnnpack.check(recipe(options=options), config())
+            xnnpack.TARGET.check(recipe(options=options), config())
 
     @pytest.mark.parametrize("kept", [0, 10, 2000, -1])
     def test_truncated_file(self, make: Make, tmp_path: Path, kept: int) -> None:

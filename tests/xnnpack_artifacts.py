@@ -19,7 +19,8 @@ from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.executorch import RUNTIME
 from lfm2_export.runtimes.session import Session
-from lfm2_export.targets import Lowered, xnnpack
+from lfm2_export.targets import Lowered
+from lfm2_export.targets.xnnpack import target as xnnpack
 
 WINDOW, MAX_TOKENS = 40, 16
 FP32_ERROR = 2e-5  # measured 1e-6 to 5e-6
@@ -59,9 +60,9 @@ class Made(NamedTuple):
 def lower(made_by: Recipe, folder: Path, **shape: Any) -> Made:
     """A random model of that shape, quantized and lowered as the recipe says."""
     decoder = random_decoder(**shape)
-    xnnpack.check(made_by, decoder.config)
+    xnnpack.TARGET.check(made_by, decoder.config)
     quantize(decoder, made_by.quantization, made_by.cache)
-    return Made(decoder, folder, xnnpack.lower(decoder, made_by, folder, lambda _: None), made_by)
+    return Made(decoder, folder, xnnpack.TARGET.lower(decoder, made_by, folder, lambda _: None), made_by)
 
 
 class Make(Protocol):

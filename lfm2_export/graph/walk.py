@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
 from lfm2_export.graph.steps import Network, Step
@@ -33,9 +33,11 @@ class Probe(NamedTuple):
     value: str
 
 
-def probes(network: Network) -> Iterator[Probe]:
+def probes(steps: Iterable[Step]) -> Iterator[Probe]:
     """Yield both sides of every norm and product, and what the lookup gives: all that has weights of its own."""
-    for step in network.of_kind("embedding", "linear", "rms_norm", "head_norm"):
+    for step in steps:
+        if step.kind not in ("embedding", "linear", "rms_norm", "head_norm"):
+            continue
         if step.kind != "embedding":  # tokens are no real numbers
             yield Probe(step.path, "in", step.inputs[0])
         yield Probe(step.path, "out", step.output)

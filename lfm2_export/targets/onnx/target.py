@@ -6,6 +6,7 @@ quantized matrices in onnxruntime's own packing, and an embedding that a tied he
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
@@ -16,7 +17,7 @@ from lfm2_export.artifact.manifest import TAP, MethodSpec, point_name
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.graph.passes import norm_before_pick
-from lfm2_export.graph.steps import Network
+from lfm2_export.graph.steps import Network, Step
 from lfm2_export.graph.walk import probes, walk
 from lfm2_export.model.decoder import Decoder, skeleton
 from lfm2_export.quantize.calibration import Windows
@@ -101,16 +102,16 @@ class OnnxTarget(Target):
         values = walk(network, border.values, lambda step, inputs: TABLE[step.kind](site, step, *inputs))
         graph.cast("logits", values[network.logits], "float32")
         if probed:
-            _add_probes(graph, norm_before_pick(super().network(decoder.config)), values)
+            _add_probes(graph, norm_before_pick(super().network(decoder.config)).steps, values)
         return graph
 
 
 TARGET = OnnxTarget()
 
 
-def _add_probes(graph: Graph, network: Network, values: dict[str, str]) -> None:
+def _add_probes(graph: Graph, steps: Iterable[Step], values: dict[str, str]) -> None:
     """Make what goes into and comes out of every module an output too, `[B, rows, width]`."""
-    for path, side, value in probes(network):
+    for path, side, value in probes(steps):
         name = f"{TAP}{point_name(path, side)}"
         graph.op("Identity", name, values[value])
         graph.output(name, graph.real, *(f"{name}/{axis}" for axis in ("batch", "rows", "width")))

@@ -3,14 +3,15 @@
 ExecuTorch's own way here, decompositions and two dozen graph passes over every node, takes minutes for a true-size LFM2
 and asks for a graph it can pattern-match; writing the graph takes milliseconds and says exactly what is meant. Layouts
 are those of executorch's backends/xnnpack (serialization/schema.fbs, operators/node_visitor.py) in the pinned version.
-A dimension that varies with T carries its upper bound; in a reshape it is 0, "to be inferred".
+An axis that varies with the number of tokens carries its upper bound; in a reshape it is 0, "to be inferred".
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,19 +29,21 @@ _ALIGNMENT = 16  # of weights, in bytes
 
 
 @dataclass(frozen=True)
-class Value:
-    """A tensor of the graph: its id and shape, fp32 unless it is a weight or a quantized activation."""
+class Extent:
+    """The shape of a tensor when a call has as many tokens as it may have, and the axis that varies with their number.
 
-    id: int
-    shape: tuple[int, ...]
-
-
-class Edge(NamedTuple):
-    """An input or output: its shape, and the axis that is T (at its upper bound) if one is."""
+    That axis is T long, or longer by a fixed number; None where no axis is.
+    """
 
     shape: tuple[int, ...]
-    varies: int | None
-    id: int
+    varies: int | None = None
+
+
+@dataclass(frozen=True)
+class Value(Extent):
+    """A tensor of a graph, fp32 unless it is a weight or a rounded activation."""
+
+    id: int = _NONE
 
 
 class Graph:
@@ -51,75 +54,79 @@ class Graph:
         self._values: list[xnn.XValue] = []
         self._nodes: list[xnn.XNode] = []
         self._constants = [xnn.ConstantDataOffset(0, 0)]  # index 0 means "not a constant"
-        self.inputs: list[Edge] = []
-        self.outputs: list[Edge] = []
+        self.inputs: list[Value] = []
+        self.outputs: list[Value] = []
         self._rounded: dict[int, Value] = {}  # value → the same in fp16, or dynamically quantized
-        self.seen: dict[nn.Module, tuple[Value, Value]] = {}  # module of the decoder → what goes in, what comes out
 
     @property
     def operators(self) -> int:
         """How many operators it has."""
         return len(self._nodes)
 
-    def input(self, *shape: int, varies: int | None = None) -> Value:
-        """A tensor given by the caller; T is its axis `varies`."""
-        value = self._tensor(shape, external=len(self.inputs), flags=_EXTERNAL_INPUT)
-        self.inputs.append(Edge(shape, varies, value.id))
+    def input(self, extent: Extent) -> Value:
+        """A tensor given by the caller."""
+        value = self._tensor(extent, external=len(self.inputs), flags=_EXTERNAL_INPUT)
+        self.inputs.append(value)
         return value
 
-    def output(self, value: Value, varies: int | None = None) -> None:
-        """Hand a value to the caller; T is its axis `varies`."""
-        self.outputs.append(Edge(value.shape, varies, value.id))
+    def output(self, value: Value) -> None:
+        """Hand a value to the caller."""
+        self.outputs.append(value)
 
-    def copy(self, x: Value, varies: int | None) -> Value:
-        """The same once more, for an input or output that shall be an output as well; T is its axis `varies`."""
-        shape = (0 if axis == varies else size for axis, size in enumerate(x.shape))
-        return self.reshape(x, *shape, to=x.shape)
+    def copy(self, x: Value) -> Value:
+        """The same once more, for an input or output that shall be an output as well."""
+        return self.reshape(x, *(0 if axis == x.varies else size for axis, size in enumerate(x.shape)))
 
     def constant(self, tensor: Tensor) -> Value:
         """An fp32 constant, stored as it lies."""
-        return self._tensor(tuple(tensor.shape), constant=self._store(_bytes(tensor)))
+        return self._tensor(Extent(tuple(tensor.shape)), constant=self._store(_bytes(tensor)))
 
     def add(self, a: Value, b: Value) -> Value:
+        """The sum of two values, broadcast."""
         return self._binary(xnn.XNNAdd, a, b)
 
     def multiply(self, a: Value, b: Value) -> Value:
+        """The product of two values, element by element, broadcast."""
         return self._binary(xnn.XNNMultiply, a, b)
 
     def sigmoid(self, x: Value) -> Value:
+        """1 / (1 + exp(-x)), element by element."""
         return self._unary(xnn.XNNSigmoid, x)
 
     def rsqrt(self, x: Value) -> Value:
+        """1 / √x, element by element."""
         return self._unary(xnn.XNNReciprocalSquareRoot, x)
 
     def cos(self, x: Value) -> Value:
+        """The cosine, element by element."""
         return self._unary(xnn.XNNCos, x)
 
     def sin(self, x: Value) -> Value:
+        """The sine, element by element."""
         return self._unary(xnn.XNNSin, x)
 
-    def reshape(self, x: Value, *shape: int, to: tuple[int, ...]) -> Value:
-        """`shape` with 0 for the one size to be inferred; `to` is the result at the upper bound."""
-        out = self._tensor(to)
+    def reshape(self, x: Value, *shape: int) -> Value:
+        """The same elements in another shape, with 0 for the one size to be inferred: that of the varying axis."""
+        inferred = math.prod(x.shape) // math.prod(size for size in shape if size)
+        varies = shape.index(0) if 0 in shape and x.varies is not None else None
+        out = self._tensor(Extent(tuple(size or inferred for size in shape), varies))
         return self._node(xnn.XNNStaticReshape(len(shape), list(shape), x.id, out.id, 0), out)
 
     def transpose(self, x: Value, *order: int) -> Value:
-        out = self._tensor(tuple(x.shape[axis] for axis in order))
+        """The axes in another order."""
+        varies = None if x.varies is None else order.index(x.varies)
+        out = self._tensor(Extent(tuple(x.shape[axis] for axis in order), varies))
         return self._node(xnn.XNNStaticTranspose(len(order), list(order), x.id, out.id, 0), out)
 
     def concatenate(self, a: Value, b: Value, axis: int) -> Value:
+        """Two values, of which at most one varies, one behind the other along an axis."""
         shape = list(a.shape)
         shape[axis] += b.shape[axis]
-        out = self._tensor(tuple(shape))
+        out = self._tensor(Extent(tuple(shape), b.varies if a.varies is None else a.varies))
         return self._node(xnn.XNNConcatenate2(axis, a.id, b.id, _NONE, _NONE, out.id, 0, _NONE), out)
 
     def linear(self, x: Value, module: nn.Module) -> Value:
         """A product with a linear module, as its weight says: fp32, fp16, or integers on dynamically rounded inputs."""
-        out = self._product_with(x, module)
-        self.seen[module] = x, out
-        return out
-
-    def _product_with(self, x: Value, module: nn.Module) -> Value:
         weight, bias = quantized_weight(module), getattr(module, "bias", None)
         if weight is None and cast(Tensor, module.weight).dtype == torch.float16:
             product = self._half_product(x, cast(Tensor, module.weight))
@@ -137,18 +144,18 @@ class Graph:
         """`x @ weight.T` in fp16 between two conversions, the first shared by all products that read x."""
         half = xnn.XNNDatatype.xnn_datatype_fp16
         if x.id not in self._rounded:
-            rounded = self._tensor(x.shape, kind=half)
+            rounded = self._tensor(x, kind=half)
             self._rounded[x.id] = self._node(xnn.XNNConvert(x.id, rounded.id, 0), rounded)
-        stored = self._tensor(tuple(weight.shape), constant=self._store(_bytes(weight)), kind=half)
-        product = self._tensor((*x.shape[:-1], weight.shape[0]), kind=half)
+        stored = self._tensor(Extent(tuple(weight.shape)), constant=self._store(_bytes(weight)), kind=half)
+        product = self._tensor(_with_channels(x, weight.shape[0]), kind=half)
         node = xnn.XNNFullyConnected(self._rounded[x.id].id, stored.id, _NONE, product.id, 0)
         self._node(node, product)
-        return self._node(xnn.XNNConvert(product.id, (out := self._tensor(product.shape)).id, 0), out)
+        return self._node(xnn.XNNConvert(product.id, (out := self._tensor(product)).id, 0), out)
 
     def depthwise(self, x: Value, kernel: Tensor, bias: Tensor | None) -> Value:
         """`x [1, 1, columns, C]`, kernel `[width, C]`: a valid convolution along the columns, channel by channel."""
         width, channels = kernel.shape
-        out = self._tensor((1, 1, x.shape[2] - width + 1, channels))
+        out = self._tensor(Extent((1, 1, x.shape[2] - width + 1, channels), x.varies))
         taps = self.constant(kernel.reshape(1, 1, width, channels))
         no_padding, unit = (0, 0, 0, 0), (1, 1, 1, 1)
         node = xnn.XNNDepthwiseConv2d(
@@ -159,30 +166,32 @@ class Graph:
     def serialize(self) -> bytes:
         """The delegate's payload; the weights are in the store."""
         first = len(self.inputs)
-        for number, edge in enumerate(self.outputs):
-            tensor = self._values[edge.id].xvalue_union
+        for number, value in enumerate(self.outputs):
+            tensor = self._values[value.id].xvalue_union
             tensor.external_id, tensor.flags = first + number, tensor.flags | _EXTERNAL_OUTPUT
         graph = xnn.XNNGraph(
             version="0",
             xnodes=self._nodes,
             xvalues=self._values,
             num_externs=first + len(self.outputs),
-            input_ids=[edge.id for edge in self.inputs],
-            output_ids=[edge.id for edge in self.outputs],
+            input_ids=[value.id for value in self.inputs],
+            output_ids=[value.id for value in self.outputs],
             constant_data=self._constants,
         )
         return bytes(serialize_xnnpack_binary(graph, bytearray()))
 
     def _unary(self, kind: type, x: Value) -> Value:
-        out = self._tensor(x.shape)
+        out = self._tensor(x)
         return self._node(kind(x.id, out.id, 0), out)
 
     def _binary(self, kind: type, a: Value, b: Value) -> Value:
-        out = self._tensor(tuple(np.broadcast_shapes(a.shape, b.shape)))
+        shape = tuple(np.broadcast_shapes(a.shape, b.shape))
+        varying = [len(shape) - len(x.shape) + x.varies for x in (a, b) if x.varies is not None]
+        out = self._tensor(Extent(shape, varying[0] if varying else None))
         return self._node(kind(a.id, b.id, out.id, 0), out)
 
     def _fully_connected(self, x: Value, weight: int, rows: int, bias: Tensor | None) -> Value:
-        out = self._tensor((*x.shape[:-1], rows))
+        out = self._tensor(_with_channels(x, rows))
         return self._node(xnn.XNNFullyConnected(x.id, weight, self._bias(bias), out.id, 0), out)
 
     def _bias(self, bias: Tensor | None) -> int:
@@ -191,7 +200,8 @@ class Graph:
     def _round(self, x: Value) -> Value:
         """int8, asymmetric, one scale per token; once for all the products that read it."""
         if x.id not in self._rounded:
-            out = self._quantized(xnn.XNNDatatype.xnn_datatype_qdint8, x.shape, 0, xnn.PerTokenDynamicQuant(1))
+            kind = xnn.XNNDatatype.xnn_datatype_qdint8
+            out = self._tensor(x, kind=kind, quantization=xnn.PerTokenDynamicQuant(1))
             self._rounded[x.id] = self._node(xnn.XNNConvert(x.id, out.id, 0), out)
         return self._rounded[x.id]
 
@@ -202,9 +212,10 @@ class Graph:
             quantization: Any = xnn.PerChannelQuant([], 0, self._store(_bytes(scales), "scale_"), rows)
         else:
             kind, data = xnn.XNNDatatype.xnn_datatype_qbint4, nibbles(weight.values)
-            stored = self._store(_bytes(scales.to(torch.bfloat16).view(torch.int16)), "scale_")
-            quantization = xnn.PerChannelGroupQuant([], 0, weight.group, None, stored, scales.numel())
-        return self._quantized(kind, tuple(weight.values.shape), self._store(_bytes(data)), quantization).id
+            at = self._store(_bytes(scales.to(torch.bfloat16).view(torch.int16)), "scale_")
+            quantization = xnn.PerChannelGroupQuant([], 0, weight.group, None, at, scales.numel())
+        extent, stored = Extent(tuple(weight.values.shape)), self._store(_bytes(data))
+        return self._tensor(extent, stored, kind=kind, quantization=quantization).id
 
     def _store(self, data: bytes, prefix: str = "") -> int:
         key = prefix + hashlib.sha256(data).hexdigest()
@@ -214,29 +225,26 @@ class Graph:
 
     def _tensor(
         self,
-        shape: tuple[int, ...],
+        extent: Extent,
         constant: int = 0,
         external: int = _NONE,
         flags: int = 0,
         kind: xnn.XNNDatatype = xnn.XNNDatatype.xnn_datatype_fp32,
+        quantization: Any = None,
     ) -> Value:
-        return self._define(xnn.XNNTensorValue(kind, len(shape), list(shape), constant, external, flags, self._next()))
-
-    def _quantized(self, kind: xnn.XNNDatatype, shape: tuple[int, ...], constant: int, how: Any) -> Value:
-        tensor = xnn.XNNTensorValue(kind, len(shape), list(shape), constant, _NONE, 0, self._next())
-        return self._define(xnn.XNNQuantizedTensorValue(tensor, how))
-
-    def _define(self, union: Any) -> Value:
+        value = Value(extent.shape, extent.varies, len(self._values))
+        tensor = xnn.XNNTensorValue(kind, len(value.shape), list(value.shape), constant, external, flags, value.id)
+        union = tensor if quantization is None else xnn.XNNQuantizedTensorValue(tensor, quantization)
         self._values.append(xnn.XValue(union))
-        tensor = getattr(union, "tensor_value", union)
-        return Value(tensor.id_out, tuple(tensor.dims))
-
-    def _next(self) -> int:
-        return len(self._values)
+        return value
 
     def _node(self, union: Any, out: Value) -> Value:
         self._nodes.append(xnn.XNode(union, debug_handle=len(self._nodes)))
         return out
+
+
+def _with_channels(x: Extent, channels: int) -> Extent:
+    return Extent((*x.shape[:-1], channels), x.varies)
 
 
 def nibbles(values: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ from executorch.exir.passes import _quant_patterns_and_replacements  # noqa: F40
 from torch import Tensor, nn
 
 from lfm2_export.quantize.apply import QuantizedWeight, quantized_weight
-from lfm2_export.targets._xnnpack.graph import nibbles
+from lfm2_export.targets.xnnpack.delegate_graph import nibbles
 
 
-def embedding(table: nn.Embedding) -> nn.Module:
-    """The module that looks up `table` in the artifact: itself in fp32, else a lookup in its integers."""
+def embedding(table: nn.Module) -> nn.Module:
+    """The module that looks up `table` in the method: itself where it is of floats, else a lookup in its integers."""
     weight = quantized_weight(table)
     if weight is None:
         return table
@@ -41,7 +41,7 @@ class NibbleEmbedding(nn.Module):
     """Rows of an int4 table times their scales.
 
     XNNPACK puts the first of two values into the low half of a byte, the lookup takes it from the high half: the pairs
-    come out swapped, and `blocks.swap_pairs` swaps them back.
+    come out swapped, and `delegated.swap_pairs` swaps them back.
     """
 
     values: Tensor  # [vocab, H/2] uint8

@@ -1,0 +1,123 @@
+"""The method's border: the caller's state as the operators want it, names, the explicit form, what calls hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lfm2_export.artifact.manifest import TensorSpec
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.graph.cut import Call
+from lfm2_export.graph.steps import STATE, Network, Step
+from lfm2_export.model.state import State, is_cache, state_shapes
+
+if TYPE_CHECKING:
+    from lfm2_export.targets.xnnpack.network import DelegatedNetwork
+
+
+def native_shapes(config: LFM2Config, window: int) -> dict[str, tuple[int, ...]]:
+    """The shape of every state tensor as the method takes it: caches `[kv_heads, S, 1, D]`, conv states `[1, L-1, H]`.
+
+    D is the width of a head, S the window.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in state_shapes(config, window).items():
+        if is_cache(name):
+            _, heads, columns, width = shape
+            shapes[name] = (heads, columns, 1, width)
+        else:
+            batch, hidden, columns = shape
+            shapes[name] = (batch, columns, hidden)
+    return shapes
+
+
+def native_state(config: LFM2Config, window: int, cache: torch.dtype) -> State:
+    """Zeros under the contract's names, in native shapes; caches of dtype `cache`, conv states fp32."""
+    return {
+        name: torch.zeros(shape, dtype=cache if is_cache(name) else torch.float32)
+        for name, shape in native_shapes(config, window).items()
+    }
+
+
+def inputs(state: State, position: str) -> list[TensorSpec]:
+    """The method's inputs for the manifest: tokens, position, then the caller's state, which the call changes."""
+    given = [
+        TensorSpec(name="tokens", dtype="int64", shape=[1, "T"]),
+        TensorSpec(name=position, dtype="int64", shape=[1]),
+    ]
+    for name, tensor in state.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        given.append(TensorSpec(name=name, dtype=dtype, shape=list(tensor.shape), written=True))
+    return given
+
+
+def runner_metadata(config: LFM2Config, window: int, limit: int) -> dict[str, Any]:
+    """Constant methods of ExecuTorch's TextLLMRunner and LlmModule (extension/llm/runner/constants.h).
+
+    `get_max_seq_len` is what the runner cuts prompts to, so it must equal the traced bound on T exactly.
+    """
+    return {
+        "get_max_seq_len": limit,
+        "get_max_context_len": window,
+        "get_vocab_size": config.vocab_size,
+        "get_bos_id": config.bos_token_id if config.bos_token_id is not None else 1,
+        "get_eos_ids": list(config.eos_token_ids),
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": True,
+        "enable_dynamic_shape": True,
+    }
+
+
+class Explicit(nn.Module):
+    """(tokens `[1, T]`, position `[1]`, state) → logits `[1, vocab]`; the state tensors are written in place.
+
+    Of a probed network the values of its points follow the logits.
+    """
+
+    def __init__(self, network: DelegatedNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tokens: Tensor, position: Tensor, state: State) -> Tensor | tuple[Tensor, ...]:
+        values = self.network.computed(tokens, position, state)
+        for name, value in self.network.state.items():
+            state[name].copy_(values[value])
+        logits = values[self.network.logits]
+        return (logits, *(values[point] for point in self.network.points)) if self.network.points else logits
+
+
+def ordered(network: Network, plan: Sequence[Step | Call]) -> list[Step | Call]:
+    """Put what each call takes and returns in the order in which it is handed over.
+
+    A call takes activations as they are made, then positions and angles, then states. It returns angles, then what the
+    method itself reads, then what later calls alone read.
+    """
+    made = {value: number for number, value in enumerate(value for step in network.steps for value in step.outputs)}
+    positions = {value for step in network.of_kind("offsets", "seen", "angles") for value in step.outputs}
+    read_outside = {value for part in plan if isinstance(part, Step) for value in part.inputs}
+
+    def taken(value: str) -> tuple[bool, bool, int]:
+        return value.startswith(STATE), value in positions, made.get(value, 0)
+
+    def returned(value: str) -> tuple[bool, bool]:
+        return value not in positions, value not in read_outside
+
+    return [
+        part
+        if isinstance(part, Step)
+        else part._replace(
+            inputs=tuple(sorted(part.inputs, key=taken)), outputs=tuple(sorted(part.outputs, key=returned))
+        )
+        for part in plan
+    ]
+
+
+def declared(call: Call) -> Iterator[str | Step]:
+    """Yield a call's inputs and steps in the order in which a payload holds them: states behind the angles."""
+    yield from (value for value in call.inputs if not value.startswith(STATE))
+    yield from (step for step in call.steps if step.kind == "angles")
+    yield from (value for value in call.inputs if value.startswith(STATE))
+    yield from (step for step in call.steps if step.kind != "angles")

@@ -1,0 +1,98 @@
+"""The traced model as a chain of XNNPACK calls with attention between them.
+
+A call of the delegate runs from one attention to the next: the end of an attention block, its MLP, the blocks without
+attention that follow, and the next one's queries, keys and values. Outside are the embedding lookup, ExecuTorch's fused
+`llama::custom_sdpa`, which reads the filled part of the cache only, `llama::update_cache`, which writes into it, and
+picking the last token. Batch 1 only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from executorch.exir._serialize._named_data_store import NamedDataStore
+from executorch.exir.delegate import executorch_call_delegate
+from executorch.exir.lowered_backend_module import LoweredBackendModule
+from torch import Tensor, nn
+
+from lfm2_export.graph.cut import Call, cut
+from lfm2_export.graph.steps import POSITION, STATE, TOKENS
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.state import State
+from lfm2_export.targets.xnnpack.border import native_shapes, ordered
+from lfm2_export.targets.xnnpack.delegate_graph import Extent
+from lfm2_export.targets.xnnpack.delegated import Place
+from lfm2_export.targets.xnnpack.payload import written
+from lfm2_export.targets.xnnpack.table import Hosted, hosts, prepared
+
+
+class DelegatedNetwork(nn.Module):
+    """A `Decoder` whose network is XNNPACK payloads, for at most `limit` tokens a call, over caches that it writes."""
+
+    def __init__(self, decoder: Decoder, limit: int, probed: bool = False) -> None:
+        super().__init__()
+        network = prepared(decoder)
+        self.logits, self.state = network.logits, network.state
+        self.points: list[str] = []  # what can be seen of a probed network, see `payload.written`
+        self.operators = 0  # inside the delegate
+        self.parts = nn.ModuleList()
+        self.reads: list[tuple[str, ...]] = []  # part by part
+        self.makes: list[tuple[str, ...]] = []
+        known = {TOKENS: Extent((1, limit), 1), POSITION: Extent((1,))}
+        known |= {STATE + name: Extent(shape) for name, shape in native_shapes(decoder.config, window=1).items()}
+        weights, payloads = NamedDataStore(), []
+        for part in ordered(network, cut(network, hosts())):
+            if isinstance(part, Call):
+                payload = written(part, decoder, known, limit, weights, probed)
+                payloads.append(payload)
+                known |= payload.outputs
+                self.points += payload.points
+                self.operators += payload.operators
+                self._append(_DelegateCall(payload.lowered), part.inputs, (*payload.outputs, *payload.points))
+            else:
+                hosted, place = hosts()[part.kind], Place(decoder.get_submodule(part.path), part.arguments)
+                if hosted.extent is not None:
+                    known[part.output] = hosted.extent(place, known[part.inputs[0]])
+                self._append(_HostStep(hosted, place), part.inputs, part.outputs)
+        self.weights = frozenset(weights.pte_data)  # keys: SHA-256 of the bytes, with a prefix for scales
+        payloads[-1].lowered._named_data_store_output = weights.get_named_data_store_output()  # one list for all calls
+
+    def _append(self, part: nn.Module, reads: tuple[str, ...], makes: tuple[str, ...]) -> None:
+        self.parts.append(part)
+        self.reads.append(reads)
+        self.makes.append(makes)
+
+    def forward(self, tokens: Tensor, position: Tensor, length: None, state: State) -> tuple[Tensor, State]:
+        """tokens `[1, T] int64`, position `[1] int64`, no padding → logits `[1, vocab]`, new conv states.
+
+        The caches in `state`, `[kv_heads, S, 1, D]`, are written in place; conv states, `[1, L-1, H]`, are only read.
+        """
+        values = self.computed(tokens, position, state)
+        return values[self.logits], {name: values[value] for name, value in self.state.items()}
+
+    def computed(self, tokens: Tensor, position: Tensor, state: State) -> dict[str, Any]:
+        """Every value of such a call that comes out of a part, by name; of a probed network its points as well."""
+        values: dict[str, Any] = {TOKENS: tokens, POSITION: position}
+        values |= {STATE + name: tensor for name, tensor in state.items()}
+        for part, reads, makes in zip(self.parts, self.reads, self.makes, strict=True):
+            values |= dict(zip(makes, part(*[values[value] for value in reads]), strict=True))
+        return values
+
+
+class _DelegateCall(nn.Module):
+    def __init__(self, lowered: LoweredBackendModule) -> None:
+        super().__init__()
+        self.lowered = lowered
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(executorch_call_delegate(self.lowered, *inputs))
+
+
+class _HostStep(nn.Module):
+    def __init__(self, hosted: Hosted, place: Place) -> None:
+        super().__init__()
+        self.compute, self.arguments = hosted.compute, place.arguments
+        self.module = None if hosted.module is None else hosted.module(place.module)
+
+    def forward(self, *inputs: Any) -> tuple[Any, ...]:
+        return (self.compute(Place(self.module, self.arguments), *inputs),)

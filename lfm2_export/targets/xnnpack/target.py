@@ -1,0 +1,164 @@
+"""ExecuTorch `.pte` for CPUs, computed by the XNNPACK delegate.
+
+One method with a dynamic number of tokens serves prefill and decode, so the packed weights exist once. The explicit
+form writes the caller's state tensors in place (`inplace` transport); the resident form keeps them in buffers and
+carries the metadata methods that ExecuTorch's stock LLM runners ask for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
+from executorch.exir.passes import MemoryPlanningPass
+from torch.export import Dim, ExportedProgram
+
+from lfm2_export.artifact.manifest import TAP, MethodSpec, TensorSpec
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.errors import RecipeError
+from lfm2_export.graph.steps import Network
+from lfm2_export.model.decoder import Decoder, skeleton
+from lfm2_export.model.resident import Resident
+from lfm2_export.model.state import CACHE_DTYPES, State
+from lfm2_export.quantize.calibration import Windows
+from lfm2_export.quantize.scheme import WeightScheme, quantizable, rule_for
+from lfm2_export.recipes import Recipe
+from lfm2_export.targets._compiling import no_collection, quiet
+from lfm2_export.targets.target import Lowered, Stage, Target
+from lfm2_export.targets.xnnpack.border import Explicit, inputs, native_state, runner_metadata
+from lfm2_export.targets.xnnpack.delegation import delegation
+from lfm2_export.targets.xnnpack.in_place import drop_state_copies
+from lfm2_export.targets.xnnpack.network import DelegatedNetwork
+from lfm2_export.targets.xnnpack.pte_file import intact_weights, tidy
+from lfm2_export.targets.xnnpack.table import TABLE, prepared
+
+FILE, METHOD = "model.pte", "forward"
+_BLOCK = 32  # inputs that share a scale in XNNPACK's blockwise kernels, or a multiple of it
+_MAX_TOKENS = 256  # of one call, unless the recipe's options say otherwise: the activation arena grows with it
+
+
+class XnnpackTarget(Target):
+    """The lowering to ExecuTorch's XNNPACK delegate."""
+
+    name = "xnnpack"
+    steps = TABLE
+    padded = False  # any number of tokens is a call
+
+    def network(self, config: LFM2Config) -> Network:
+        return prepared(skeleton(config))
+
+    def check(self, recipe: Recipe, config: LFM2Config) -> None:
+        """Refuse what this target cannot do, before a weight is read. Raises RecipeError."""
+        super().check(recipe, config)
+        _check_options(recipe)
+        _check_quantization(recipe, config)
+
+    def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
+        """Write `model.pte`. Raises LoweringError if the delegate left a matrix product or convolution behind."""
+        return _lower(decoder, recipe, folder, stage)
+
+    def lower_with_probes(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
+        """Lower the explicit form; its method also returns what goes into and comes out of every module."""
+        return _lower(decoder, recipe.model_copy(update={"form": "explicit"}), folder, stage, probed=True)
+
+    def weights_error(self, decoder: Decoder, folder: Path) -> float:
+        """Return the share of the delegate's stored weights, scales, norms and kernels that are not the decoder's.
+
+        They are compared byte for byte.
+        """
+        with quiet(), torch.no_grad():
+            expected = DelegatedNetwork(decoder, _MAX_TOKENS).weights
+        return len(expected - intact_weights(folder / FILE)) / len(expected)
+
+
+TARGET = XnnpackTarget()
+
+
+def _lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, probed: bool = False) -> Lowered:
+    limit = min(recipe.window, recipe.options.get("max_tokens", _MAX_TOKENS))
+    state = native_state(decoder.config, recipe.window, CACHE_DTYPES[recipe.cache])
+    explicit = recipe.form == "explicit"
+    with quiet(), no_collection(), torch.no_grad():
+        stage("packing weights for XNNPACK")
+        network = DelegatedNetwork(decoder, limit, probed).eval()
+        stage("tracing")
+        program = _exported(network, state if explicit else None, state, limit)
+        edge = to_edge(
+            {METHOD: program},
+            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+            constant_methods=None if explicit else runner_metadata(decoder.config, recipe.window, limit),
+        )
+        drop_state_copies(edge.exported_program(METHOD))
+        report = delegation(edge.exported_program(METHOD).graph_module, network.operators)
+        stage("writing the .pte")
+        # the caller's own tensors serve as inputs: an arena copy of the KV cache would cost its size again
+        planning = MemoryPlanningPass(alloc_graph_input=not explicit)
+        final = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".pte") as raw:
+            final.write_to_file(raw)
+            raw.flush()
+            tidy(Path(raw.name), folder / FILE)
+    given = inputs(state if explicit else {}, "position" if explicit else "start_pos")
+    logits = TensorSpec(name="logits", dtype="float32", shape=[1, decoder.config.vocab_size])
+    probes = [TensorSpec(name=f"{TAP}{point}", dtype="float32", shape=[]) for point in network.points]
+    method = MethodSpec(
+        name=METHOD, file=FILE, inputs=given, outputs=[logits, *probes], max_tokens=limit, delegation=report
+    )
+    return Lowered(
+        methods=[method],
+        transport="inplace",
+        cache_layout="heads-time",
+        versions={name: version(name) for name in ("executorch", "torch", "torchao")},
+        runtime_requirement=f"executorch=={version('executorch')}",
+    )
+
+
+def _exported(network: DelegatedNetwork, given: State | None, state: State, limit: int) -> ExportedProgram:
+    tokens = {1: Dim("T", min=1, max=limit)}
+    call = (torch.zeros(1, 2, dtype=torch.long), torch.tensor([0]))
+    if given is None:
+        return torch.export.export(Resident(network, state), call, dynamic_shapes=(tokens, None), strict=True)
+    dynamic = (tokens, None, dict.fromkeys(given))
+    return torch.export.export(Explicit(network), (*call, given), dynamic_shapes=dynamic, strict=True)
+
+
+def _check_options(recipe: Recipe) -> None:
+    unknown = sorted(set(recipe.options) - {"max_tokens"})
+    if unknown:
+        raise RecipeError(f"{recipe.name}: unknown options for the xnnpack target: {', '.join(unknown)}")
+    limit = recipe.options.get("max_tokens", _MAX_TOKENS)
+    if type(limit) is not int or limit < 2:
+        raise RecipeError(f"{recipe.name}: options.max_tokens is {limit!r}; expected a whole number of at least 2")
+
+
+def _check_quantization(recipe: Recipe, config: LFM2Config) -> None:
+    for path, kind, _ in quantizable(config):
+        rule = rule_for(path, kind, recipe.quantization)
+        if rule is None or rule.weight is None:
+            continue
+        if rule.activation == "int16":
+            raise RecipeError(f"{recipe.name}: {path}: int16 activations are the NPU's; XNNPACK has int8-token")
+        if rule.activation == "int8-block":
+            raise RecipeError(
+                f"{recipe.name}: {path}: int8-block activations are onnxruntime's; XNNPACK has int8-token"
+            )
+        if rule.weight.bits == 16 and kind != "embedding" and rule.activation is None:
+            raise RecipeError(f"{recipe.name}: {path}: XNNPACK needs float16 activations beside fp16 weights")
+        if kind != "embedding" and rule.weight.bits == 8 and rule.weight.group is not None:
+            raise RecipeError(f"{recipe.name}: {path}: XNNPACK has int8 weights per channel only; leave out the group")
+        if kind != "embedding" and rule.weight.bits == 4 and not _fits_blocks(rule.weight):
+            raise RecipeError(
+                f"{recipe.name}: {path}: XNNPACK has int4 weights in groups that are multiples of {_BLOCK}, "
+                "with scale: bfloat16"
+            )
+        if kind != "embedding" and rule.weight.bits != 16 and rule.activation != "int8-token":
+            raise RecipeError(f"{recipe.name}: {path}: XNNPACK needs int8-token activations beside integer weights")
+        if kind == "embedding" and rule.activation is not None:
+            raise RecipeError(f"{recipe.name}: {path}: an embedding has no activations to quantize")
+
+
+def _fits_blocks(scheme: WeightScheme) -> bool:
+    return scheme.group is not None and scheme.group % _BLOCK == 0 and scheme.scale == "bfloat16"
