@@ -97,7 +97,7 @@ def spoiled(artifact: Artifact, folder: Path, spoil: Callable[[onnx.ModelProto],
 @pytest.mark.slow
 def test_a_wrong_activation_scale_is_caught(make_artifact, nano, tmp_path: Path):
     def spoil(model: onnx.ModelProto) -> None:
-        scale = next(t for t in model.graph.initializer if t.name == "layers.2/mixed_scale")
+        scale = next(t for t in model.graph.initializer if t.name == "layers.2/add_scale")
         scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) / 8, scale.name))
 
     healthy = make_artifact("onnx-qnn-16a8w", "explicit", *INTEGER)

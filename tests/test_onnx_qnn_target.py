@@ -21,12 +21,12 @@ from lfm2_export.quantize.apply import quantize
 from lfm2_export.quantize.calibration import Calibration
 from lfm2_export.runtimes._slices import SliceSession, graph_call
 from lfm2_export.runtimes.eager import EagerSession
-from lfm2_export.targets import onnx_qnn
-from lfm2_export.targets._onnx_qnn.decoder import build
-from lfm2_export.targets._onnx_qnn.quantized import hiding, quantized
-from lfm2_export.targets._onnx_qnn.ranges import activation_ranges
-from lfm2_export.targets._onnx_qnn.shared_weights import save_sharing
-from lfm2_export.targets._onnx_qnn.stored import wrong_weights
+from lfm2_export.targets.onnx_qnn.activation_ranges import activation_ranges
+from lfm2_export.targets.onnx_qnn.float_graph import build
+from lfm2_export.targets.onnx_qnn.qdq import hiding, quantized, with_mask
+from lfm2_export.targets.onnx_qnn.shared_weights import save_sharing
+from lfm2_export.targets.onnx_qnn.stored_weights import as_stored, wrong_weights
+from lfm2_export.targets.onnx_qnn.target import TARGET
 
 WINDOW, CHUNK = 40, 8
 CHUNKS = [8, 3, 1, 1, 11, 2, 1]
@@ -36,7 +36,7 @@ def on_cpu(decoder: Decoder, folder: Path) -> SliceSession:
     """The float graphs, run by onnxruntime's CPU provider."""
     rows = {"decode": 1, "prefill": CHUNK}
     for name, count in rows.items():
-        build(decoder, count, WINDOW, 1e4).save(folder / f"{name}.onnx")
+        build(decoder, count, WINDOW, 1e4).graph.save(folder / f"{name}.onnx")
     methods = [MethodSpec(name=n, file=f"{n}.onnx", inputs=[], outputs=[], max_tokens=r) for n, r in rows.items()]
     manifest = artifact_of(decoder.config, WINDOW, target="onnx_qnn", methods=methods).manifest
     cpu = ["CPUExecutionProvider"]
@@ -78,15 +78,15 @@ def recipe(name: str, *changes: str) -> recipes.Recipe:
 )
 def test_what_the_npu_cannot_do_is_refused_before_a_weight_is_read(changes, message):
     with pytest.raises(RecipeError, match=message) as caught:
-        onnx_qnn.check(recipe("onnx-qnn-16a8w", *changes), config())
+        TARGET.check(recipe("onnx-qnn-16a8w", *changes), config())
     assert "\n" not in str(caught.value)
 
 
 def test_a_model_too_large_for_the_quantizer_is_refused_but_not_in_fp16():
     large = config(vocab_size=200_000, hidden_size=2048)
     with pytest.raises(RecipeError, match="use onnx-qnn-fp16"):
-        onnx_qnn.check(recipe("onnx-qnn-16a8w"), large)
-    onnx_qnn.check(recipe("onnx-qnn-fp16"), large)
+        TARGET.check(recipe("onnx-qnn-16a8w"), large)
+    TARGET.check(recipe("onnx-qnn-fp16"), large)
 
 
 def test_every_soc_has_its_number():
@@ -97,13 +97,15 @@ def test_every_soc_has_its_number():
 def integer_graph(decoder: Decoder, folder: Path, name: str, observer: str = "min-max") -> tuple[onnx.ModelProto, Any]:
     """The QDQ prefill graph of a recipe, and the ranges it was made from."""
     rules = recipe(name).quantization
-    build(decoder, CHUNK, WINDOW, 1e4).save(folder / "float.onnx")
+    prefill = build(decoder, CHUNK, WINDOW, 1e4)
+    prefill.graph.save(folder / "float.onnx")
     windows = tuple(tuple(1 + (7 * i + 3 * j) % 300 for i in range(20)) for j in range(3))
     calibration = Calibration(observer=observer, percentile=99.0)
-    ranges = activation_ranges(folder / "float.onnx", decoder.config, CHUNK, WINDOW, windows, calibration)
-    hide = hiding(ranges)
-    build(decoder, CHUNK, WINDOW, hide).save(folder / "hidden.onnx")
-    return quantized(onnx.load(folder / "hidden.onnx"), ranges, hide, decoder.config, rules), ranges
+    ranges = activation_ranges(prefill, folder / "float.onnx", decoder.config, CHUNK, WINDOW, windows, calibration)
+    hide = hiding(ranges, prefill.scores)
+    build(decoder, CHUNK, WINDOW, hide).graph.save(folder / "hidden.onnx")
+    known = with_mask(ranges, hide, prefill.scores)
+    return quantized(onnx.load(folder / "hidden.onnx"), known, decoder.config, rules), ranges
 
 
 @pytest.mark.parametrize("name", ["onnx-qnn-16a8w", "onnx-qnn-16a4w"])
@@ -125,7 +127,7 @@ def test_integer_weights_are_symmetric_per_output_and_nearest(name, tmp_path):
 def test_half_weights_are_read_back_and_a_tied_one_is_stored_once(tmp_path):
     rules = recipe("onnx-qnn-fp16").quantization
     decoder = quantize(random_decoder(), rules)
-    build(decoder, 1, WINDOW, 1e4).save(tmp_path / "decode.onnx")
+    build(decoder, 1, WINDOW, 1e4).graph.save(tmp_path / "decode.onnx")
     model = onnx.load(tmp_path / "decode.onnx")
     assert wrong_weights(decoder, model) == 0
     assert not any(tensor.name.startswith("lm_head") for tensor in model.graph.initializer)
@@ -141,7 +143,7 @@ def test_a_state_keeps_its_integer_on_the_way_through(tmp_path):
 def test_a_percentile_cuts_what_min_max_keeps(tmp_path):
     _, wide = integer_graph(random_decoder(), tmp_path, "onnx-qnn-16a8w")
     _, narrow = integer_graph(random_decoder(), tmp_path, "onnx-qnn-16a8w", "percentile")
-    name = "layers.0.feed_forward/gated"
+    name = "layers.0.feed_forward/mul"
     assert narrow[name][1] < wide[name][1]
 
 
@@ -149,7 +151,7 @@ def test_equal_weights_of_two_models_are_stored_once(tmp_path):
     decoder = random_decoder()
     models = {}
     for rows in (1, CHUNK):
-        build(decoder, rows, WINDOW, 1e4).save(tmp_path / "one.onnx")
+        build(decoder, rows, WINDOW, 1e4).graph.save(tmp_path / "one.onnx")
         models[f"rows{rows}.onnx"] = onnx.load(tmp_path / "one.onnx")
     single = (tmp_path / "one.onnx").stat().st_size
     (tmp_path / "out").mkdir()

@@ -13,7 +13,7 @@ from lfm2_export.targets.target import Lowered, Methods, Stage, Target
 __all__ = ["Lowered", "Methods", "Stage", "Target", "find", "names"]
 
 
-_PLAIN_MODULES = {"onnx_qnn", "qnn", "xnnpack"}  # not folders yet
+_PLAIN_MODULES = {"qnn", "xnnpack"}  # not folders yet
 
 
 def names() -> list[str]:

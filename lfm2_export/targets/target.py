@@ -63,13 +63,19 @@ class Target(ABC):
         Raises LoweringError when the result is not what the recipe demands.
         """
 
-    def lower_with_probes(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered | None:
+    def lower_with_probes(
+        self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()
+    ) -> Lowered | None:
         """Lower the explicit form once more, for `parity --trace`: its method also returns what goes in and comes out.
 
         An output `tap:<point>` for every module of the decoder that has weights (`point_name`). None where the target
         cannot: it is traced by its state.
         """
         return None
+
+    def as_stored(self, decoder: Decoder, recipe: Recipe) -> Decoder:
+        """Return the decoder whose matrices are those that the artifact stores, where the target itself rounds them."""
+        return decoder
 
     def weights_error(self, decoder: Decoder, folder: Path) -> float | None:
         """Return the share of the stored weights that are not the decoder's; None where they are judged by running."""

@@ -62,7 +62,9 @@ class OnnxTarget(Target):
         """Write `onnx/model….onnx` (with `…_data`, `…_data_1` when the weights outgrow one file) and genai's config."""
         return self._lower(decoder, recipe, folder, stage, probed=False)
 
-    def lower_with_probes(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
+    def lower_with_probes(
+        self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()
+    ) -> Lowered:
         """Write the same graph, which also returns what goes into and comes out of every module."""
         return self._lower(decoder, recipe, folder, stage, probed=True)
 

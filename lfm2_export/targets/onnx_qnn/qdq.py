@@ -7,6 +7,7 @@ output, which it computes right although the tool would rather not.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,23 +19,22 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.quantize.scheme import Rules, quantizable, rule_for
-from lfm2_export.targets._onnx_qnn.decoder import MASK, MASKED, SCALED, weight_name
-from lfm2_export.targets._onnx_qnn.ranges import Range
+from lfm2_export.targets.onnx_qnn.activation_ranges import Range
+from lfm2_export.targets.onnx_qnn.border import MASK
+from lfm2_export.targets.onnx_qnn.weights import weight_name
 
 _WEIGHT_TYPES = {4: QuantType.QInt4, 8: QuantType.QInt8}
 _HIDDEN = 20.0  # exp(-20): what a hidden column weighs at most beside the best visible one
 
 
-def hiding(ranges: dict[str, Range]) -> float:
-    """What to subtract from a hidden column's score: no more than needed, since 16 bits must span it."""
-    highest = max((max(-low, high) for name, (low, high) in ranges.items() if name.endswith(f"/{SCALED}")), default=0.0)
+def hiding(ranges: Mapping[str, Range], scores: Iterable[str]) -> float:
+    """Return what to subtract from a hidden column's score: no more than needed, since 16 bits must span it."""
+    highest = max((max(-low, high) for low, high in (ranges[score] for score in scores)), default=0.0)
     return 2 * highest + _HIDDEN
 
 
-def quantized(
-    model: onnx.ModelProto, ranges: dict[str, Range], hide: float, config: LFM2Config, rules: Rules
-) -> onnx.ModelProto:
-    """The QDQ graph of a float one built with `hide`; `ranges` as calibrated, by tensor name."""
+def quantized(model: onnx.ModelProto, ranges: Mapping[str, Range], config: LFM2Config, rules: Rules) -> onnx.ModelProto:
+    """Return the QDQ graph of a float one; `ranges` by tensor name."""
     graph = onnx.shape_inference.infer_shapes(model)
     settings = get_qnn_qdq_config(
         graph,
@@ -50,7 +50,7 @@ def quantized(
         reduce_range=False,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt16,
-        tensors_range=_tensors(ranges, hide),
+        tensors_range=_tensors(ranges),
         nodes_to_quantize=[],
         nodes_to_exclude=[],
         op_types_to_quantize=settings.op_types_to_quantize,
@@ -71,12 +71,13 @@ def _weight_overrides(config: LFM2Config, rules: Rules) -> dict[str, list[dict[s
     return overrides
 
 
-def _tensors(ranges: dict[str, Range], hide: float) -> TensorsData:
-    """As the tool wants them; what the mask touches follows from the scores and `hide`, not from calibration."""
-    known = dict(ranges)
-    known[MASK] = (-hide, 0.0)
-    for name, (low, high) in ranges.items():
-        if name.endswith(f"/{SCALED}"):
-            known[name.removesuffix(SCALED) + MASKED] = (low - hide, high)
-    data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in known.items()}
+def with_mask(ranges: Mapping[str, Range], hide: float, scores: Mapping[str, str]) -> dict[str, Range]:
+    """Return the ranges with those of what the mask touches, which follow from the scores and `hide`."""
+    masked = {after: (ranges[before][0] - hide, ranges[before][1]) for before, after in scores.items()}
+    return {**ranges, MASK: (-hide, 0.0), **masked}
+
+
+def _tensors(ranges: Mapping[str, Range]) -> TensorsData:
+    """The ranges as the tool wants them."""
+    data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
     return TensorsData(CalibrationMethod.MinMax, data)

@@ -14,6 +14,7 @@ from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.qualcomm.calls import graph_inputs, npu_state, write_back
 from lfm2_export.quantize.calibration import Calibration, Windows
+from lfm2_export.targets.onnx_qnn.float_graph import FloatGraph
 
 OBSERVERS = {"min-max": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}
 _QUIET = 3  # onnxruntime's log level: errors only
@@ -22,12 +23,18 @@ Arrays = dict[str, np.ndarray]
 
 
 def activation_ranges(
-    model: Path, config: LFM2Config, rows: int, window: int, windows: Windows, calibration: Calibration
+    prefill: FloatGraph,
+    model: Path,
+    config: LFM2Config,
+    rows: int,
+    window: int,
+    windows: Windows,
+    calibration: Calibration,
 ) -> dict[str, Range]:
-    """Tensor name → (lowest, highest) of every float tensor of a prefill graph over whole conversations.
+    """Return (lowest, highest) of every float tensor of a prefill graph, saved as `model`, over whole conversations.
 
-    A state is read under one name and written under another; both get the widest range of the two, so that a value
-    keeps its integer on the way through.
+    A state is read under one name and written under another; both, and the tensor that joins them, get the widest
+    range of the three, so that a value keeps its integer on the way through.
     """
     method = OBSERVERS[calibration.observer]
     extra = {"percentile": calibration.percentile, "symmetric": False}
@@ -36,12 +43,8 @@ def activation_ranges(
     calibrator.collect_data(_Conversations(model, config, rows, window, windows))
     data: TensorsData = calibrator.compute_data()
     ranges = {name: (float(np.min(values.lowest)), float(np.max(values.highest))) for name, values in data.items()}
-    for i, kind in enumerate(config.layer_types):
-        if kind == "conv":
-            _unite(ranges, f"conv_state.{i}", f"new_conv_state.{i}", f"layers.{i}.conv/columns")
-            continue
-        for name in ("key", "value"):
-            _unite(ranges, f"{name}.{i}", f"new_{name}.{i}", f"layers.{i}.self_attn/{name}s")
+    for state, joined in prefill.joined.items():
+        _unite(ranges, state, f"new_{state}", joined)
     return ranges
 
 
