@@ -19,6 +19,7 @@ from lfm2_export import recipes
 from lfm2_export.artifact.manifest import Manifest, Npu, Source
 from lfm2_export.checkpoint.config import LFM2Config, to_dict
 from lfm2_export.errors import LoweringError, MissingDependencyError, RecipeError, UsageError, WindowExceededError
+from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.random_init import SIZES
 from lfm2_export.model.state import state_shapes
@@ -30,8 +31,11 @@ from lfm2_export.quantize.static_weights import static_weights
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes._slices import SliceSession, pte_call
 from lfm2_export.runtimes.eager import EagerSession
-from lfm2_export.targets import qnn
-from lfm2_export.targets._qnn.capacity import first_layers, shards_needed
+from lfm2_export.targets.qnn import target
+from lfm2_export.targets.qnn.border import FILE, method_spec
+from lfm2_export.targets.qnn.capacity import first_layers, shards_needed
+from lfm2_export.targets.qnn.table import TABLE, HtpModule
+from lfm2_export.targets.qnn.target import TARGET
 
 WINDOW, CHUNK = 48, 8
 WINDOWS: Windows = tuple(tuple(tokens(24, seed)) for seed in range(4))
@@ -66,10 +70,9 @@ def manifest(made_by: Recipe, shape: LFM2Config, **changes: Any) -> Manifest:
 
 def eager_pair(decoder: Decoder) -> tuple[SliceSession, EagerSession]:
     """The NPU's network in plain PyTorch, and the traced model."""
-    from lfm2_export.targets._qnn.network import NpuDecoder
-
-    methods = {name: NpuDecoder(decoder, WINDOW, rows).eval() for name, rows in ((DECODE, 1), (PREFILL, CHUNK))}
-    specs = [qnn._method(n, r, decoder.config, WINDOW, None) for n, r in ((DECODE, 1), (PREFILL, CHUNK))]
+    network = trace(decoder.config, padded=True)
+    methods = {name: HtpModule(network, decoder, WINDOW, rows) for name, rows in ((DECODE, 1), (PREFILL, CHUNK))}
+    specs = [method_spec(n, r, decoder.config, WINDOW, None) for n, r in ((DECODE, 1), (PREFILL, CHUNK))]
     facts = {"methods": specs, "transport": "slice", "cache_layout": "heads-time", "versions": {}}
     made = manifest(recipe(), decoder.config, **facts, runtime_requirement="")
     call = pte_call(lambda name, inputs: methods[name](*inputs), made)
@@ -104,7 +107,7 @@ class TestNetwork:
         shape = config()
         state = npu_state(shape, WINDOW)
         inputs = call_inputs([4, 5, 6], CHUNK, 7, WINDOW, state)
-        spec = qnn._method(PREFILL, CHUNK, shape, WINDOW, None)
+        spec = method_spec(PREFILL, CHUNK, shape, WINDOW, None)
         assert [list(tensor.shape) for tensor in inputs] == [each.shape for each in spec.inputs]
         assert [str(tensor.dtype) for tensor in inputs] == [f"torch.{each.dtype}" for each in spec.inputs]
         assert [each.name for each in spec.inputs][4:] == list(state_shapes(shape, WINDOW))
@@ -137,7 +140,23 @@ class TestNetwork:
 def test_impossible_recipes_are_refused(changes: list[str], message: str) -> None:
     wanted = recipes.load("qnn-16a8w", [f"window={WINDOW}", "calibration.tokens=32", *changes])
     with pytest.raises(RecipeError, match=message):
-        qnn.check(wanted, config())
+        TARGET.check(wanted, config())
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [
+        ("short_conv", "layers.0.conv"),
+        ("attention", "layers.2.self_attn"),
+        ("linear", "layers.0.conv.b_proj"),
+        ("last_valid", "last_valid"),
+    ],
+)
+def test_a_step_without_an_entry_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, kind: str, where: str) -> None:
+    TARGET.check(recipe(), config())
+    monkeypatch.delitem(TABLE, kind)
+    with pytest.raises(RecipeError, match=rf"the qnn target cannot write the step '{kind}' \(at {where}\)"):
+        TARGET.check(recipe(), config())
 
 
 @needs_qnn
@@ -153,20 +172,20 @@ def test_impossible_recipes_are_refused(changes: list[str], message: str) -> Non
 )
 def test_a_chip_that_lacks_the_mode_is_refused(name: str, soc: str, message: str | None) -> None:
     if message is None:
-        qnn.check(recipe(name, soc=soc), config())
+        TARGET.check(recipe(name, soc=soc), config())
         return
     with pytest.raises(RecipeError, match=message):
-        qnn.check(recipe(name, soc=soc), config())
+        TARGET.check(recipe(name, soc=soc), config())
 
 
 def test_a_missing_library_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sdk, "_package_folder", lambda: None)
     monkeypatch.delenv("QNN_SDK_ROOT", raising=False)
     with pytest.raises(MissingDependencyError, match=r"QNN is not installed: pip install 'lfm2-export\[qnn\]'"):
-        qnn.check(recipe(), config())
+        TARGET.check(recipe(), config())
     monkeypatch.setenv("QNN_SDK_ROOT", "/nowhere")
     with pytest.raises(MissingDependencyError, match=r"/nowhere/lib/x86_64-linux-clang/libQnnSystem\.so is missing"):
-        qnn.check(recipe(), config())
+        TARGET.check(recipe(), config())
 
 
 @needs_qnn
@@ -189,8 +208,8 @@ class Made:
         self.recipe = recipe(name, **options)
         decoder = random_decoder(layer_types=("conv", "full_attention", "conv"))
         self.decoder = quantize(decoder, self.recipe.quantization, self.recipe.cache)
-        qnn.check(self.recipe, self.decoder.config)
-        self.lowered = qnn.lower(self.decoder, self.recipe, folder, lambda _: None, WINDOWS)
+        TARGET.check(self.recipe, self.decoder.config)
+        self.lowered = TARGET.lower(self.decoder, self.recipe, folder, lambda _: None, WINDOWS)
         self.manifest = manifest(self.recipe, self.decoder.config, **self.lowered._asdict())
         self.folder = folder
 
@@ -200,7 +219,7 @@ class Made:
         return RUNTIME.open_session(self.folder, self.manifest)
 
     def reference(self) -> Any:
-        methods = qnn.reference(self.decoder, self.recipe, WINDOWS)
+        methods = TARGET.reference(self.decoder, self.recipe, WINDOWS)
         if methods is None:
             return EagerSession(self.decoder, WINDOW)
         call = pte_call(lambda name, inputs: methods[name](*inputs), self.manifest)
@@ -275,7 +294,7 @@ class TestArtifact:
 
 
 def graphs(made_by: Recipe, decoder: Decoder) -> Any:
-    methods = qnn.reference(decoder, made_by, WINDOWS)
+    methods = TARGET.reference(decoder, made_by, WINDOWS)
     assert methods is not None
     return methods
 
@@ -339,7 +358,7 @@ class TestQuantized:
         rules = [rule.model_dump() for rule in base.quantization]
         rules.insert(0, {"match": "layers.*.feed_forward.w2", "weight": {"bits": 16}, "activation": "int16"})
         made_by = Recipe.model_validate(base.model_dump() | {"quantization": rules})
-        qnn.check(made_by, decoder.config)
+        TARGET.check(made_by, decoder.config)
         stored = stored_matrices(graphs(made_by, decoder)[PREFILL])
         wide = {path for path, (integers, _) in stored.items() if integers.abs().max() > 127}
         assert wide == {"layers.0.feed_forward.w2", "layers.1.feed_forward.w2"}
@@ -351,7 +370,7 @@ def test_weights_are_stored_once_where_the_chip_can_in_shards_too(tmp_path: Path
     decoder = random_decoder(layer_types=("conv", "full_attention"), hidden_size=128, intermediate_size=512)
     wanted = recipe("qnn-fp16", weight_sharing=True, shards=2)
     decoder = quantize(decoder, wanted.quantization, wanted.cache)
-    lowered = qnn.lower(decoder, wanted, tmp_path, lambda _: None)
+    lowered = TARGET.lower(decoder, wanted, tmp_path, lambda _: None)
     assert lowered.npu is not None
     assert (lowered.npu.weights_shared, lowered.npu.emulator_file) == (True, "emulator.pte")
     shared, twin = ((tmp_path / name).stat().st_size for name in ("model.pte", "emulator.pte"))
@@ -366,10 +385,10 @@ AGAIN = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_qnn_target import qnn, quantize, random_decoder, recipe
+from test_qnn_target import TARGET, quantize, random_decoder, recipe
 wanted = recipe("qnn-fp16")
 decoder = quantize(random_decoder(layer_types=("conv",)), wanted.quantization, wanted.cache)
-qnn.lower(decoder, wanted, Path(sys.argv[2]), lambda _: None)
+TARGET.lower(decoder, wanted, Path(sys.argv[2]), lambda _: None)
 """
 
 
@@ -382,14 +401,14 @@ def test_two_exports_differ_in_a_few_bytes_and_compute_the_same_bits(tmp_path: P
         command = [sys.executable, "-c", AGAIN, str(Path(__file__).parent), str(folder)]
         running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
     assert [process.wait(timeout=600) for process in running] == [0, 0]
-    one, two = (np.frombuffer((folder / qnn.FILE).read_bytes(), np.uint8) for folder in folders)
+    one, two = (np.frombuffer((folder / FILE).read_bytes(), np.uint8) for folder in folders)
     assert len(one) == len(two)
     assert 0 < np.count_nonzero(one != two) < len(one) / 100  # the time at least, or the manifest is too modest
     from lfm2_export.runtimes.qnn import RUNTIME
 
     wanted, shape = recipe("qnn-fp16"), config(layer_types=("conv",))
-    npu = Npu(soc="SM8650", htp=75, weights_shared=False, emulator_file=qnn.FILE)
-    facts = {"methods": [qnn._method(n, r, shape, WINDOW, None) for n, r in ((DECODE, 1), (PREFILL, CHUNK))]}
+    npu = Npu(soc="SM8650", htp=75, weights_shared=False, emulator_file=FILE)
+    facts = {"methods": [method_spec(n, r, shape, WINDOW, None) for n, r in ((DECODE, 1), (PREFILL, CHUNK))]}
     facts |= {"transport": "slice", "cache_layout": "heads-time", "versions": {}, "runtime_requirement": "", "npu": npu}
     first, second = (RUNTIME.open_session(folder, manifest(wanted, shape, **facts)) for folder in folders)
     assert worst(first, second, [9, 1]) == 0
@@ -427,5 +446,5 @@ def test_a_node_outside_the_npu_fails_the_export_and_is_named() -> None:
 
     report = {DECODE: Delegation(backend="QNN", calls=2, delegated=9, fallback={"aten.roll": 2})}
     with pytest.raises(LoweringError, match=r"outside the NPU: aten.roll × 2; --allow-fallback"):
-        qnn._refuse_fallback(report, recipe())
-    qnn._refuse_fallback(report, recipe(allow_fallback=True))
+        target._refuse_fallback(report, recipe())
+    target._refuse_fallback(report, recipe(allow_fallback=True))

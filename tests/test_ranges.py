@@ -8,7 +8,7 @@ from torch import Tensor
 
 pytest.importorskip("executorch")
 
-from lfm2_export.targets._qnn.ranges import RangeObserver
+from lfm2_export.targets.qnn.ranges import RangeObserver
 
 
 def observed(*tensors: Tensor, levels: int = 65535) -> RangeObserver:

@@ -15,7 +15,7 @@ from lfm2_export.errors import LoweringError
 from lfm2_export.progress.native_output import silenced
 from lfm2_export.qualcomm.soc import Soc
 from lfm2_export.targets._delegation import outside
-from lfm2_export.targets._qnn.shards import CUT, cutting
+from lfm2_export.targets.qnn.shards import CUT, cutting
 
 Examples = Mapping[str, tuple[Tensor, ...]]
 

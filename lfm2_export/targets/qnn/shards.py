@@ -7,7 +7,6 @@ a plain copy, which ExecuTorch's partitioner keeps outside a delegate for this v
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,10 +24,10 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
 from lfm2_export.errors import LoweringError
+from lfm2_export.graph.steps import layer_of
 
 CUT = "dim_order_ops._clone_dim_order"  # how a delegation report names the copy
 _COPY = exir_ops.edge.dim_order_ops._clone_dim_order.default
-_LAYER = re.compile(r"layers(?:\.|\['|\[)(\d+)")
 
 
 def cutting(starts: Sequence[int]) -> Mapping[str, Any]:
@@ -59,7 +58,7 @@ class _Cut(ExportPass):
 
 
 def _entering(module: GraphModule, layer: int) -> Node:
-    """What the norm at a layer's head takes: the activation that all before it has made."""
+    """What the first step of a layer takes: the activation that all before it has made."""
     for node in module.graph.nodes:
         if node.op == "call_function" and _layer_of(node) == layer:
             return node.all_input_nodes[0]
@@ -68,8 +67,7 @@ def _entering(module: GraphModule, layer: int) -> Node:
 
 def _layer_of(node: Node) -> int | None:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    found = _LAYER.search(stack[-1][0]) if stack else None
-    return int(found.group(1)) if found else None
+    return layer_of(stack[-1][0]) if stack else None
 
 
 def _copy_after(module: GraphModule, node: Node) -> None:

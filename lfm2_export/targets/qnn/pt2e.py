@@ -9,6 +9,7 @@ PyTorch what the NPU shall compute, and from which the NPU's program is compiled
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -26,26 +27,29 @@ from lfm2_export.qualcomm.soc import Soc
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import QuantizationRule, quantizable, rule_for
 from lfm2_export.recipes import Recipe
-from lfm2_export.targets._qnn.network import NpuDecoder
-from lfm2_export.targets._qnn.ranges import RangeObserver
+from lfm2_export.targets.qnn.ranges import RangeObserver
 
 _ANNOTATION = "quantization_annotation"
+_MATRIX: dict[Any, int] = {torch.ops.aten.linear.default: 1, torch.ops.aten.embedding.default: 0}  # its argument
 _WIDTHS = {4: QuantDtype.use_16a4w, 8: QuantDtype.use_16a8w, 16: QuantDtype.use_16a16w}
 
 
 def quantized(
-    networks: Mapping[str, NpuDecoder],
+    programs: Mapping[str, GraphModule],
     scales: Mapping[str, Tensor],
     config: LFM2Config,
     recipe: Recipe,
     soc: Soc,
     windows: Windows,
+    chunk: int,
 ) -> dict[str, GraphModule]:
-    """The methods' networks with every scale chosen, still in PyTorch; `scales` are the weights', by path."""
-    prepared = {name: _prepared(network, config, recipe, soc) for name, network in networks.items()}
+    """Return the methods' programs with every scale chosen, still in PyTorch; `scales` are the weights', by path."""
+    prepared = {
+        name: prepare_pt2e(program, _quantizer(program, config, recipe, soc)) for name, program in programs.items()
+    }
     _share_observers(prepared[DECODE], prepared[PREFILL])
-    for window in windows:
-        _converse(prepared, config, recipe.window, len(networks[PREFILL].rows), window)
+    for tokens in windows:
+        _converse(prepared, config, recipe.window, chunk, tokens)
     for module in prepared.values():
         _set_weight_scales(module, scales)
     for observer in set(prepared[PREFILL].modules()) | set(prepared[DECODE].modules()):
@@ -54,17 +58,6 @@ def quantized(
     for module in prepared.values():
         _join_concatenated(module)
     return {name: convert_pt2e(module) for name, module in prepared.items()}
-
-
-def example(config: LFM2Config, window: int, rows: int) -> tuple[torch.Tensor, ...]:
-    """Inputs to trace a method of `rows` rows with."""
-    return call_inputs([0] * rows, rows, 0, window, npu_state(config, window))
-
-
-def _prepared(network: NpuDecoder, config: LFM2Config, recipe: Recipe, soc: Soc) -> GraphModule:
-    inputs = example(config, recipe.window, len(network.rows))
-    program = torch.export.export(network, inputs, strict=True).module()
-    return prepare_pt2e(program, _quantizer(program, config, recipe, soc))
 
 
 def _quantizer(program: GraphModule, config: LFM2Config, recipe: Recipe, soc: Soc) -> QnnQuantizer:
@@ -82,7 +75,7 @@ def _quantizer(program: GraphModule, config: LFM2Config, recipe: Recipe, soc: So
         {node.name: (1, groups[path]) for path, node in _linears(program) if groups[path] is not None}
     )
     quantizer.set_submodule_qconfig_list(
-        [(_inside(path), configs[rule]) for path, rule in rules.items() if rule is not None]
+        [(partial(_falls_under, rule, rules), config) for rule, config in configs.items()]
     )
     quantizer.add_custom_quant_annotations([_leave_integers_alone])
     return quantizer
@@ -99,13 +92,26 @@ def _module_config(rule: QuantizationRule, observer: Any) -> ModuleQConfig:
     return ModuleQConfig(width, is_linear_per_channel=True, act_observer=observer)
 
 
+def _falls_under(rule: QuantizationRule, rules: Mapping[str, QuantizationRule | None], node: Node) -> bool:
+    path = _matrix(node)
+    return path is not None and rules[path] == rule
+
+
+def _matrix(node: Node) -> str | None:
+    """The path of the matrix that a product or a lookup reads, with or without an observer between; None for others."""
+    if node.target not in _MATRIX:
+        return None
+    weight = cast(Node, node.args[_MATRIX[node.target]])
+    source = weight if weight.op == "get_attr" else cast(Node, weight.args[0])
+    return str(source.target).removesuffix(".weight")
+
+
 def _linears(module: GraphModule) -> Iterator[tuple[str, Node]]:
-    """(path, node) of every matrix product with a weight, with or without an observer between the two."""
+    """Every matrix product with a weight, behind the weight's path."""
     for node in module.graph.nodes:
-        if node.target is torch.ops.aten.linear.default:
-            weight = node.args[1]
-            source = weight if weight.op == "get_attr" else weight.args[0]
-            yield str(source.target).removesuffix(".weight"), node
+        path = _matrix(node)
+        if path is not None and node.target is torch.ops.aten.linear.default:
+            yield path, node
 
 
 def _set_weight_scales(module: GraphModule, scales: Mapping[str, Tensor]) -> None:
@@ -115,21 +121,6 @@ def _set_weight_scales(module: GraphModule, scales: Mapping[str, Tensor]) -> Non
         observer: Any = module.get_submodule(str(weight.target))
         observer.max_val = scales[path].reshape(observer.min_val.shape) * observer.quant_max
         observer.min_val = -observer.max_val
-
-
-def _inside(path: str) -> Any:
-    """Whether a node was traced inside the module at that path."""
-    wanted = "".join(f"['{part}']" if part.isdigit() else f".{part}" for part in path.split("."))
-
-    def matches(node: Node) -> bool:
-        stack = node.meta.get("nn_module_stack") or {}
-        return any(_plain(name) == path or name.endswith(wanted) for name, _ in stack.values())
-
-    return matches
-
-
-def _plain(name: str) -> str:
-    return name.removeprefix("L['self'].").replace("_modules['", "").replace("']", "")
 
 
 def _leave_integers_alone(module: GraphModule) -> None:

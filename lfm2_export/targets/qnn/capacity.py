@@ -10,6 +10,7 @@ import math
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
+from lfm2_export.graph.steps import layer_of
 from lfm2_export.model.state import is_cache, state_shapes
 from lfm2_export.quantize.scheme import quantizable, rule_for
 from lfm2_export.recipes import Recipe
@@ -28,7 +29,7 @@ def shards_needed(config: LFM2Config, recipe: Recipe, copies: int, limit: int = 
 
     RecipeError when even a shard per layer is too large.
     """
-    layers = len(config.layer_types)
+    layers = config.num_hidden_layers
     for shards in range(1, layers + 1):
         if max(_shard_bytes(config, recipe, shards, copies)) <= limit:
             return shards
@@ -38,7 +39,7 @@ def shards_needed(config: LFM2Config, recipe: Recipe, copies: int, limit: int = 
 def _shard_bytes(config: LFM2Config, recipe: Recipe, shards: int, copies: int) -> list[int]:
     """Of each shard; the first holds the embedding as well, the last the head."""
     sizes = [0] * shards
-    starts = first_layers(len(config.layer_types), shards)
+    starts = first_layers(config.num_hidden_layers, shards)
 
     def shard_of(layer: int) -> int:
         return sum(layer >= start for start in starts)
@@ -47,8 +48,8 @@ def _shard_bytes(config: LFM2Config, recipe: Recipe, shards: int, copies: int) -
         rule = rule_for(path, kind, recipe.quantization)
         assert rule is not None  # the target's check
         assert rule.weight is not None
-        layer = int(path.split(".")[1]) if path.startswith("layers.") else 0 if kind == "embedding" else -1
-        shard = shard_of(layer) if layer >= 0 else shards - 1
+        layer = layer_of(path)
+        shard = shard_of(layer) if layer is not None else 0 if kind == "embedding" else shards - 1
         sizes[shard] += copies * math.prod(shape) * rule.weight.bits // 8
     for name, cache in state_shapes(config, recipe.window).items():
         if is_cache(name):  # an input of both methods

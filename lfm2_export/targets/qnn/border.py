@@ -1,0 +1,71 @@
+"""The border of an NPU program: what its methods are called, take and return, and what steps learn of a call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lfm2_export.artifact.manifest import Delegation, MethodSpec, TensorSpec
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.qualcomm.calls import DECODE, PREFILL, call_inputs, npu_state
+
+FILE = "model.pte"
+
+
+class Call(NamedTuple):
+    """What steps need to know of a call of N tokens."""
+
+    positions: Tensor  # [N] int32, where each token stands in the window
+    last_columns: Tensor  # [L-1] int32, of a conv state's columns and the call's behind them, the last valid ones
+    mask: Tensor  # [1, 1, groups·N, window + N], added to scores; `groups` query heads share a key
+
+
+class Border(nn.Module):
+    """Makes a `Call` of a method's inputs, inside the program: there, indices are tensors."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, config: LFM2Config, rows: int) -> None:
+        super().__init__()
+        self.groups = config.num_attention_heads // config.num_key_value_heads
+        self.register_buffer("rows", torch.arange(rows, dtype=torch.int32))
+        self.register_buffer("columns", torch.arange(config.conv_L_cache - 1, dtype=torch.int32))
+
+    def forward(self, position: Tensor, length: Tensor, mask: Tensor) -> Call:
+        """`position [1]` and `length [1]` int32, `mask [1, 1, N, window + N]`."""
+        mask = torch.cat([mask] * self.groups, dim=2) if self.groups > 1 else mask
+        return Call(position + self.rows, length + self.columns, mask)
+
+
+def rows_of(chunk: int) -> dict[str, int]:
+    """Return the methods and the number of tokens of each one's calls; `chunk` is prefill's."""
+    return {DECODE: 1, PREFILL: chunk}
+
+
+def example(config: LFM2Config, window: int, rows: int) -> tuple[Tensor, ...]:
+    """Return inputs to trace a method of `rows` rows with."""
+    return call_inputs([0] * rows, rows, 0, window, npu_state(config, window))
+
+
+def method_spec(name: str, rows: int, config: LFM2Config, window: int, report: Delegation | None) -> MethodSpec:
+    """Return how the manifest describes a method of `rows` rows."""
+    state = npu_state(config, window)
+    inputs = [
+        TensorSpec(name="tokens", dtype="int32", shape=[1, rows]),
+        TensorSpec(name="position", dtype="int32", shape=[1]),
+        TensorSpec(name="length", dtype="int32", shape=[1]),
+        TensorSpec(name="mask", dtype="float32", shape=[1, 1, rows, window + rows]),
+        *(TensorSpec(name=key, dtype="float32", shape=list(tensor.shape)) for key, tensor in state.items()),
+    ]
+    outputs = [TensorSpec(name="logits", dtype="float32", shape=[1, 1, config.vocab_size])]
+    outputs += [_new(f"new_{key}", tensor, rows) for key, tensor in state.items()]
+    return MethodSpec(name=name, file=FILE, inputs=inputs, outputs=outputs, max_tokens=rows, delegation=report)
+
+
+def _new(name: str, tensor: Tensor, rows: int) -> TensorSpec:
+    batch, first, second, *rest = tensor.shape
+    shape = [batch, first, rows, *rest] if rest else [batch, first, second]
+    return TensorSpec(name=name, dtype="float32", shape=list(shape))

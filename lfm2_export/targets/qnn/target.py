@@ -1,0 +1,187 @@
+"""ExecuTorch `.pte` for Qualcomm's NPU (HTP): one method for a token, one for a chunk, over the caller's state.
+
+Everything runs on the NPU; a node that does not fails the export unless the recipe's options allow it. The file for
+the phone stores weights that both methods use once. The emulator, on which an artifact is proven, cannot load such a
+file, so a second one is compiled for it from the same networks (`emulator.pte`); an app needs only `model.pte`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from lfm2_export.artifact.manifest import Delegation, Npu
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.errors import LoweringError, RecipeError
+from lfm2_export.graph.trace import trace
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.qualcomm import sdk
+from lfm2_export.qualcomm import soc as chips
+from lfm2_export.qualcomm.calls import PREFILL
+from lfm2_export.quantize.calibration import Windows
+from lfm2_export.quantize.scheme import needs_calibration, quantizable, rule_for
+from lfm2_export.quantize.static_weights import METHODS, static_weights
+from lfm2_export.recipes import Recipe
+from lfm2_export.targets._compiling import no_collection, quiet
+from lfm2_export.targets.qnn.border import FILE, example, method_spec, rows_of
+from lfm2_export.targets.qnn.capacity import first_layers, shards_needed
+from lfm2_export.targets.qnn.table import TABLE, HtpModule
+from lfm2_export.targets.target import Lowered, Methods, Stage, Target
+
+EMULATOR_FILE = "emulator.pte"
+_OPTIONS = {"soc": chips.DEFAULT, "prefill_chunk": 32, "weight_sharing": True, "allow_fallback": False, "shards": None}
+
+
+class QnnTarget(Target):
+    """Qualcomm's NPU through ExecuTorch."""
+
+    name = "qnn"
+    steps = TABLE
+    padded = True
+
+    def check(self, recipe: Recipe, config: LFM2Config) -> None:
+        """Refuse what this target cannot do, and say so when Qualcomm's libraries are missing."""
+        super().check(recipe, config)
+        _check_options(recipe, config)
+        _check_rules(recipe, config)
+        attends = "attention" in trace(config, self.padded).kinds()
+        _check_chip(recipe, config, chips.named(_option(recipe, "soc")), attends)
+        sdk.version()
+
+    def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
+        """Write `model.pte`, and `emulator.pte` where the first cannot run on the emulator."""
+        config, soc, rows = decoder.config, chips.named(_option(recipe, "soc")), _rows(recipe)
+        half = not needs_calibration(recipe.quantization)
+        grouped = any(rule.weight is not None and rule.weight.group is not None for rule in recipe.quantization)
+        programs = self._programs(decoder, recipe, windows, stage)
+        shared = bool(_option(recipe, "weight_sharing")) and soc.shares_weights
+        files = {FILE: shared} | ({EMULATOR_FILE: False} if shared else {})
+        from lfm2_export.targets.qnn.compile import compiled
+
+        # counted for the file that stores weights twice: what is proven on the emulator has the phone's cuts
+        shards = _option(recipe, "shards") or shards_needed(config, recipe, copies=2)
+        starts = first_layers(config.num_hidden_layers, shards)
+        examples = {name: example(config, recipe.window, count) for name, count in rows.items()}
+        with quiet(), no_collection(), torch.no_grad():
+            for name, share in files.items():
+                stage(f"compiling {name} for {soc.name}" + (" (weights stored once)" if share else ""))
+                reports = compiled(
+                    programs, examples, soc, folder / name, half=half, share=share, grouped=grouped, starts=starts
+                )
+                _refuse_fallback(reports, recipe)
+        return Lowered(
+            methods=[method_spec(name, count, config, recipe.window, reports[name]) for name, count in rows.items()],
+            transport="slice",
+            cache_layout="heads-time",
+            versions={name: version(name) for name in ("executorch", "torch", "torchao")} | {"qnn": sdk.version()},
+            runtime_requirement=f"executorch=={version('executorch')} with the QNN backend",
+            npu=Npu(
+                soc=soc.name,
+                htp=soc.generation,
+                shards=shards,
+                weights_shared=shared,
+                emulator_file=list(files)[-1],
+            ),
+        )
+
+    def reference(self, decoder: Decoder, recipe: Recipe, windows: Windows) -> Methods | None:
+        """Return the same quantized model in eager PyTorch, by method; None in fp16, where that is the decoder."""
+        if not needs_calibration(recipe.quantization):
+            return None
+        return self._programs(decoder, recipe, windows, lambda _: None)
+
+    def _programs(self, decoder: Decoder, recipe: Recipe, windows: Windows, stage: Stage) -> Mapping[str, GraphModule]:
+        """The methods in aten operators, with every scale chosen where the recipe has any."""
+        sdk.prepare()
+        if recipe.calibration is None:
+            return self._exported(decoder, recipe)
+        stage(f"choosing the weights' scales ({recipe.weights})")
+        rounded = static_weights(decoder, recipe.quantization, windows, recipe.weights)
+        stage(f"calibrating on {sum(map(len, windows))} tokens")
+        with quiet():
+            from lfm2_export.targets.qnn.pt2e import quantized
+
+            programs, soc = self._exported(rounded.decoder, recipe), chips.named(_option(recipe, "soc"))
+            return quantized(programs, rounded.scales, decoder.config, recipe, soc, windows, _rows(recipe)[PREFILL])
+
+    def _exported(self, decoder: Decoder, recipe: Recipe) -> dict[str, GraphModule]:
+        config, network = decoder.config, trace(decoder.config, self.padded)
+        return {
+            name: HtpModule(network, decoder, recipe.window, rows).exported(example(config, recipe.window, rows))
+            for name, rows in _rows(recipe).items()
+        }
+
+
+TARGET = QnnTarget()
+
+
+def _rows(recipe: Recipe) -> dict[str, int]:
+    return rows_of(_option(recipe, "prefill_chunk"))
+
+
+def _option(recipe: Recipe, name: str) -> Any:
+    return recipe.options.get(name, _OPTIONS[name])
+
+
+def _refuse_fallback(reports: Mapping[str, Delegation], recipe: Recipe) -> None:
+    left = {f"{name} × {count}" for report in reports.values() for name, count in report.fallback.items()}
+    if left and not _option(recipe, "allow_fallback"):
+        raise LoweringError(f"outside the NPU: {', '.join(sorted(left))}; --allow-fallback accepts that")
+
+
+def _check_options(recipe: Recipe, config: LFM2Config) -> None:
+    if recipe.form != "explicit":
+        raise RecipeError(f"{recipe.name}: the qnn target has only the 'explicit' form")
+    unknown = sorted(set(recipe.options) - set(_OPTIONS))
+    if unknown:
+        raise RecipeError(f"{recipe.name}: unknown options for the qnn target: {', '.join(unknown)}")
+    chunk = _option(recipe, "prefill_chunk")
+    if type(chunk) is not int or not 2 <= chunk <= recipe.window:
+        raise RecipeError(f"{recipe.name}: options.prefill_chunk is {chunk!r}; expected 2 to the window")
+    for name in ("weight_sharing", "allow_fallback"):
+        if type(_option(recipe, name)) is not bool:
+            raise RecipeError(f"{recipe.name}: options.{name} is {_option(recipe, name)!r}; expected true or false")
+    shards, layers = _option(recipe, "shards"), config.num_hidden_layers
+    if shards is not None and (type(shards) is not int or not 1 <= shards <= layers):
+        raise RecipeError(f"{recipe.name}: options.shards is {shards!r}; expected 1 to {layers}, or null: as needed")
+    if recipe.weights not in METHODS:
+        raise RecipeError(f"{recipe.name}: weights: {recipe.weights}: for the NPU they are {', '.join(METHODS)}")
+
+
+def _check_rules(recipe: Recipe, config: LFM2Config) -> None:
+    chosen = {path: (kind, rule_for(path, kind, recipe.quantization)) for path, kind, _ in quantizable(config)}
+    static = needs_calibration(recipe.quantization)
+    for path, (kind, rule) in chosen.items():
+        where = f"{recipe.name}: {path}:"
+        if rule is None or rule.weight is None:
+            raise RecipeError(f"{where} HTP has no fp32; give it bits 16 (fp16), or int16 activations")
+        if static != (rule.activation == "int16"):
+            raise RecipeError(f"{where} a program is fp16 throughout, or has int16 activations throughout")
+        if static and kind == "embedding" and rule.weight.bits != 16:
+            raise RecipeError(f"{where} HTP looks an embedding up in its activations' format; use bits 16")
+        if not static and (rule.weight.bits != 16 or rule.activation not in (None, "float16")):
+            raise RecipeError(f"{where} integer weights need int16 activations on the NPU")
+        if static and rule.weight.group is not None and (rule.weight.bits != 4 or rule.weight.group % 16):
+            raise RecipeError(f"{where} HTP has groups of 4-bit weights only, of a multiple of 16")
+    if recipe.cache != ("float32" if static else "float16"):
+        raise RecipeError(f"{recipe.name}: cache {recipe.cache}: it is float16 in an fp16 program, else float32 here")
+
+
+def _check_chip(recipe: Recipe, config: LFM2Config, soc: chips.Soc, attends: bool) -> None:
+    """Refuse weights and arithmetic that this chip's generation lacks."""
+    half = not needs_calibration(recipe.quantization)
+    for path, kind, _ in () if half else quantizable(config):
+        rule = rule_for(path, kind, recipe.quantization)
+        if kind == "embedding" or rule is None or rule.weight is None:
+            continue
+        what, since = ("groups of weights (LPBQ)", 69) if rule.weight.group else ("16-bit weights", 73)
+        if soc.generation < since and (rule.weight.group or rule.weight.bits == 16):
+            raise RecipeError(f"{recipe.name}: {path}: {what} need HTP v{since}, {soc.name} has v{soc.generation}")
+    lacking = soc.lacks(half, attends)
+    if lacking is not None:
+        raise RecipeError(f"{recipe.name}: {soc.name} (HTP v{soc.generation}) has no {lacking}")
