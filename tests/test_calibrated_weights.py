@@ -17,6 +17,9 @@ from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import ArtifactError, RecipeError
 from lfm2_export.evaluate.teacher_forcing import loss_of, score
 from lfm2_export.evaluate.text import evaluation_text
+from lfm2_export.graph.matrices import Siblings, matrices, siblings
+from lfm2_export.graph.steps import Network, Step, layer_of
+from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.model.random_init import init_checkpoint
@@ -31,7 +34,7 @@ from lfm2_export.quantize.method import CALIBRATED
 from lfm2_export.quantize.moments import Moments, second_moment
 from lfm2_export.quantize.record import load_recorded, read_record, write_record
 from lfm2_export.quantize.scheme import Rules, WeightScheme
-from lfm2_export.quantize.smoothing import smooth
+from lfm2_export.quantize.smoothing import absorber_of, smooth
 from lfm2_export.quantize.streams import Stream
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.runtimes.eager import EagerSession
@@ -75,19 +78,14 @@ class TestSmoothing:
         stream, changed = Stream(smoothed, WINDOWS), 0
         with torch.no_grad():
             for layer in range(len(smoothed.layers)):
-                block, prefix = smoothed.block(layer), f"layers.{layer}."
+                block = smoothed.block(layer)
                 before = {name: tensor.clone() for name, tensor in block.named_parameters()}
-                grids = {
-                    name: grid_of(WeightScheme(bits=4, group=32))
-                    for name in (n.removesuffix(".weight") for n, t in before.items() if t.ndim == 2)
-                    if name != "conv.kernel"
-                }
+                grids = {each.path: grid_of(WeightScheme(bits=4, group=32)) for each in matrices(smoothed.config)}
                 smooth(
-                    block,
-                    grids,
-                    lambda path, layer=layer, prefix=prefix: second_moment(
-                        stream.inputs(smoothed, layer, prefix + path)
-                    ),
+                    smoothed,
+                    layer,
+                    {path: grid for path, grid in grids.items() if layer_of(path) == layer},
+                    lambda path, layer=layer: second_moment(stream.inputs(smoothed, layer, path)),
                 )
                 changed += sum(not torch.equal(tensor, before[name]) for name, tensor in block.named_parameters())
                 stream.advance(smoothed, layer)
@@ -95,6 +93,47 @@ class TestSmoothing:
         ids = tokens(30, 9)
         expected, found = (EagerSession(each, 32).score(ids) for each in (decoder, smoothed))
         assert abs(found - expected).max() < 2e-5 * abs(expected).max()
+
+    def test_where_a_scaling_goes_is_read_off_the_trace(self) -> None:
+        network, found = trace(config(), padded=False), {}
+        for layer in range(config().num_hidden_layers):
+            for group in siblings(config(), layer):
+                absorber = absorber_of(network, group, layer)
+                assert absorber is not None
+                paths = " ".join(path.removeprefix(f"layers.{layer}.") for path in group.paths)
+                at = absorber.step.path.removeprefix(f"layers.{layer}.")
+                found[paths] = (absorber.step.kind, at, absorber.attention is not None)
+        assert found == {
+            "conv.b_proj conv.x_proj conv.c_proj": ("rms_norm", "operator_norm", False),
+            "conv.out_proj": ("short_conv", "conv", False),
+            "self_attn.q_proj self_attn.k_proj self_attn.v_proj": ("rms_norm", "operator_norm", False),
+            "self_attn.out_proj": ("linear", "self_attn.v_proj", True),
+            "feed_forward.w1 feed_forward.w3": ("rms_norm", "ffn_norm", False),
+            "feed_forward.w2": ("linear", "feed_forward.w3", False),
+        }
+
+    @pytest.mark.parametrize(
+        ("steps", "expected"),
+        [
+            ([], None),
+            ([Step("silu", "", ("a",), ("x",))], None),
+            ([Step("linear", "layers.0.a", ("b",), ("x",))], "layers.0.a"),
+            ([Step("linear", "layers.0.a", ("b",), ("x",)), Step("silu", "", ("x",), ("y",))], None),
+            ([Step("linear", "layers.0.a", ("b",), ("x",)), Step("linear", "layers.1.b", ("x",), ("y",))], None),
+            ([Step("rms_norm", "norm", ("b",), ("x",))], None),
+            ([Step("linear", "layers.0.a", ("b",), ("v",)), Step("mul", "", ("v", "v"), ("x",))], None),
+            ([Step("linear", "layers.0.a", ("b",), ("v",)), Step("mul", "", ("v", "w"), ("x",))], "layers.0.a"),
+        ],
+        ids=[
+            *("comes in", "no parameters", "a matrix", "read elsewhere", "read by another layer", "of another layer"),
+            *("a square", "a product"),
+        ],
+    )
+    def test_what_cannot_absorb_a_scaling_is_left_alone(self, steps: list[Step], expected: str | None) -> None:
+        group = Siblings("x", ("layers.0.p", "layers.0.q"))
+        readers = [Step("linear", path, ("x",), (path,)) for path in group.paths]
+        found = absorber_of(Network((*steps, *readers), "layers.0.q", {}), group, 0)
+        assert (found and found.step.path) == expected
 
 
 class TestGrid:

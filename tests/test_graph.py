@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from lfm2_export.graph.cut import Call, cut
 from lfm2_export.graph.export import exported
-from lfm2_export.graph.matrices import matrices
+from lfm2_export.graph.matrices import matrices, siblings
 from lfm2_export.graph.passes import expanded, norm_before_pick, without_dead_steps
 from lfm2_export.graph.steps import LENGTH, POSITION, STATE, TOKENS, Network, Step, layer_of
 from lfm2_export.graph.trace import trace
@@ -135,6 +135,18 @@ def test_every_matrix_of_the_model_is_in_the_trace_with_its_shape(shape: str) ->
     assert found["lm_head"].kind == "head"
     conv = {path for path, each in found.items() if each.kind == "conv"}
     assert conv == {path for path in there if ".conv." in path}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_matrix_of_a_layer_has_its_siblings(shape: str) -> None:
+    small = config(**SHAPES[shape])
+    for layer in (*range(small.num_hidden_layers), None):
+        groups = siblings(small, layer)
+        paths = [path for group in groups for path in group.paths]
+        assert sorted(paths) == sorted(
+            each.path for each in matrices(small) if layer_of(each.path) == layer and each.kind != "embedding"
+        )
+        assert len({group.value for group in groups}) == len(groups) == (1 if layer is None else 4)
 
 
 def test_a_dead_step_goes_and_what_it_alone_needed() -> None:

@@ -18,12 +18,12 @@ from lfm2_export.checkpoint import nano
 from lfm2_export.checkpoint.nano.tasks import questions
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.evaluate.metrics import relative_error
+from lfm2_export.graph.matrices import matrices
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.model.state import empty_state
 from lfm2_export.pipeline import export
 from lfm2_export.quantize.apply import load_quantized
-from lfm2_export.quantize.scheme import quantizable
 from lfm2_export.runtimes import executorch
 from lfm2_export.runtimes.eager import EagerSession
 
@@ -39,7 +39,7 @@ def trained() -> Decoder:
     tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
     assert tokenizer is not None
     decoder = load_decoder(checkpoint)
-    for path, kind, _ in list(quantizable(decoder.config)):
+    for path, kind, _ in matrices(decoder.config):
         parent, _, name = path.rpartition(".")
         module = decoder.get_submodule(path)
         if kind == "embedding":

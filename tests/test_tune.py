@@ -16,10 +16,10 @@ from lfm2_export.bench.bytes_read import weight_bytes
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.cli.main import app
 from lfm2_export.errors import UsageError
+from lfm2_export.graph.matrices import matrices
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.pipeline import export
 from lfm2_export.quantize.calibration import Calibration
-from lfm2_export.quantize.scheme import quantizable
 from lfm2_export.quantize.size import model_bytes
 from lfm2_export.tune.allocation import cheapest, front
 from lfm2_export.tune.choices import units
@@ -59,7 +59,7 @@ class TestAllocation:
 class TestUnits:
     def test_every_matrix_is_decided_once(self, nano: Checkpoint) -> None:
         paths = [path for unit in units(nano.config, "xnnpack") for path in unit.paths]
-        assert sorted(paths) == sorted(path for path, _, _ in quantizable(nano.config))
+        assert sorted(paths) == sorted(path for path, _, _ in matrices(nano.config))
 
     def test_a_target_without_a_choice_is_refused(self, nano: Checkpoint) -> None:
         with pytest.raises(UsageError, match="not for 'qnn'"):

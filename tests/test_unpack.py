@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lfm2_export import recipes
+from lfm2_export.graph.matrices import matrices
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.quantize.apply import load_quantized, quantized_weight
-from lfm2_export.quantize.scheme import quantizable
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.runtimes.eager import EagerSession
 
@@ -25,4 +25,4 @@ def test_an_unpacked_decoder_computes_the_same_bits(name):
     for chunk in (TOKENS[:20], TOKENS[20:21], TOKENS[21:]):
         ours, theirs = (session.prefill(chunk) for session in sessions)
         np.testing.assert_array_equal(ours, theirs)
-    assert all(quantized_weight(unpacked.get_submodule(path)) is None for path, _, _ in quantizable(nano.config))
+    assert all(quantized_weight(unpacked.get_submodule(path)) is None for path, _, _ in matrices(nano.config))

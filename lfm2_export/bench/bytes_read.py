@@ -8,34 +8,22 @@ from __future__ import annotations
 
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.checkpoint.config import LFM2Config, from_dict
-from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme, quantizable, rule_for
-
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+from lfm2_export.graph.matrices import matrices
+from lfm2_export.model import state
+from lfm2_export.quantize.scheme import QuantizationRule, rule_for
+from lfm2_export.quantize.size import matrix_bytes
 
 
 def weight_bytes(manifest: Manifest) -> int:
-    """Every matrix but the embedding once, at its recipe's width, with its scales."""
+    """Return the bytes of every matrix but the embedding once, at its recipe's width, with its scales."""
     rules = tuple(QuantizationRule.model_validate(rule) for rule in manifest.recipe["quantization"])
-    total = 0
-    for path, kind, (rows, columns) in quantizable(_config(manifest)):
-        rule = rule_for(path, kind, rules)
-        total += 0 if kind == "embedding" else _matrix(rows, columns, rule.weight if rule else None)
-    return total
+    read = (matrix for matrix in matrices(_config(manifest)) if matrix.kind != "embedding")
+    return sum(matrix_bytes(shape, rule_for(path, kind, rules)) for path, kind, shape in read)
 
 
 def cache_bytes(manifest: Manifest) -> int:
-    """Keys and values of one token over all attention layers, in the recipe's cache precision."""
-    config, width = _config(manifest), _BYTES[manifest.recipe["cache"]]
-    return 2 * len(config.attention_layers) * config.num_key_value_heads * config.head_dim * width
-
-
-def _matrix(rows: int, columns: int, scheme: WeightScheme | None) -> int:
-    if scheme is None:
-        return 4 * rows * columns
-    if scheme.bits == 16:
-        return 2 * rows * columns
-    groups = columns // scheme.group if scheme.group else 1
-    return rows * columns * scheme.bits // 8 + rows * groups * _BYTES[scheme.scale]
+    """Return the bytes of keys and values of one token over all layers, in the recipe's cache precision."""
+    return state.cache_bytes(_config(manifest), manifest.recipe["cache"])
 
 
 def _config(manifest: Manifest) -> LFM2Config:

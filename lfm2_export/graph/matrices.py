@@ -1,4 +1,4 @@
-"""The matrices of a model, read off its trace: what a recipe's rules can match."""
+"""The matrices of a model, read off its trace: what a recipe's rules can match, and which of them share an input."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.graph.steps import layer_of
 from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import skeleton
 
@@ -42,3 +43,20 @@ def matrices(config: LFM2Config) -> tuple[Matrix, ...]:
         rows, columns = weight.shape
         found.append(Matrix(step.path, kind(step.kind, step.path, step.output), (rows, columns)))
     return tuple(found)
+
+
+class Siblings(NamedTuple):
+    """Matrices that multiply one and the same value, in the order in which they are used."""
+
+    value: str
+    paths: tuple[str, ...]
+
+
+@lru_cache(maxsize=1024)
+def siblings(config: LFM2Config, layer: int | None) -> tuple[Siblings, ...]:
+    """Return the matrices of a layer (None: of no layer, the head) by what they multiply, in the order of the trace."""
+    found: dict[str, list[str]] = {}
+    for step in trace(config, padded=False).of_kind("linear"):
+        if layer_of(step.path) == layer:
+            found.setdefault(step.inputs[0], []).append(step.path)
+    return tuple(Siblings(value, tuple(paths)) for value, paths in found.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from lfm2_export.checkpoint.config import LFM2Config
@@ -20,7 +19,6 @@ class Attention(Mixer):
     def __init__(self, config: LFM2Config) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.cache_dtype = torch.float32  # of the KV cache, and with it of attention's operands
         q_width = config.num_attention_heads * config.head_dim
         kv_width = config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, q_width, bias=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lfm2_export.checkpoint.config import LFM2Config
@@ -24,6 +25,7 @@ class Mixer(nn.Module, ABC):
     """A token mixer: `(x, state, call) → (mixed, new state)`; a layer kind is a subclass and an entry in `LAYERS`."""
 
     attribute: ClassVar[str]  # what a checkpoint calls it within its layer
+    cache_dtype = torch.float32  # of the KV cache, where it keeps one, and with it of attention's operands
 
     @staticmethod
     @abstractmethod

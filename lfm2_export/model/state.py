@@ -9,6 +9,8 @@ a manifest and a runtime's buffers all speak the same names:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,12 @@ def empty_state(config: LFM2Config, window: int, batch: int = 1, dtype: torch.dt
 def is_cache(name: str) -> bool:
     """Whether a state tensor is a KV cache (written at a position) and not a conv state (replaced whole)."""
     return not name.startswith("conv_state.")
+
+
+def cache_bytes(config: LFM2Config, precision: str) -> int:
+    """Return the bytes of all keys and values for one token of the window, in one of `CACHE_DTYPES`."""
+    values = sum(math.prod(shape) for name, shape in state_shapes(config, 1).items() if is_cache(name))
+    return values * CACHE_DTYPES[precision].itemsize
 
 
 def write_slices(state: State, new: State, position: Tensor, length: Tensor) -> None:

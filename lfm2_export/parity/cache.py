@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import torch
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.evaluate.teacher_forcing import loss_of, score
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.state import CACHE_DTYPES, is_cache, state_shapes
+from lfm2_export.model.state import cache_bytes, is_cache, state_shapes
 from lfm2_export.quantize.apply import round_caches
 
 _TOKENS = 1000  # enough: so small an effect shows on every token
@@ -35,7 +36,7 @@ def cache_figures(exact: Decoder, precision: str, window: int, text: Sequence[tu
     sizes = bytes_of(exact.config, window, precision)
     sequences = _first(text, _TOKENS)
     kld = 0.0
-    if precision != "float32" and exact.config.attention_layers:
+    if precision != "float32" and cache_bytes(exact.config, precision):
         expected = score(exact, sequences)
         kld = loss_of(score(round_caches(exact, precision), sequences), expected, sequences).mean_kld
         round_caches(exact, "float32")
@@ -44,11 +45,9 @@ def cache_figures(exact: Decoder, precision: str, window: int, text: Sequence[tu
 
 def bytes_of(config: LFM2Config, window: int, precision: str) -> tuple[int, int, int, int]:
     """Bytes per token, of the window, saved against fp32, and of the conv states."""
-    shapes = state_shapes(config, window)
-    values = sum(torch.Size(shape).numel() for name, shape in shapes.items() if is_cache(name))
-    columns = sum(torch.Size(shape).numel() for name, shape in shapes.items() if not is_cache(name))
-    width = CACHE_DTYPES[precision].itemsize
-    return values * width // window, values * width, values * (4 - width), columns * 4
+    per_token, exactly = cache_bytes(config, precision), cache_bytes(config, "float32")
+    columns = sum(math.prod(shape) for name, shape in state_shapes(config, window).items() if not is_cache(name))
+    return per_token, per_token * window, (exactly - per_token) * window, columns * torch.float32.itemsize
 
 
 def _first(text: Sequence[tuple[int, ...]], tokens: int) -> list[tuple[int, ...]]:

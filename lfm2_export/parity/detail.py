@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.evaluate.metrics import Rows, rms_error
 from lfm2_export.model.sequences import TokenSequences
+from lfm2_export.model.state import is_cache
 from lfm2_export.parity.taps import block_outputs, recorded
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
@@ -145,7 +146,7 @@ def _sample(
     actual, expected = session.state().tensors, reference.state().tensors
     errors: dict[bool, list[float]] = {True: [], False: []}
     for name, tensor in expected.items():
-        conv = name.startswith("conv_state.")
+        conv = not is_cache(name)
         new = (actual[name], tensor) if conv else (actual[name][:, :, before:step], tensor[:, :, before:step])
         errors[conv].append(rms_error(*new))
     conv_error, cache_error = (rounded(max(errors[conv])) if errors[conv] else None for conv in (True, False))

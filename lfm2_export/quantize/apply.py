@@ -18,13 +18,13 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 )
 
 from lfm2_export.checkpoint.source import Checkpoint
-from lfm2_export.model.attention import Attention
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
+from lfm2_export.model.mixer import Mixer
 from lfm2_export.model.state import CACHE_DTYPES
 from lfm2_export.quantize.grid import DTYPES, STEPS, grid_of, searched_scales
 from lfm2_export.quantize.method import Method
-from lfm2_export.quantize.scheme import QuantizationRule, Rules, WeightScheme, quantizable, rule_for
+from lfm2_export.quantize.scheme import QuantizationRule, Rules, WeightScheme, rules_by_path
 
 _DTYPES: dict[int, torch.dtype] = {4: getattr(torch, "int4"), 8: torch.int8}  # noqa: B009  torch's stubs lack int4
 
@@ -97,8 +97,8 @@ def quantize(decoder: Decoder, rules: Rules, cache: str = "float32", method: Met
     `method` is one that needs no calibration: "nearest", "mse" or "qat", see `method.py`. A tied head and embedding
     part ways here when their rules differ; the fp32 matrix is freed with its last user.
     """
-    for path, kind, _ in list(quantizable(decoder.config)):
-        quantize_module(decoder, path, rule_for(path, kind, rules), method)
+    for path, rule in rules_by_path(decoder.config, rules).items():
+        quantize_module(decoder, path, rule, method)
     return round_caches(decoder, cache)
 
 
@@ -107,11 +107,11 @@ def load_quantized(checkpoint: Checkpoint, rules: Rules, cache: str = "float32",
 
     Raises CheckpointError for NaN or infinity.
     """
-    kinds = {path: kind for path, kind, _ in quantizable(checkpoint.config)}
+    by_path = rules_by_path(checkpoint.config, rules)
 
     def loaded(decoder: Decoder, path: str) -> None:
-        if path in kinds:
-            quantize_module(decoder, path, rule_for(path, kinds[path], rules), method)
+        if path in by_path:
+            quantize_module(decoder, path, by_path[path], method)
 
     return round_caches(load_decoder(checkpoint, loaded), cache)
 
@@ -119,7 +119,7 @@ def load_quantized(checkpoint: Checkpoint, rules: Rules, cache: str = "float32",
 def round_caches(decoder: Decoder, cache: str) -> Decoder:
     """Set the precision of the KV cache, in place."""
     for module in decoder.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, Mixer):
             module.cache_dtype = CACHE_DTYPES[cache]
     return decoder
 
@@ -145,7 +145,7 @@ def quantize_module(decoder: Decoder, path: str, rule: QuantizationRule | None, 
     scheme = integers(rule)
     if rule is None or rule.weight is None or rule.activation == "int16":
         return
-    module = cast(nn.Linear, decoder.get_submodule(path))  # or the embedding, which has a weight too
+    module = cast(nn.Linear | nn.Embedding, decoder.get_submodule(path))
     weight = module.weight.detach()
     if scheme is not None:
         if method == "qat":
@@ -153,7 +153,7 @@ def quantize_module(decoder: Decoder, path: str, rule: QuantizationRule | None, 
         else:
             scales = searched_scales(weight, grid_of(scheme), steps=STEPS if method == "mse" else 0)
         install(decoder, path, rule, weight, scales)
-    elif path == "embed_tokens":
+    elif isinstance(module, nn.Embedding):
         _replace(decoder, path, HalfEmbedding(weight))
     else:
         _replace(decoder, path, HalfLinear(weight.half(), module.bias, rounds=rule.activation == "float16"))

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from lfm2_export.checkpoint.source import Checkpoint
+from lfm2_export.graph.matrices import siblings
+from lfm2_export.graph.steps import layer_of
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.quantize.apply import install, integers, quantize_module, round_caches
@@ -29,9 +31,9 @@ from lfm2_export.quantize.grid import Grid, grid_of, nearest, searched_scales
 from lfm2_export.quantize.method import Method
 from lfm2_export.quantize.moments import Moments, moments, second_moment
 from lfm2_export.quantize.record import Record, read_record, recorded, replay, write_record
-from lfm2_export.quantize.scheme import Rules, quantizable, rule_for
+from lfm2_export.quantize.scheme import Rules, rules_by_path
 from lfm2_export.quantize.smoothing import smooth
-from lfm2_export.quantize.streams import STAGES, Stream
+from lfm2_export.quantize.streams import Stream
 
 Stage = Callable[[str], None]
 _EVEN = 1.0  # weight of plain error beside the head's mean one, for a matrix that is embedding and head at once
@@ -78,9 +80,9 @@ def last_hidden_moment(checkpoint: Checkpoint, windows: Windows, stage: Stage = 
     def completed(decoder: Decoder, part: str) -> None:
         if part == "embed_tokens":
             streams.append(Stream(decoder, windows))
-        elif part.startswith("layers."):
-            layer = int(part.partition(".")[2])
-            stage(f"weights: inputs of the shared embedding and head, layer {layer + 1} of {len(decoder.layers)}")
+        elif (layer := layer_of(part)) is not None:
+            layers = decoder.config.num_hidden_layers
+            stage(f"weights: inputs of the shared embedding and head, layer {layer + 1} of {layers}")
             streams[0].advance(decoder, layer)
             decoder.layers[layer] = nn.Identity()
         elif part == "embedding_norm":
@@ -103,7 +105,7 @@ class _Walk:
         kept: Path | None,
     ) -> None:
         self.checkpoint, self.method, self.windows, self.stage, self.kept = checkpoint, method, windows, stage, kept
-        self.rules = {path: rule_for(path, kind, rules) for path, kind, _ in quantizable(checkpoint.config)}
+        self.rules = rules_by_path(checkpoint.config, rules)
         self.schemes = {path: scheme for path, rule in self.rules.items() if (scheme := integers(rule))}
         self.tied = checkpoint.config.tie_word_embeddings
         self.shared = self.tied and "lm_head" in self.schemes
@@ -117,8 +119,7 @@ class _Walk:
         if part == "embed_tokens":
             self._embedding(exact)
             self.streams = Stream(self.result, self.windows), Stream(exact, self.windows)
-        elif part.startswith("layers."):
-            layer = int(part.partition(".")[2])
+        elif (layer := layer_of(part)) is not None:
             self._layer(exact, layer)
             for stream, decoder in zip(self.streams, (self.result, exact), strict=True):
                 stream.advance(decoder, layer)
@@ -150,27 +151,25 @@ class _Walk:
 
     def _layer(self, exact: Decoder, layer: int) -> None:
         part, block = f"layers.{layer}", exact.block(layer)
-        self.stage(f"weights: layer {layer + 1} of {len(exact.layers)} by {self.method}")
+        self.stage(f"weights: layer {layer + 1} of {exact.config.num_hidden_layers} by {self.method}")
         self.result.layers[layer] = copy.deepcopy(block, {id(tensor): tensor for tensor in block.parameters()})
         unsmoothed = copy.deepcopy(block, {id(tensor): tensor for tensor in block.parameters()})
         self._done(part, lambda: self._place_layer(exact, layer))
         exact.layers[layer] = unsmoothed  # so that a run that goes on from kept layers sees the same bits
 
     def _place_layer(self, exact: Decoder, layer: int) -> None:
-        part, block = f"layers.{layer}", exact.block(layer)
-        paths = [path for path in self.rules if path.startswith(f"{part}.")]
         if self.method.startswith("awq"):
             self._smooth(exact, layer)
+            block = exact.block(layer)
             self.result.layers[layer] = copy.deepcopy(block, {id(tensor): tensor for tensor in block.parameters()})
-        for stage in STAGES:
-            due = [path for path in paths if path.endswith(stage)]
-            if any(path in self.schemes for path in due):
+        for group in siblings(exact.config, layer):
+            if any(path in self.schemes for path in group.paths):
                 inputs, exact_inputs = (
-                    stream.inputs(decoder, layer, due[0])
+                    stream.inputs(decoder, layer, group.paths[0])
                     for stream, decoder in zip(self.streams, (self.result, exact), strict=True)
                 )
                 seen = moments(inputs, exact_inputs)
-            for path in due:
+            for path in group.paths:
                 if path in self.schemes:
                     weight = cast(nn.Linear, exact.get_submodule(path)).weight
                     self._install(path, *place(weight, grid_of(self.schemes[path]), self.method, seen))
@@ -181,15 +180,12 @@ class _Walk:
         """Fold scalings into the exact layer, which stays exact, by inputs as the quantized layers before it give."""
         part, block, stream = f"layers.{layer}", exact.block(layer), self.streams[0]
         before = dict(block.named_parameters())
-        grids = {
-            path.removeprefix(f"{part}."): grid_of(scheme)
-            for path, scheme in self.schemes.items()
-            if path.startswith(f"{part}.")
-        }
-        smooth(block, grids, lambda path: second_moment(stream.inputs(exact, layer, f"{part}.{path}")))
+        grids = {path: grid_of(scheme) for path, scheme in self.schemes.items() if layer_of(path) == layer}
+        smooth(exact, layer, grids, lambda path: second_moment(stream.inputs(exact, layer, path)))
         for name, tensor in block.named_parameters():
-            if tensor is not before[name] and name.removesuffix(".weight") not in grids:
-                self.record[f"{part}.{name}"] = tensor.detach()
+            path = f"{part}.{name}"
+            if tensor is not before[name] and path.removesuffix(".weight") not in grids:
+                self.record[path] = tensor.detach()
 
     def _head(self, exact: Decoder) -> None:
         norm = exact.embedding_norm

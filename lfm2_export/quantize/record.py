@@ -24,7 +24,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.quantize.apply import install, integers, quantize_module, quantized_weight, round_caches
 from lfm2_export.quantize.grid import DTYPES
-from lfm2_export.quantize.scheme import QuantizationRule, Rules, WeightScheme, quantizable, rule_for
+from lfm2_export.quantize.scheme import QuantizationRule, Rules, WeightScheme, rules_by_path
 
 FILE = "quantized.safetensors"
 
@@ -64,7 +64,7 @@ def replay(decoder: Decoder, part: str, record: Record, rules: ByPath) -> None:
 
 def load_recorded(checkpoint: Checkpoint, rules: Rules, cache: str, record: Record) -> Decoder:
     """The checkpoint, quantized as the record says. Raises CheckpointError, and ArtifactError if it does not fit."""
-    by_path = {path: rule_for(path, kind, rules) for path, kind, _ in quantizable(checkpoint.config)}
+    by_path = rules_by_path(checkpoint.config, rules)
 
     def completed(decoder: Decoder, part: str) -> None:
         replay(decoder, part, record, by_path)

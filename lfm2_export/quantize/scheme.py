@@ -63,12 +63,17 @@ def rule_for(path: str, module_class: str, rules: Rules) -> QuantizationRule | N
     return None
 
 
+def rules_by_path(config: LFM2Config, rules: Rules) -> dict[str, QuantizationRule | None]:
+    """Return the rule of every matrix by its path; None for one that stays fp32."""
+    return {path: rule_for(path, kind, rules) for path, kind, _ in matrices(config)}
+
+
 def check_rules(rules: Rules, config: LFM2Config) -> None:
     """Refuse rules that cannot be applied to this shape, before any weight is read.
 
     Raises RecipeError for a rule that matches nothing and for a group that does not divide a width.
     """
-    modules = list(quantizable(config))
+    modules = matrices(config)
     for number, rule in enumerate(rules):
         if not any(rule_for(path, kind, (rule,)) for path, kind, _ in modules):
             raise RecipeError(f"quantization[{number}]: match {rule.match!r} fits no module of this model")
@@ -102,7 +107,7 @@ def has_integers(rules: Rules) -> bool:
 def describe(rules: Rules, config: LFM2Config) -> dict[str, str]:
     """Module class → how its modules are quantized, for people: `{"linear": "int4 g32 + int8-token"}`."""
     found: dict[str, list[str]] = {kind: [] for kind in MODULE_CLASSES}
-    for path, kind, _ in quantizable(config):
+    for path, kind, _ in matrices(config):
         text = _describe(rule_for(path, kind, rules))
         if text not in found[kind]:
             found[kind].append(text)

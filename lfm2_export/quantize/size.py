@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.graph.matrices import matrices
 from lfm2_export.quantize.grid import DTYPES
-from lfm2_export.quantize.scheme import QuantizationRule, Rules, quantizable, rule_for
+from lfm2_export.quantize.scheme import QuantizationRule, Rules, rule_for
 
 
 def matrix_bytes(shape: tuple[int, int], rule: QuantizationRule | None) -> int:
@@ -29,6 +30,6 @@ def model_bytes(config: LFM2Config, rules: Rules) -> int:
     shared = is_shared(config, rules)
     return sum(
         matrix_bytes(shape, rule_for(path, kind, rules))
-        for path, kind, shape in quantizable(config)
+        for path, kind, shape in matrices(config)
         if not (shared and kind == "embedding")
     )

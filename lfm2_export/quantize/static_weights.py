@@ -13,14 +13,15 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from lfm2_export.graph.matrices import matrices, siblings
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.gptq import gptq, undrifted
 from lfm2_export.quantize.grid import STEPS, Grid, searched_scales
 from lfm2_export.quantize.method import Method
 from lfm2_export.quantize.moments import Moments, moments
-from lfm2_export.quantize.scheme import Rules, WeightScheme, quantizable, rule_for
-from lfm2_export.quantize.streams import STAGES, Stream
+from lfm2_export.quantize.scheme import Rules, WeightScheme, rule_for
+from lfm2_export.quantize.streams import Stream
 
 METHODS: tuple[Method, ...] = ("nearest", "mse", "gptq")
 _SHARES = 16  # LPBQ: a group's scale is 1 to 16 sixteenths of its row's largest
@@ -42,7 +43,7 @@ def static_weights(decoder: Decoder, rules: Rules, windows: Windows, method: Met
     quantized layers before it give.
     """
     own = copy.deepcopy(decoder, {id(tensor): tensor for tensor in decoder.parameters()})  # the tensors are shared
-    schemes = {path: scheme for path, kind, _ in quantizable(own.config) if (scheme := _scheme(path, kind, rules))}
+    schemes = {path: scheme for path, kind, _ in matrices(own.config) if (scheme := _scheme(path, kind, rules))}
     if method == "gptq":
         return StaticWeights(own, _by_gptq(decoder, own, schemes, windows))
     steps = STEPS if method == "mse" else 0
@@ -75,9 +76,9 @@ def _storable(scales: Tensor) -> Tensor:
 def _by_gptq(exact: Decoder, decoder: Decoder, schemes: dict[str, WeightScheme], windows: Windows) -> dict[str, Tensor]:
     scales: dict[str, Tensor] = {}
     ours, theirs = Stream(decoder, windows), Stream(exact, windows)
-    for layer in range(len(decoder.layers)):
-        for stage in STAGES:
-            paths = [path for path in schemes if path.startswith(f"layers.{layer}.") and path.endswith(stage)]
+    for layer in range(decoder.config.num_hidden_layers):
+        for group in siblings(decoder.config, layer):
+            paths = [path for path in group.paths if path in schemes]
             if paths:
                 seen = moments(ours.inputs(decoder, layer, paths[0]), theirs.inputs(exact, layer, paths[0]))
             for path in paths:

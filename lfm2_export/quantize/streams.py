@@ -15,8 +15,6 @@ from lfm2_export.model.mixer import Call
 from lfm2_export.model.state import State, empty_state
 from lfm2_export.quantize.calibration import Windows
 
-# Within a layer, what is quantized together: each set sees inputs that the sets before it have already changed.
-STAGES = (("b_proj", "c_proj", "x_proj", "q_proj", "k_proj", "v_proj"), ("out_proj",), ("w1", "w3"), ("w2",))
 _BATCH_TOKENS = 2048  # padding included
 
 

@@ -16,8 +16,8 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
     _apply_int8_act_asym_per_token_quant_dequant as rounded_per_token,
 )
 
+from lfm2_export.graph.matrices import matrices
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.quantize.scheme import quantizable
 
 
 class TokenActivationLinear(nn.Module):
@@ -35,7 +35,7 @@ class TokenActivationLinear(nn.Module):
 @torch.no_grad()
 def unpack(decoder: Decoder) -> Decoder:
     """Unpack a quantized decoder in place, one matrix at a time, and return it. Its grids are gone afterwards."""
-    for path, _, _ in list(quantizable(decoder.config)):
+    for path, _, _ in matrices(decoder.config):
         module = cast(nn.Linear, decoder.get_submodule(path))
         weight = module.weight
         if not isinstance(weight, IntxUnpackedToInt8Tensor):

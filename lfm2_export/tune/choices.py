@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import UsageError
-from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme, quantizable
+from lfm2_export.graph.matrices import matrices
+from lfm2_export.graph.steps import layer_of
+from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
 from lfm2_export.quantize.size import matrix_bytes
 
 # coarsest first; group None is per row
@@ -46,12 +48,12 @@ def units(config: LFM2Config, target: str) -> list[Unit]:
     if target not in _SCHEMES:
         raise UsageError(f"tune chooses weights for {' and '.join(TARGETS)}, not for {target!r}")
     found = []
-    for path, kind, shape in quantizable(config):
+    for path, kind, shape in matrices(config):
         if kind == "head" and config.tie_word_embeddings:
             continue
         paths = (path, "lm_head") if kind == "embedding" and config.tie_word_embeddings else (path,)
         options = tuple(each for each in _SCHEMES[target] if shape[1] % (each.group or 1) == 0)
-        found.append(Unit(paths, shape, int(path.split(".")[1]) if path.startswith("layers.") else None, options))
+        found.append(Unit(paths, shape, layer_of(path), options))
     return found
 
 

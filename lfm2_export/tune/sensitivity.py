@@ -30,7 +30,7 @@ def sensitivities(
 ) -> list[list[float]]:
     """Mean KLD in nats per token, `[unit][option]`, over every token of `windows`. Deterministic."""
     streams = [Stream(exact, windows)]
-    for layer in range(len(exact.layers)):
+    for layer in range(exact.config.num_hidden_layers):
         streams.append(copied(streams[-1]))
         streams[-1].advance(exact, layer)
     expected = _log_probabilities(exact, streams[-1])
@@ -50,7 +50,7 @@ def whole_cost(
     for unit, option in zip(units, chosen, strict=True):
         _apply(trial, unit, option, target)
     ours, theirs = Stream(unpack(trial), windows), Stream(exact, windows)
-    for layer in range(len(exact.layers)):
+    for layer in range(exact.config.num_hidden_layers):
         ours.advance(trial, layer)
         theirs.advance(exact, layer)
     return _kld(trial, ours, _log_probabilities(exact, theirs))
@@ -79,7 +79,7 @@ def _cost(
         return _kld(trial, streams[-1], expected)
     start = unit.layer or 0
     stream = Stream(trial, windows) if unit.layer is None else copied(streams[start])
-    for layer in range(start, len(exact.layers)):
+    for layer in range(start, exact.config.num_hidden_layers):
         stream.advance(trial, layer)
     return _kld(trial, stream, expected)
 

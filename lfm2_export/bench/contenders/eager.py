@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from lfm2_export.bench.contenders import CALL
+from lfm2_export.checkpoint.config import read_config
+from lfm2_export.model.state import cache_bytes
 
 _FILLER = 1
 
@@ -33,18 +35,15 @@ class EagerContender:
         import transformers
 
         self._model = transformers.Lfm2ForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
-        config = self._model.config
+        config = read_config(path / "config.json")
         self.runtime = f"transformers {transformers.__version__}, torch {torch.__version__}"
-        self.window = int(config.max_position_embeddings)
-        self.vocab = int(config.vocab_size)
+        self.window, self.vocab = config.max_position_embeddings, config.vocab_size
         self.size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
         embedding = self._model.get_input_embeddings().weight
         tied = self._model.get_output_embeddings().weight is embedding
         read = sum(tensor.numel() for tensor in self._model.parameters()) - (0 if tied else embedding.numel())
         self.weight_bytes: int | None = 2 * read
-        width = config.hidden_size // config.num_attention_heads
-        attention = sum(kind == "full_attention" for kind in config.layer_types)
-        self.cache_bytes: int | None = 2 * attention * config.num_key_value_heads * width * 2
+        self.cache_bytes: int | None = cache_bytes(config, "bfloat16")
         self._cache: Any = None
         self._position = 0
 
