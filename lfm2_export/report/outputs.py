@@ -38,7 +38,7 @@ def wants_detail(paths: Sequence[Path]) -> bool:
     return any(path.suffix in (".html", ".json") for path in paths)
 
 
-def write(report: ParityReport, paths: Sequence[Path], bench: BenchReport | None = None) -> None:
+def write(report: ParityReport, paths: Sequence[Path], bench: BenchReport | None = None, force: bool = False) -> None:
     """Each file whole or not at all. UsageError when the disk refuses."""
     from lfm2_export.report import junit, page
 
@@ -51,7 +51,7 @@ def write(report: ParityReport, paths: Sequence[Path], bench: BenchReport | None
             text = junit.parity_junit(report)
         else:
             text = report.model_dump_json(indent=2) + "\n"
-        write_text(path, text)
+        write_text(path, text, force)
 
 
 def read_bench(path: Path | None) -> BenchReport | None:
