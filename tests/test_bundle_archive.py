@@ -142,7 +142,7 @@ class TestQuick:
         with pytest.raises(KeyboardInterrupt):
             write(until(stop), 1500 if damage == "longer parts" else 1000)
         assert not output.exists()
-        staged = tmp_path / ".a.parts.partial"
+        staged = tmp_path / ".a.parts.partial" / "new"
         if damage == "altered" and stop > 500:
             with (staged / "a.zip.001").open("r+b") as file:
                 file.seek(400)

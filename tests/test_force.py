@@ -13,12 +13,12 @@ from command import code_of
 
 from lfm2_export.checkpoint import nano
 from lfm2_export.errors import UsageError
-from lfm2_export.files import Kind, rename, staged_folder
+from lfm2_export.files import FolderKind, rename, staged_folder
 from lfm2_export.model.random_init import init_checkpoint
 from lfm2_export.pipeline import export
 
 Contents = Callable[[Path], dict[str, bytes]]
-KIND = Kind("test", lambda _: {"one"})
+KIND = FolderKind("test", lambda _: {"one"})
 
 
 @pytest.fixture(scope="module")

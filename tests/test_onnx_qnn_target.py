@@ -25,7 +25,7 @@ from lfm2_export.targets.onnx_qnn.activation_ranges import activation_ranges
 from lfm2_export.targets.onnx_qnn.float_graph import build
 from lfm2_export.targets.onnx_qnn.qdq import hiding, quantized, with_mask
 from lfm2_export.targets.onnx_qnn.shared_weights import save_sharing
-from lfm2_export.targets.onnx_qnn.stored_weights import as_stored, wrong_weights
+from lfm2_export.targets.onnx_qnn.stored_weights import wrong_weights
 from lfm2_export.targets.onnx_qnn.target import TARGET
 
 WINDOW, CHUNK = 40, 8

@@ -133,7 +133,7 @@ def test_a_failed_write_leaves_the_old_file_alone(path, artifact, tmp_path, monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UsageError, match="No space left"):
         save_state(path, tiny_session().state(), artifact, [], force=True)
     assert path.read_bytes() == before

@@ -11,7 +11,7 @@ from lfm2_export.artifact.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from lfm2_export.artifact.names import unsafe
 from lfm2_export.artifact.strict_json import check_version, parse_json
 from lfm2_export.errors import ArtifactError, field_error
-from lfm2_export.files import Kind, sha256, write_text
+from lfm2_export.files import FolderKind, sha256
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
@@ -39,7 +39,7 @@ def seal(folder: Path) -> dict[str, FileEntry]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json`, indented; the same content gives the same bytes."""
-    write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    (folder / MANIFEST).write_bytes((manifest.model_dump_json(indent=2) + "\n").encode())
 
 
 def open_artifact(folder: Path) -> Artifact:
@@ -74,7 +74,7 @@ def _listed(folder: Path) -> set[str]:
     return {MANIFEST, *_read_manifest(folder / MANIFEST).files}
 
 
-KIND = Kind("export", _listed)
+KIND = FolderKind("export", _listed)
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -7,13 +7,13 @@ this.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lfm2_export.artifact.manifest import Manifest
+from lfm2_export.files import scratch_folder
 from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession
 from lfm2_export.runtimes.session import Snapshot
 
@@ -48,8 +48,8 @@ def decode_stages(
     "head" is the product that makes logits, "matmul" every other one, "conv" what surrounds the short convolutions'
     projections, "attention" the fused operator, "other" norms, gates and lookups.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        session = _Profiled(artifact, manifest, threads, Path(folder))
+    with scratch_folder() as folder:
+        session = _Profiled(artifact, manifest, threads, folder)
         session.restore(snapshot)
         for _ in range(steps):
             session.decode(token)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from lfm2_export.bundle.checksums import CHUNK, Sums, sums
-from lfm2_export.bundle.description import KIND
+from lfm2_export.bundle.containers import open_container
+from lfm2_export.bundle.description import BUNDLE, KIND, MAX_BYTES, parse_description
 from lfm2_export.bundle.zip_format import Entry, Layout, lay_out
 from lfm2_export.errors import UsageError
-from lfm2_export.files import staged_folder
+from lfm2_export.files import FileKind, staged_file, staged_folder
 
 Content = bytes | Path
+
+
+def _check_ours(path: Path) -> None:
+    with open_container(path) as container:
+        parse_description(container.read(BUNDLE, MAX_BYTES), f"{path}: {BUNDLE}")
+
+
+ARCHIVE = FileKind("bundle", _check_ours)
 
 
 def measure(content: Content) -> Sums:
@@ -34,18 +42,10 @@ def chunks(contents: Mapping[str, Content], measured: Mapping[str, Sums], layout
     yield memoryview(layout.tail)
 
 
-def write_file(data: Iterator[memoryview], path: Path) -> None:
-    """Write the archive through a temporary name beside it. UsageError when the system refuses."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("xb") as file:
-            for piece in data:
-                file.write(piece)
-        temporary.replace(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def write_file(data: Iterator[memoryview], path: Path, force: bool = False) -> None:
+    """Write the archive, whole or not at all. UsageError when the system refuses, or something else has the name."""
+    with staged_file(path, force, ARCHIVE) as new:
+        _write(data, new)
 
 
 def write_folder(
@@ -60,7 +60,13 @@ def write_folder(
         for name, found in measured.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(_checked(name, contents[name], found), path)
+            _write(_checked(name, contents[name], found), path)
+
+
+def _write(data: Iterator[memoryview], path: Path) -> None:
+    with path.open("xb") as file:
+        for piece in data:
+            file.write(piece)
 
 
 def _checked(name: str, content: Content, found: Sums) -> Iterator[memoryview]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lfm2_export.artifact.manifest import FileEntry, Manifest
 from lfm2_export.artifact.strict_json import check_version, parse_json
 from lfm2_export.errors import BundleError, field_error
-from lfm2_export.files import Kind
+from lfm2_export.files import FolderKind
 
 BUNDLE = "bundle.json"
 MAX_BYTES = 16 << 20
@@ -91,7 +91,7 @@ def _listed(folder: Path) -> set[str]:
     return {BUNDLE, *parse_description(path.read_bytes(), str(path)).files}
 
 
-KIND = Kind("bundle", _listed)
+KIND = FolderKind("bundle", _listed)
 
 
 def web_fields(manifest: Manifest) -> dict[str, Any]:

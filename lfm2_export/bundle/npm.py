@@ -7,16 +7,14 @@ that the user names, or through the user's own npm into a cache; either way each
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from lfm2_export.errors import MissingDependencyError, UsageError, one_line
-from lfm2_export.files import sha256
+from lfm2_export.files import FolderKind, cache_root, scratch_folder, sha256, staged_folder
 
 
 class Piece(NamedTuple):
@@ -65,6 +63,7 @@ PIECES = (
     ),
 )
 _SECONDS = 600
+_KIND = FolderKind("bundle", lambda _: {f"{piece.package}/{piece.file}" for piece in PIECES})
 
 
 def copy_pieces(folder: Path, node_modules: Path | None) -> None:
@@ -89,9 +88,8 @@ def copy_pieces(folder: Path, node_modules: Path | None) -> None:
 
 def _cached() -> Path:
     """A folder laid out like `node_modules`, filled by npm the first time."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lfm2-export" / "npm"
     wanted = sorted({(piece.package, piece.version) for piece in PIECES})
-    folder = root / "+".join(f"{name.replace('/', '_')}-{version}" for name, version in wanted)
+    folder = cache_root() / "npm" / "+".join(f"{name.replace('/', '_')}-{version}" for name, version in wanted)
     if folder.is_dir():
         return folder
     npm = shutil.which("npm")
@@ -100,14 +98,9 @@ def _cached() -> Path:
             "a web bundle needs onnxruntime-web from npm, and npm is not installed; install Node.js, "
             "or name a node_modules folder that has it with --node-modules"
         )
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root) as staging:
-            for name, version in wanted:
-                _unpack(_pack(npm, f"{name}@{version}", Path(staging)), Path(staging) / "modules" / name)
-            (Path(staging) / "modules").replace(folder)
-    except OSError as error:
-        raise UsageError(f"cannot write {root}: {error.strerror}") from error
+    with scratch_folder() as downloads, staged_folder(folder, force=True, kind=_KIND) as staging:
+        for name, version in wanted:
+            _unpack(_pack(npm, f"{name}@{version}", downloads), staging / name)
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from lfm2_export.artifact.folder import MANIFEST, Artifact, open_artifact
 from lfm2_export.artifact.manifest import FileEntry, Manifest
 from lfm2_export.bundle import parts, web
 from lfm2_export.bundle import signature as signatures
-from lfm2_export.bundle.archive import Content, chunks, measure, plan, write_file, write_folder
+from lfm2_export.bundle.archive import ARCHIVE, Content, chunks, measure, plan, write_file, write_folder
 from lfm2_export.bundle.budget import check_budget
 from lfm2_export.bundle.checksums import Sums
 from lfm2_export.bundle.containers import Folder
@@ -24,7 +23,7 @@ from lfm2_export.bundle.verify import GOLDEN, WEB_MODEL, licences
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError
-from lfm2_export.files import check_free, check_free_file, write_bytes
+from lfm2_export.files import check_free, check_free_file, scratch_folder, write_bytes
 from lfm2_export.progress import Progress, silent
 
 _NPU = ("qnn", "onnx_qnn")  # targets for Qualcomm's NPU
@@ -87,8 +86,8 @@ def bundle(
     check_budget(known, max_size, largest)
     if split is not None:
         part_names(place.name, known, split)  # an absurd size is refused before the model runs
-    with tempfile.TemporaryDirectory() as scratch:
-        files = _gather(opened, kind, Path(scratch), node_modules, progress)
+    with scratch_folder() as scratch:
+        files = _gather(opened, kind, scratch, node_modules, progress)
         progress("answering the golden cases")
         golden = golden_cases(opened, tokenizer)
         files[GOLDEN] = (json.dumps(golden, ensure_ascii=False) + "\n").encode()
@@ -104,7 +103,7 @@ def bundle(
         progress(f"writing {size / 1e6:.1f} MB")
         resumed = _write(place, files, measured)
     if signed is not None and place.signature is not None:
-        write_bytes(place.signature, signed)
+        write_bytes(place.signature, signed, force)
     parts = len(part_names(place.name, size, split)) if split is not None else 0
     proof, texts = bool(opened.manifest.parity), licences(opened.manifest)
     return Bundle(place.output, description, size, parts, resumed, texts, proof, place.signature)
@@ -149,7 +148,7 @@ def _place(
     if plain or split is not None:
         check_free(output, force, KIND if plain else parts.KIND, [folder])
     else:
-        check_free_file(output, force)
+        check_free_file(output, force, ARCHIVE)
     if signature is not None:
         check_free_file(signature, force)
     return _Place(folder, output, f"{name}.zip", split, plain, signature, force)
@@ -189,5 +188,5 @@ def _write(place: _Place, files: Mapping[str, Content], measured: Mapping[str, S
     data: Iterator[memoryview] = chunks(files, measured, layout)
     if place.split is not None:
         return write_parts(data, layout.size, place.split, place.output, place.name, place.force, [place.artifact])
-    write_file(data, place.output)
+    write_file(data, place.output, place.force)
     return 0

@@ -15,7 +15,7 @@ from typing import IO
 
 from lfm2_export.artifact.strict_json import check_version, parse_json
 from lfm2_export.errors import BundleError, UsageError
-from lfm2_export.files import Kind, check_free, put_in_place, write_text
+from lfm2_export.files import FolderKind, resumed_folder
 
 INDEX = "parts.json"
 SCHEMA_VERSION = 1
@@ -45,21 +45,13 @@ def write_parts(
 
     Whatever stops it (a full disk, the user), what was written so far stays in `.OUTPUT.partial` for the next run.
     """
-    names, sources = part_names(archive, size, part_size), tuple(sources)
-    check_free(output, force, KIND, sources)
-    staging = output.with_name(f".{output.name}.partial")
-    try:
-        if staging.is_symlink():
-            raise UsageError(f"{staging} is a link; remove it")
-        staging.mkdir(parents=True, exist_ok=True)
+    names = part_names(archive, size, part_size)
+    with resumed_folder(output, force, KIND, sources) as staging:
         for stray in staging.iterdir():
             if stray.name not in names or stray.is_symlink():
                 stray.unlink()
         kept = _write(chunks, [staging / name for name in names], part_size)
-        write_text(staging / INDEX, _index(archive, size, part_size))
-        put_in_place(staging, output, force, KIND, sources)
-    except OSError as error:
-        raise UsageError(f"cannot write {output}: {error.strerror}; what is written stays, run it again") from error
+        (staging / INDEX).write_bytes(_index(archive, size, part_size).encode())
     return kept
 
 
@@ -105,7 +97,7 @@ def _listed(folder: Path) -> set[str]:
     return {INDEX, *(path.name for path in _read_index(folder)[0])}
 
 
-KIND = Kind("bundle --split", _listed)
+KIND = FolderKind("bundle --split", _listed)
 
 
 def parts_beside(first: Path) -> list[Path]:

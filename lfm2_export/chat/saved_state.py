@@ -24,7 +24,7 @@ from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.checkpoint.safetensors_file import read_header
 from lfm2_export.errors import CheckpointError, StateFileError, UsageError, field_error, one_line
-from lfm2_export.files import check_free_file, write_bytes
+from lfm2_export.files import FileKind, check_free_file, write_bytes
 from lfm2_export.model.state import state_shapes
 from lfm2_export.runtimes.session import Snapshot, check_snapshot
 
@@ -82,7 +82,7 @@ def save_state(
     """
     from safetensors.numpy import save
 
-    check_free_file(path, force)
+    check_free_file(path, force, KIND)
     if len(tokens) != snapshot.position:
         raise UsageError(f"{len(tokens)} tokens cannot have led to position {snapshot.position}")
     shapes = _shapes(artifact.manifest)
@@ -103,7 +103,15 @@ def save_state(
     data = save(tensors, {_KEY: f"{_checksum(text, tensors)} {text}"})
     if len(data) > (most := _most_bytes(shapes, artifact.manifest.window)):
         raise UsageError(f"cannot write {path}: {len(data)} bytes, at most {most} are read back; shorten the messages")
-    write_bytes(path, data)
+    write_bytes(path, data, force, KIND)
+
+
+def _check_ours(path: Path) -> None:
+    if _KEY not in read_header(path).metadata:
+        raise StateFileError(f"no {_KEY} in its metadata")
+
+
+KIND = FileKind("chat", _check_ours)
 
 
 def load_state(path: Path, artifact: Artifact) -> SavedState:

@@ -50,7 +50,7 @@ def run(
         specs += [parse(text) for text in against or ()]
         report = bench(specs, *lengths, threads=threads, rounds=rounds, progress=progress)
     if plot is not None:
-        files.write(benchmark.figure(report), plot)
+        files.write(benchmark.figure(report), plot, force)
     if as_json:
         console.print_json(report.model_dump_json(indent=2))
         return

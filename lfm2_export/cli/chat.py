@@ -40,6 +40,7 @@ def run(
     from dataclasses import asdict
 
     from lfm2_export.chat.sampling import MinPSampler, greedy
+    from lfm2_export.chat.saved_state import KIND
     from lfm2_export.cli import console
     from lfm2_export.errors import UsageError
     from lfm2_export.files import check_free_file
@@ -49,7 +50,7 @@ def run(
     if load is not None and (system is not None or prefix_cache is not None):
         raise UsageError("--load-state brings its own system prompt; leave out --system and --prefix-cache")
     if save is not None:
-        check_free_file(save, force)
+        check_free_file(save, force, KIND)
     chat = _open(artifact, runtime, force)
     conversation = chat.conversation
     conversation.sampler = MinPSampler(temperature=temperature, seed=seed) if temperature else greedy

@@ -10,20 +10,28 @@ NAME = "doctor"
 
 
 def run(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
-    """Check libraries, versions and machine features. Exit code 1 if a required part is missing or does not fit."""
+    """Check libraries, versions and machine features, and show what stopped runs left on the disk.
+
+    Exit code 1 if a required part is missing or does not fit.
+    """
     import json
 
     from rich.table import Table
 
     from lfm2_export.cli import console
-    from lfm2_export.environment import libraries
+    from lfm2_export.environment import leftovers, libraries
     from lfm2_export.environment.machine import machine as machine_facts
 
     parts = libraries.parts()
-    machine = machine_facts()
+    machine, left = machine_facts(), leftovers.found()
     healthy = all(part.healthy or not part.required for part in parts)
     if as_json:
-        document = {"healthy": healthy, "parts": [part._asdict() for part in parts], "machine": machine}
+        document = {
+            "healthy": healthy,
+            "parts": [part._asdict() for part in parts],
+            "machine": machine,
+            "leftovers": [{**each._asdict(), "path": str(each.path)} for each in left],
+        }
         console.print_json(json.dumps(document, indent=2))
     else:
         table = Table()
@@ -35,6 +43,9 @@ def run(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] 
         console.out.print(table)
         for name, value in machine.items():
             console.out.print(f"{name}: {value}", markup=False)
+        for each in left:
+            line = f"on the disk: {each.path}, {console.megabytes(each.size)}, {each.state}"
+            console.out.print(line, style="yellow", markup=False, soft_wrap=True)
         console.out.print("[bold green]ready[/]" if healthy else "[bold red]not ready[/]: see the lines above")
     if not healthy:
         raise typer.Exit(1)

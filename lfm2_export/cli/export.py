@@ -65,12 +65,12 @@ def run(
                 detail=detail,
             )
     except ParityError as failure:
-        outputs.write(failure.report, paths)
+        outputs.write(failure.report, paths, force=force)
         if not as_json:
             console.print_report(failure.report)
         raise
     if proof is not None:
-        outputs.write(proof, paths)
+        outputs.write(proof, paths, force=force)
     if as_json:
         console.print_json(artifact.manifest.model_dump_json(indent=2))
         return

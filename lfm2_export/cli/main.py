@@ -1,7 +1,8 @@
 """The `lfm2-export` command: registers the commands and turns every error into one line and an exit code.
 
-Exit codes: 0 done, 1 a check failed (parity gate, lowering, doctor), 2 misuse or bad input. A traceback is shown only
-with `--debug`. Command modules import typer and nothing heavy at the top, so `--help` is quick.
+Exit codes: 0 done, 1 a check failed (parity gate, lowering, doctor), 2 misuse or bad input, 128 + N ended by signal N
+(130 Ctrl-C, 143 SIGTERM, 129 SIGHUP). A traceback is shown only with `--debug`. Command modules import typer and
+nothing heavy at the top, so `--help` is quick.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from lfm2_export.cli import (
     verify,
 )
 from lfm2_export.errors import Lfm2ExportError, one_line
+from lfm2_export.files import failures
+from lfm2_export.files.interrupts import Stopped, orderly_end
 
 app = typer.Typer(
     name="lfm2-export",
@@ -71,26 +74,29 @@ def run(arguments: list[str] | None = None) -> None:
     if not debug:
         _hush()
     given = [argument for argument in given if argument != "--debug"]
+    as_json = "--json" in given
     try:
-        code = app(args=given, prog_name="lfm2-export", standalone_mode=debug)
+        with orderly_end():
+            code = app(args=given, prog_name="lfm2-export", standalone_mode=debug)
+    except Stopped as signal:
+        code = _fail(f"stopped by {signal.name}", signal.status, as_json)
     except Lfm2ExportError as error:
         if debug:
             raise
-        code = _fail(str(error), error.exit_code, "--json" in given)
+        code = _fail(str(error), error.exit_code, as_json)
     except typer.Abort:
-        code = _fail("interrupted", 1, False)
+        code = _fail("interrupted", 130, False)
     except Exception as error:
         if debug:
             raise
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's own usage errors, with their hints
             error.show()
             code = error.exit_code
+        elif isinstance(error, OSError) and failures.is_known(error):
+            code = _fail(f"{error.filename or 'the system'}: {failures.one_line(error)}", 2, as_json)
         else:
-            code = _fail(
-                f"internal error: {type(error).__name__}: {one_line(error)} (--debug shows where)",
-                1,
-                "--json" in given,
-            )
+            message = f"internal error: {type(error).__name__}: {one_line(error)} (--debug shows where)"
+            code = _fail(message, 1, as_json)
     sys.exit(code or 0)
 
 

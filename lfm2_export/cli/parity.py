@@ -60,7 +60,7 @@ def run(
             from lfm2_export.parity.divergence import find_divergence
 
             result.trace = find_divergence(opened, made_from, tolerance, progress)
-    outputs.write(result, paths, speeds)
+    outputs.write(result, paths, speeds, force)
     if as_json:
         console.print_json(result.model_dump_json(indent=2))
     else:

@@ -25,6 +25,7 @@ def run(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that one run of the runner may take.")] = 600,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the files on the phone.")] = False,
     report: Annotated[Path | None, typer.Option(help="Also write the JSON report to this file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing report.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -33,9 +34,11 @@ def run(
     from lfm2_export.cli import console
     from lfm2_export.device.adb import Phone
     from lfm2_export.device.proof import prove_on_device
-    from lfm2_export.files import write_text
+    from lfm2_export.files import check_free_file, write_text
     from lfm2_export.parity.subject import checkpoint_of
 
+    if report is not None:
+        check_free_file(report, force)
     opened = open_artifact(artifact)
     phone = Phone(adb, serial)
     with console.progress(quiet) as progress:
@@ -45,7 +48,7 @@ def run(
         )
     document = result.model_dump_json(indent=2)
     if report is not None:
-        write_text(report, document + "\n")
+        write_text(report, document + "\n", force)
     if as_json:
         console.print_json(document)
     else:

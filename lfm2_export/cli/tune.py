@@ -51,9 +51,9 @@ def run(
             text=Calibration.model_validate({**source_text, "windows": windows}),
             stage=stage,
         )
-    write_recipe(output, recipe)
+    write_recipe(output, recipe, force)
     if plot is not None:
-        files.write(pareto_front.figure(found), plot)
+        files.write(pareto_front.figure(found), plot, force)
     if as_json:
         console.print_json(found.model_dump_json(indent=2))
         return

@@ -7,7 +7,6 @@ own build, as are the libraries beside it; nothing is downloaded.
 from __future__ import annotations
 
 import secrets
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from lfm2_export.device.reference import batches
 from lfm2_export.errors import DeviceError, UsageError
 from lfm2_export.evaluate.metrics import clear_top1, relative_error, rms_error, worst
 from lfm2_export.evaluate.text import evaluation_text, random_ids
+from lfm2_export.files import scratch_folder
 from lfm2_export.parity.lowering import LoweringFigures
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.progress import Progress, silent
@@ -61,8 +61,8 @@ def prove_on_device(
     tokens = [token for tokens in text.sequences for token in tokens]
     asked = batches(artifact, checkpoint, recipe, tokens or random_ids(checkpoint.config, 64, seed=1), steps)
     report = RuntimeReport(runtime=f"phone {phone.serial}", version=phone.describe())
-    with tempfile.TemporaryDirectory(prefix="lfm2-export-") as scratch:
-        outputs = _on_phone(phone, files, runner.name, asked, Path(scratch), timeout, keep, progress)
+    with scratch_folder() as scratch:
+        outputs = _on_phone(phone, files, runner.name, asked, scratch, timeout, keep, progress)
     made = [call for batch in asked for call in batch.calls]
     report.lowering = _compare(made, outputs, recipe.gates.lowering.max_error)
     judge(report, recipe.gates, None, checkpoint.random_weights)

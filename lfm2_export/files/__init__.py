@@ -1,16 +1,20 @@
 """Files as this tool reads and writes them: outputs that are whole or absent, and nobody else's replaced."""
 
+from lfm2_export.files.hidden import scratch_folder
 from lfm2_export.files.places import cache_root, sha256
-from lfm2_export.files.replacing import Kind, check_free, check_free_file
-from lfm2_export.files.staging import put_in_place, staged_folder, write_bytes, write_text
+from lfm2_export.files.replacing import FileKind, FolderKind, check_free, check_free_file
+from lfm2_export.files.staging import resumed_folder, staged_file, staged_folder, write_bytes, write_text
 
 __all__ = [
-    "Kind",
+    "FileKind",
+    "FolderKind",
     "cache_root",
     "check_free",
     "check_free_file",
-    "put_in_place",
+    "resumed_folder",
+    "scratch_folder",
     "sha256",
+    "staged_file",
     "staged_folder",
     "write_bytes",
     "write_text",

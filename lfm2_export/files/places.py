@@ -8,9 +8,10 @@ from pathlib import Path
 
 
 def cache_root() -> Path:
-    """This user's cache folder; `LFM2_EXPORT_CACHE` names another place than `~/.cache/lfm2-export`."""
-    given = os.environ.get("LFM2_EXPORT_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "lfm2-export"
+    """This user's cache folder: `LFM2_EXPORT_CACHE`, else `lfm2-export` in `XDG_CACHE_HOME`, else in `~/.cache`."""
+    if given := os.environ.get("LFM2_EXPORT_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lfm2-export"
 
 
 def sha256(path: Path) -> str:

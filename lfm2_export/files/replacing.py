@@ -13,7 +13,7 @@ from typing import NamedTuple
 from lfm2_export.errors import Lfm2ExportError, UsageError
 
 
-class Kind(NamedTuple):
+class FolderKind(NamedTuple):
     """A kind of folder: the command that writes it, and which files one says it holds.
 
     `listed` returns their names relative to the folder, its index among them, and raises Lfm2ExportError for a folder
@@ -24,7 +24,14 @@ class Kind(NamedTuple):
     listed: Callable[[Path], Collection[str]]
 
 
-def check_free(output: Path, force: bool, kind: Kind, sources: Iterable[Path] = ()) -> None:
+class FileKind(NamedTuple):
+    """A kind of file: the command that writes it, and a check that raises Lfm2ExportError for any other file."""
+
+    command: str
+    check: Callable[[Path], object]
+
+
+def check_free(output: Path, force: bool, kind: FolderKind, sources: Iterable[Path] = ()) -> None:
     """UsageError when `output` exists and may not be replaced; cheap enough to ask before any work is done.
 
     `sources` are what it is made from: neither they nor a folder around one is ever replaced.
@@ -41,15 +48,31 @@ def check_free(output: Path, force: bool, kind: Kind, sources: Iterable[Path] = 
         raise UsageError(f"{error.filename or output}: cannot be read, so --force will not replace it") from error
 
 
-def check_free_file(path: Path, force: bool) -> None:
-    """UsageError when a file cannot be written there, or exists and may not be replaced."""
+def check_free_file(path: Path, force: bool, kind: FileKind | None = None) -> None:
+    """UsageError when a file cannot be written there, or exists and may not be replaced.
+
+    With `force` a file of that kind may be; without a kind any plain file.
+    """
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"cannot write {path}: {'it is a folder' if path.is_dir() else f'no folder {path.parent}'}")
-    if path.exists() and not force:
+    if not os.path.lexists(path):
+        return
+    if not force:
         raise UsageError(f"{path} exists already; choose another file or pass --force to replace it")
+    if not path.is_file():
+        raise UsageError(f"{path} is no plain file; choose another")
+    if kind is None:
+        return
+    try:
+        kind.check(path)
+    except Lfm2ExportError as error:
+        raise UsageError(
+            f"{path} was not made by `lfm2-export {kind.command}`, so --force will not replace it; remove it "
+            f"yourself ({error})"
+        ) from error
 
 
-def _check_replaceable(output: Path, kind: Kind, sources: Iterable[Path]) -> None:
+def _check_replaceable(output: Path, kind: FolderKind, sources: Iterable[Path]) -> None:
     for source in sources:
         if _is_or_holds(output, source):
             raise UsageError(f"{output} is, or holds, {source}, which this is made from; choose another --output")

@@ -92,12 +92,12 @@ def _proof(
         detail = Detail() if paths else None
         artifact, report = export(source, recipe, output, overrides=overrides, detail=detail)
     except ParityError as failure:
-        outputs.write(failure.report, paths)
+        outputs.write(failure.report, paths, force=True)
         return failure
     except Lfm2ExportError as error:
         return error
     assert report is not None  # it was asked to prove
-    outputs.write(report, paths)
+    outputs.write(report, paths, force=True)
     return Proof(artifact, report)
 
 

@@ -23,7 +23,7 @@ from lfm2_export.checkpoint.safetensors_file import read_header
 from lfm2_export.checkpoint.shards import SINGLE
 from lfm2_export.checkpoint.source import RANDOM
 from lfm2_export.errors import CheckpointError, UsageError
-from lfm2_export.files import Kind, check_free, staged_folder
+from lfm2_export.files import FolderKind, check_free, staged_folder
 from lfm2_export.model.load import tensor_shapes
 
 _STD = 0.02  # transformers' initializer_range
@@ -92,7 +92,7 @@ def _listed(folder: Path) -> set[str]:
     return {"config.json", SINGLE}
 
 
-KIND = Kind("init", _listed)
+KIND = FolderKind("init", _listed)
 
 
 def _named(size: str) -> LFM2Config:

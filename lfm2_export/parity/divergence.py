@@ -12,7 +12,6 @@ shows: a layer is found, not an operation.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -26,6 +25,7 @@ from lfm2_export.artifact.folder import Artifact
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.errors import UsageError
 from lfm2_export.evaluate.metrics import relative_error
+from lfm2_export.files import scratch_folder
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.parity.reference import quantized_model, reference
 from lfm2_export.parity.subject import traced_text
@@ -57,8 +57,7 @@ def find_divergence(
     limit = tolerance or min(recipe.gates.lowering.max_error, _OWN)
     tokens = traced_text(artifact, checkpoint, sum(_CALLS))
     decoder = quantized_model(artifact, checkpoint)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         progress("lowering it again, with every module's input and output shown")
         lowered = _lowered_with_probes(artifact.manifest.target, decoder, recipe, folder, progress)
         if lowered is None:

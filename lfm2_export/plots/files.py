@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lfm2_export.environment.extras import require
 from lfm2_export.errors import UsageError
+from lfm2_export.files import check_free_file, staged_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,19 +22,11 @@ def check(path: Path, force: bool) -> None:
     """
     if path.suffix.lower() not in _FORMATS:
         raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(_FORMATS)}")
-    if not path.parent.is_dir():
-        raise UsageError(f"--plot {path}: there is no folder {path.parent}")
-    if path.is_dir() or (path.exists() and not force):
-        raise UsageError(f"--plot {path}: exists already; choose another name or pass --force to replace it")
+    check_free_file(path, force)
     require("matplotlib", "matplotlib", "report", f"--plot {path}")
 
 
-def write(figure: Figure, path: Path) -> None:
+def write(figure: Figure, path: Path, force: bool) -> None:
     """Write the figure in the format that the name's ending says. Raise UsageError when the disk refuses."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(temporary, format=path.suffix.lower()[1:], dpi=150)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    with staged_file(path, force) as new:
+        figure.savefig(new, format=path.suffix.lower()[1:], dpi=150)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lfm2_export.checkpoint.source import Checkpoint
+from lfm2_export.files import staged_file
 from lfm2_export.graph.matrices import siblings
 from lfm2_export.graph.steps import layer_of
 from lfm2_export.model.decoder import Decoder
@@ -216,7 +217,9 @@ class _Walk:
             return
         work()
         if file is not None:
-            write_record(file, {name: t for name, t in self.record.items() if name.startswith(f"{part}.")})
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with staged_file(file) as new:
+                write_record(new, {name: t for name, t in self.record.items() if name.startswith(f"{part}.")})
 
     def _install(self, path: str, weight: Tensor, scales: Tensor) -> None:
         install(self.result, path, self.rules[path], weight, scales)

@@ -19,7 +19,6 @@ from lfm2_export.checkpoint.nano.tasks import questions
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import ArtifactError, RecipeError
-from lfm2_export.files import write_text
 from lfm2_export.model.load import load_decoder
 from lfm2_export.quantize.own_text import continued
 
@@ -86,7 +85,7 @@ def digest(windows: Windows) -> str:
 
 def write_windows(folder: Path, windows: Windows) -> None:
     """Write `calibration.json` into an artifact folder."""
-    write_text(folder / FILE, _document(windows))
+    (folder / FILE).write_bytes(_document(windows).encode())
 
 
 def read_windows(folder: Path, config: LFM2Config) -> Windows:

@@ -8,7 +8,6 @@ every other parameter that smoothing has changed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -19,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lfm2_export.checkpoint.source import Checkpoint
-from lfm2_export.errors import ArtifactError, UsageError
+from lfm2_export.errors import ArtifactError
+from lfm2_export.files.failures import out_of
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.quantize.apply import install, integers, quantize_module, quantized_weight, round_caches
@@ -75,16 +75,12 @@ def load_recorded(checkpoint: Checkpoint, rules: Rules, cache: str, record: Reco
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a safetensors file through a temporary name beside it. UsageError when the system refuses."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a safetensors file. Raises the system's OSError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(record, temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error}") from error
+        save_file(record, path)
+    except SafetensorError as error:
+        raise out_of(error) or error from error
+    path.chmod(0o644)
 
 
 def read_record(path: Path) -> Record:

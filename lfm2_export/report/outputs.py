@@ -30,7 +30,7 @@ def wants_detail(paths: Sequence[Path]) -> bool:
     return any(path.suffix in (".html", ".json") for path in paths)
 
 
-def write(report: ParityReport, paths: Sequence[Path], bench: BenchReport | None = None) -> None:
+def write(report: ParityReport, paths: Sequence[Path], bench: BenchReport | None = None, force: bool = False) -> None:
     """Each file whole or not at all. UsageError when the disk refuses."""
     for path in paths:
         if path.suffix == ".html":
@@ -41,4 +41,4 @@ def write(report: ParityReport, paths: Sequence[Path], bench: BenchReport | None
             text = junit.parity_junit(report)
         else:
             text = report.model_dump_json(indent=2) + "\n"
-        write_text(path, text)
+        write_text(path, text, force)

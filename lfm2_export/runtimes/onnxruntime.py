@@ -5,7 +5,6 @@ Past and present are bound to the same memory, so a step writes its keys in plac
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from lfm2_export.artifact.manifest import TAP, Manifest, TensorSpec
 from lfm2_export.errors import ArtifactError, MissingDependencyError
+from lfm2_export.files import scratch_folder
 from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes.runtime import Runtime
 from lfm2_export.runtimes.session import Session, Snapshot, check_room, check_snapshot
@@ -177,8 +177,8 @@ def _widened(path: Path) -> Iterator[Path]:
                 attribute.i = 1
             elif node.op_type == "Cast" and attribute.i == half:
                 attribute.i = single
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / path.name
+    with scratch_folder() as folder:
+        copy = folder / path.name
         onnx.save(model, copy, save_as_external_data=True, location=f"{path.name}_data")  # it may exceed 2 GiB
         del model
         yield copy

@@ -20,7 +20,7 @@ import numpy as np
 
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import ArtifactError
-from lfm2_export.files import Kind, cache_root, staged_folder
+from lfm2_export.files import FolderKind, cache_root, staged_folder
 from lfm2_export.runtimes import onnxruntime
 from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession
 from lfm2_export.runtimes.runtime import Runtime
@@ -85,7 +85,7 @@ def packed(folder: Path, manifest: Manifest) -> Path:
     kept = cache_root() / "packed" / _key(file, manifest)
     model = kept / Path(file).name
     if not model.is_file():
-        kind = Kind("chat --runtime onnxruntime-packed", lambda _: {model.name, f"{model.name}_data"})
+        kind = FolderKind("chat --runtime onnxruntime-packed", lambda _: {model.name, f"{model.name}_data"})
         with staged_folder(kept, force=True, kind=kind) as staging:
             _pack(folder / file, staging / model.name)
             _compare(OnnxRuntimeSession(folder, manifest), PackedSession(staging / model.name, manifest))

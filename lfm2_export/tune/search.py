@@ -122,7 +122,7 @@ def _recipe(target: str, name: str, rules: tuple[QuantizationRule, ...], tuning:
     )
 
 
-def write_recipe(path: Path, recipe: Recipe) -> None:
+def write_recipe(path: Path, recipe: Recipe, force: bool = True) -> None:
     """A YAML file that `export --recipe` takes. UsageError when the system refuses."""
     from io import StringIO
 
@@ -135,7 +135,7 @@ def write_recipe(path: Path, recipe: Recipe) -> None:
     yaml.default_flow_style = None  # one line for each rule
     yaml.width = 120
     yaml.dump(recipe.model_dump(mode="json", exclude_defaults=True), stream)
-    write_text(path, stream.getvalue())
+    write_text(path, stream.getvalue(), force)
 
 
 def _sum(table: list[list[int]], choice: Allocation) -> int:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.files import write_text
 from lfm2_export.recipes import Recipe
 
 FOLDER = "onnx"
@@ -64,12 +63,16 @@ def write_genai_config(folder: Path, recipe: Recipe, config: LFM2Config) -> None
     }
     search = {"do_sample": False, "max_length": recipe.window, "past_present_share_buffer": True}
     document = {"model": {key: value for key, value in model.items() if value is not None}, "search": search}
-    write_text(folder / "genai_config.json", json.dumps(document, indent=2) + "\n")
+    _write(folder / "genai_config.json", document)
 
 
 def _add(path: Path, keys: dict[str, Any]) -> None:
     if path.is_file():
-        write_text(path, json.dumps(json.loads(path.read_bytes()) | keys, indent=2, ensure_ascii=False) + "\n")
+        _write(path, json.loads(path.read_bytes()) | keys)
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    path.write_bytes((json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _genai_decoder(recipe: Recipe, config: LFM2Config) -> dict[str, Any]:

@@ -1,0 +1,217 @@
+"""Outputs are whole or absent, whatever ends the run; what a killed one leaves is swept by the next beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from checkpoints import tiny_config
+from command import code_of
+
+from lfm2_export.errors import UsageError
+from lfm2_export.files import FileKind, FolderKind, hidden, staged_file, staged_folder, write_bytes
+from lfm2_export.files.interrupts import Stopped, orderly_end, uninterrupted
+from lfm2_export.model.random_init import init_checkpoint
+
+Contents = Callable[[Path], dict[str, bytes]]
+KIND = FolderKind("test", lambda _: {"one"})
+
+
+def hidden_in(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name.endswith(hidden.SUFFIX)]
+
+
+def writing(folder: Path, **options: object) -> subprocess.Popen[str]:
+    """A true `init` of 700 MB, under way."""
+    words = [sys.executable, "-m", "lfm2_export", "init", "--size", "350m", "-o", str(folder / "big"), "-q"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
+    end = time.monotonic() + 120
+    while not any((path / hidden.NEW / "model.safetensors").exists() for path in hidden_in(folder)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_a_signal_that_ends_the_run_leaves_nothing(number: str, code: int, tmp_path: Path) -> None:
+    process = writing(tmp_path)
+    process.send_signal(getattr(signal, number))
+    _, shown = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert shown == f"error: stopped by {number}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_leaves_is_shown_and_swept_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").write_text("untouched")
+    process = writing(tmp_path)
+    process.send_signal(signal.SIGSTOP)  # it keeps its lock
+    monkeypatch.chdir(tmp_path)
+    (left,) = hidden_in(tmp_path)
+
+    def state() -> tuple[str, int]:
+        code_of("doctor", "--json")
+        (found,) = [each for each in json.loads(capsys.readouterr().out)["leftovers"] if each["path"] == str(left)]
+        return found["state"], found["size"]
+
+    assert state()[0] == "a run is writing it"
+    init_checkpoint(tiny_config(), tmp_path / "beside")
+    assert left.exists()
+    process.kill()
+    process.communicate()
+    assert state()[0].startswith("left by a run that was killed")
+    assert state()[1] >= (left / hidden.NEW / "model.safetensors").stat().st_size
+    code_of("doctor")
+    assert left.name in capsys.readouterr().out.replace("\n", "")
+    init_checkpoint(tiny_config(), tmp_path / "next")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside", "mine", "next"]
+
+
+def test_a_folder_that_only_looks_like_a_leftover_stays(tmp_path: Path) -> None:
+    (tmp_path / f".a.b{hidden.SUFFIX}").mkdir()
+    (tmp_path / f".a.b{hidden.SUFFIX}" / "notes").write_text("mine")
+    (tmp_path / f".file{hidden.SUFFIX}").write_text("mine")
+    (tmp_path / f".link{hidden.SUFFIX}").symlink_to(tmp_path / f".a.b{hidden.SUFFIX}")
+    hidden.sweep(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert (tmp_path / f".a.b{hidden.SUFFIX}" / "notes").read_text() == "mine"
+
+
+def test_a_name_that_was_taken_away_and_not_given_back_is_given_back(tmp_path: Path, contents: Contents) -> None:
+    for name, taken in (("out", False), ("other", True)):
+        left = tmp_path / f".{name}.abc{hidden.SUFFIX}"
+        for parent in (left / hidden.OLD / name, left / hidden.NEW):
+            parent.mkdir(parents=True)
+            (parent / "one").write_text(f"{parent.parent.name} {name}")
+        (left / "lock").touch()
+        if taken:
+            (tmp_path / name).write_text("somebody else's")
+    hidden.sweep(tmp_path)
+    assert contents(tmp_path) == {
+        "out/one": b"old out",
+        "other": b"somebody else's",
+        "other.1/one": b"old other",
+    }
+
+
+def test_without_locks_nothing_is_taken_for_a_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(hidden.fcntl, "flock", refuse)
+    with staged_folder(tmp_path / "slow", False, KIND) as slow:
+        (slow / "one").write_text("slow")
+        with staged_folder(tmp_path / "quick", False, KIND) as quick:
+            (quick / "one").write_text("quick")
+        monkeypatch.undo()
+        with staged_folder(tmp_path / "third", False, KIND) as third:
+            (third / "one").write_text("third")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["quick", "slow", "third"]
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (28, "make room"),
+        (122, "quota"),
+        (5, "failing"),
+        (30, "can only be read"),
+        (13, "permissions"),
+        (36, "shorter name"),
+        (24, "ulimit"),
+    ],
+)
+def test_an_error_of_the_system_says_what_where_and_what_to_do(number: int, advice: str, tmp_path: Path) -> None:
+    def write() -> None:
+        with staged_folder(tmp_path / "out", False, KIND) as folder:
+            raise OSError(number, os.strerror(number), str(folder / "model.onnx"))
+
+    with pytest.raises(UsageError, match=advice) as failed:
+        write()
+    assert str(failed.value).startswith(f"cannot write {tmp_path / 'out'}: {os.strerror(number)}; ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_too_long_is_said_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of("init", "--size", "350m", "-o", str(tmp_path / ("x" * 300)), "-q") == 2
+    assert "choose a shorter name" in capsys.readouterr().err
+    longest = tmp_path / ("ü" * 127)
+    with staged_folder(longest, False, KIND) as folder:
+        (folder / "one").write_text("fits")
+    assert (longest / "one").read_text() == "fits"
+
+
+class TestFiles:
+    def test_a_file_of_another_kind_is_never_replaced(self, tmp_path: Path) -> None:
+        def check(path: Path) -> None:
+            if path.read_bytes() != b"ours":
+                raise UsageError("it is not ours")
+
+        kind, path = FileKind("test", check), tmp_path / "file"
+        write_bytes(path, b"ours", kind=kind)
+        write_bytes(path, b"theirs", kind=kind)
+        with pytest.raises(UsageError, match=r"not made by `lfm2-export test`.*remove it yourself"):
+            write_bytes(path, b"ours again", kind=kind)
+        assert path.read_bytes() == b"theirs"
+
+    def test_a_name_taken_meanwhile_keeps_what_it_has(self, tmp_path: Path, contents: Contents) -> None:
+        def write() -> None:
+            with staged_file(tmp_path / "report.md", force=False) as new:
+                new.write_text("ours")
+                (tmp_path / "report.md").write_text("theirs")
+
+        with pytest.raises(UsageError, match=r"kept as .*report\.1\.md"):
+            write()
+        assert contents(tmp_path) == {"report.md": b"theirs", "report.1.md": b"ours"}
+
+    def test_a_device_is_not_replaced(self) -> None:
+        with pytest.raises(UsageError, match="no plain file"):
+            write_bytes(Path("/dev/null"), b"ours")
+
+
+class TestInterrupts:
+    @pytest.fixture(autouse=True)
+    def _as_it_was(self) -> Iterator[None]:
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        yield
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+    def test_what_belongs_together_is_done_to_its_end(self, number: signal.Signals) -> None:
+        done = []
+
+        def steps() -> None:
+            with orderly_end(), uninterrupted():
+                signal.raise_signal(number)
+                done.append("the second step")
+
+        with pytest.raises(Stopped) as stopped:
+            steps()
+        assert done == ["the second step"]
+        assert stopped.value.code == 128 + number
+
+    def test_an_error_within_does_not_swallow_the_signal(self) -> None:
+        def steps() -> None:
+            with uninterrupted():
+                signal.raise_signal(signal.SIGINT)
+                raise ValueError
+
+        with pytest.raises(KeyboardInterrupt):
+            steps()
+
+    def test_a_signal_that_is_ignored_stays_ignored(self) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+        with orderly_end(), uninterrupted():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
