@@ -36,5 +36,5 @@ def build(decoder: Decoder, rows: int, window: int, hide: float) -> FloatGraph:
     site = Site(graph, border, decoder, tables, joined={}, scores={})
     values = walk(network, border.values, lambda step, inputs: TABLE[step.kind](site, step, *inputs))
     graph.op("Reshape", "logits", values[network.logits], graph.ints(1, config.vocab_size))
-    points = {point_name(path, side): values[value] for path, side, value in probes(traced)}
+    points = {point_name(path, side): values[value] for path, side, value in probes(traced.steps)}
     return FloatGraph(graph, points, site.joined, site.scores)

@@ -60,7 +60,9 @@ class XnnpackTarget(Target):
         """Write `model.pte`. Raises LoweringError if the delegate left a matrix product or convolution behind."""
         return _lower(decoder, recipe, folder, stage)
 
-    def lower_with_probes(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage) -> Lowered:
+    def lower_with_probes(
+        self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()
+    ) -> Lowered:
         """Lower the explicit form; its method also returns what goes into and comes out of every module."""
         return _lower(decoder, recipe.model_copy(update={"form": "explicit"}), folder, stage, probed=True)
 
