@@ -7,24 +7,29 @@ import numpy as np
 from lfm2_export.chat.generation import generate
 from lfm2_export.checkpoint.nano.tasks import questions
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.evaluate.metrics import QuantizationLoss, quantization_loss
+from lfm2_export.evaluate.exact import Exact
+from lfm2_export.evaluate.metrics import Rows, compare_rows, joined, pieces
 from lfm2_export.evaluate.text import EvaluationText
-from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.progress import Progress
 from lfm2_export.runtimes.session import Session
 
 _SEED = 500  # of the held-out questions
 
 
-def measure(session: Session, reference: EagerSession, text: EvaluationText) -> QuantizationLoss:
-    """Teacher-forced: the artifact decodes every token of every window, as an app would run it."""
-    actual, expected, targets = [], [], []
-    for window in text.windows:
+def measure(session: Session, exact: Exact, text: EvaluationText, progress: Progress) -> Rows:
+    """Teacher-forced: the artifact decodes every token of every sequence, as an app would run it.
+
+    Returns the figures of every prediction, in the order of the text. A few rows of logits are in memory at a time.
+    """
+    progress(f"{session.runtime}: against fp32 on {text.kind}")
+    found: list[Rows] = []
+    for number, sequence in enumerate(text.windows):
         session.reset()
-        reference.reset()
-        actual.append(np.stack([session.decode(token) for token in window[:-1]]))
-        expected.append(reference.score(window[:-1]))
-        targets.append(window[1:])
-    return quantization_loss(np.concatenate(actual), np.concatenate(expected), np.concatenate(targets))
+        for start, stop in pieces(len(sequence) - 1):
+            ours = np.stack([session.decode(token) for token in sequence[start:stop]])
+            theirs = exact.logits(number, start, stop).numpy()
+            found.append(compare_rows(ours, theirs, np.array(sequence[start + 1 : stop + 1])))
+    return joined(found)
 
 
 def task_accuracy(session: Session, tokenizer: ChatTokenizer, count: int) -> dict[str, float] | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from lfm2_export.evaluate.metrics import QuantizationLoss, Rows, compare_rows, summary
+from lfm2_export.evaluate.metrics import QuantizationLoss, compare_rows, joined, summary
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import empty_state
 
@@ -38,7 +38,7 @@ def loss_of(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray], window
     """What lies between two models' scores of the same windows."""
     following = [np.array([token for window in part for token in window[1:]]) for part in batched(windows)]
     rows = [compare_rows(*each) for each in zip(actual, expected, following, strict=True)]
-    return summary(Rows(*(np.concatenate(figures) for figures in zip(*rows, strict=True))))
+    return summary(joined(rows))
 
 
 def batched(windows: Windows) -> Iterator[list[tuple[int, ...]]]:

@@ -5,7 +5,7 @@ It is `decoder(…)` with every value at hand, which a proof uses to see many st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -26,10 +26,11 @@ def interpret(network: Network, decoder: Decoder, given: Mapping[str, Tensor], w
     """Compute the `wanted` values of one call, by name.
 
     `given` holds what comes in (`tokens [B, T]`, `position [B]`, `length [B]` of a padded network, `state.…`), and may
-    hold any other value: the steps that make it are left out. A value is let go of when its last reader is done.
+    hold any other value: only steps between what is given and what is wanted are computed. A value is let go of when
+    its last reader is done.
     """
     values: dict[str, Optional] = {"": None, **given}
-    steps = [step for step in network.steps if not all(output in given for output in step.outputs)]
+    steps = _needed(network.steps, given, wanted)
     last = {value: number for number, step in enumerate(steps) for value in step.inputs}
     kept = {"", *wanted, *given}
     for number, step in enumerate(steps):
@@ -40,6 +41,16 @@ def interpret(network: Network, decoder: Decoder, given: Mapping[str, Tensor], w
             if last[name] == number and name not in kept:
                 values.pop(name, None)
     return {name: cast(Tensor, values[name]) for name in wanted}
+
+
+def _needed(steps: Sequence[Step], given: Collection[str], wanted: Collection[str]) -> list[Step]:
+    needed = set(wanted) - set(given)
+    found = []
+    for step in reversed(steps):
+        if needed & set(step.outputs):
+            found.append(step)
+            needed |= set(step.inputs) - set(given)
+    return found[::-1]
 
 
 def _module(step: Step, decoder: Decoder, x: Tensor) -> Tensor:

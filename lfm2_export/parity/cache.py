@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.evaluate.teacher_forcing import loss_of, score
-from lfm2_export.model.decoder import Decoder
+from lfm2_export.evaluate.exact import Exact
+from lfm2_export.evaluate.metrics import compare_rows, joined, pieces, summary
 from lfm2_export.model.state import CACHE_DTYPES, is_cache, state_shapes
-from lfm2_export.quantize.apply import round_caches
 
 _TOKENS = 1000  # enough: so small an effect shows on every token
 
@@ -30,16 +30,27 @@ class CacheFigures(NamedTuple):
     tokens: int
 
 
-def cache_figures(exact: Decoder, precision: str, window: int, text: Sequence[tuple[int, ...]]) -> CacheFigures:
-    """Measured on the first windows of `text`; the fp32 decoder is left as it was."""
-    sizes = bytes_of(exact.config, window, precision)
-    windows = _first(text, _TOKENS)
-    kld = 0.0
-    if precision != "float32" and exact.config.attention_layers:
-        expected = score(exact, windows)
-        kld = loss_of(score(round_caches(exact, precision), windows), expected, windows).mean_kld
-        round_caches(exact, "float32")
-    return CacheFigures(precision, window, *sizes, mean_kld=kld, tokens=sum(len(each) - 1 for each in windows))
+def first_sequences(text: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Return what the cache is measured on: the first sequences, at least one, of about a thousand tokens in all."""
+    ends = [sum(len(each) for each in text[: at + 1]) for at in range(len(text))]
+    return list(text[: 1 + len(list(takewhile(lambda end: end < _TOKENS, ends)))])
+
+
+def cache_figures(
+    config: LFM2Config, precision: str, window: int, sequences: Sequence[tuple[int, ...]], exact: Exact, rounded: Exact
+) -> CacheFigures:
+    """Return the figures of a window, from two readings of `sequences`: in fp32, and with that cache."""
+    found = [
+        compare_rows(
+            rounded.logits(number, start, stop).numpy(),
+            exact.logits(number, start, stop).numpy(),
+            np.array(sequence[start + 1 : stop + 1]),
+        )
+        for number, sequence in enumerate(sequences)
+        for start, stop in pieces(len(sequence) - 1)
+    ]
+    loss = summary(joined(found))
+    return CacheFigures(precision, window, *bytes_of(config, window, precision), loss.mean_kld, loss.tokens)
 
 
 def bytes_of(config: LFM2Config, window: int, precision: str) -> tuple[int, int, int, int]:
@@ -49,9 +60,3 @@ def bytes_of(config: LFM2Config, window: int, precision: str) -> tuple[int, int,
     columns = sum(torch.Size(shape).numel() for name, shape in shapes.items() if not is_cache(name))
     width = CACHE_DTYPES[precision].itemsize
     return values * width // window, values * width, values * (4 - width), columns * 4
-
-
-def _first(text: Sequence[tuple[int, ...]], tokens: int) -> list[tuple[int, ...]]:
-    """The first windows, and at least one, of about so many tokens in all."""
-    ends = [sum(len(each) for each in text[: at + 1]) for at in range(len(text))]
-    return list(text[: 1 + len(list(takewhile(lambda end: end < tokens, ends)))])

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from pydantic import BaseModel
 
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.evaluate.metrics import rms_error
+from lfm2_export.evaluate.metrics import Rows, rms_error
 from lfm2_export.evaluate.text import EvaluationText
 from lfm2_export.parity.taps import block_outputs, recorded
 from lfm2_export.runtimes.eager import EagerSession
@@ -91,20 +89,10 @@ def add_cost_by_layer(found: Details, quantized: Sequence[np.ndarray], exact: Se
         layer.quantization = rounded(rms_error(ours, theirs))
 
 
-def token_divergence(session: Session, fp32: EagerSession, text: EvaluationText) -> TokenDivergence:
-    """Token by token through the runtime, window by window, so that one window's logits are alive at a time."""
-    kld: list[float] = []
-    position: list[int] = []
-    for window in text.windows:
-        session.reset()
-        fp32.reset()
-        actual = np.stack([session.decode(token) for token in window[:-1]])
-        expected = fp32.score(window[:-1])
-        ours, theirs = (F.log_softmax(torch.from_numpy(x).double(), dim=-1) for x in (actual, expected))
-        rows = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
-        kld += [rounded(max(float(row), 0.0)) for row in rows]
-        position += range(1, len(window))
-    return TokenDivergence(kld=kld, position=position)
+def token_divergence(rows: Rows, text: EvaluationText) -> TokenDivergence:
+    """Return the divergence of every prediction; `rows` are those of question 2, in the order of the text."""
+    kld = [rounded(max(float(each), 0.0)) for each in rows.kld]
+    return TokenDivergence(kld=kld, position=[at for sequence in text.windows for at in range(1, len(sequence))])
 
 
 def state_errors(session: Session, reference: Session, config: LFM2Config, tokens: Sequence[int]) -> list[LayerError]:
@@ -123,11 +111,11 @@ def state_errors(session: Session, reference: Session, config: LFM2Config, token
 
 
 def residual_stream(eager: EagerSession, tokens: Sequence[int]) -> list[np.ndarray]:
-    """After each layer of an eager model, `[1, T, hidden]`."""
+    """After each layer of an eager model, `[T, hidden]`."""
     eager.reset()
     with recorded(eager.decoder) as taps:
         eager.score(tokens)
-    return block_outputs(eager.decoder, taps)
+    return [stream[0] for stream in block_outputs(eager.decoder, taps)]
 
 
 def drift(session: Session, reference: Session, tokens: Sequence[int], asked: int, samples: int) -> Drift:
