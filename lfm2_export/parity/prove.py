@@ -41,6 +41,7 @@ from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.parity.reproduce import commands
 from lfm2_export.parity.subject import EMULATED, EMULATED_CPU, Effort, Stage, Subject
 from lfm2_export.parity.truth import EagerTruth, SessionTruth, Truth
+from lfm2_export.quantize.freed_memory import return_at_once
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
@@ -64,6 +65,7 @@ def prove(
     `only` names the runtimes to use; UsageError if one of them does not run such an artifact, and
     MissingDependencyError if it is not installed. Without `only`, an absent runtime is reported as skipped.
     """
+    return_at_once()  # logits and weights come and go by the megabyte
     subject = Subject(artifact, checkpoint, effort or Effort(), stage, text, detail)
     reports = [RuntimeReport(runtime=name) for name in _runtimes_for(artifact, only)]
     sessions = {report.runtime: session for report in reports if (session := _open(subject, report, bool(only)))}

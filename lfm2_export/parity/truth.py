@@ -155,7 +155,8 @@ class EagerTruth(Truth):
         said: list[list[int]] = [[] for _ in prompts]
         logits: list[list[np.ndarray]] = [[] for _ in prompts]
         while True:
-            found, new = self.decoder(tokens, position, length, state)
+            # a row that has ended is computed and not kept
+            found, new = self.decoder(tokens, position, length.clamp(min=1), state)
             write_slices(state, new, position, length)
             position = position + length
             for row in range(rows):
