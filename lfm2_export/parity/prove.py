@@ -13,6 +13,7 @@ import torch
 from lfm2_export import runtimes, targets
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.checkpoint.source import Checkpoint
+from lfm2_export.environment.resources import torch_threads
 from lfm2_export.errors import MissingDependencyError, UsageError
 from lfm2_export.evaluate import quality
 from lfm2_export.evaluate.exact import Reading, read_exactly
@@ -65,6 +66,19 @@ def prove(
     `only` names the runtimes to use; UsageError if one of them does not run such an artifact, and
     MissingDependencyError if it is not installed. Without `only`, an absent runtime is reported as skipped.
     """
+    with torch_threads(checkpoint.config):
+        return _prove(artifact, checkpoint, only, effort, stage, text, detail)
+
+
+def _prove(
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    only: Sequence[str],
+    effort: Effort | None,
+    stage: Stage,
+    text: Path | None,
+    detail: Detail | None,
+) -> ParityReport:
     return_at_once()  # logits and weights come and go by the megabyte
     subject = Subject(artifact, checkpoint, effort or Effort(), stage, text, detail)
     reports = [RuntimeReport(runtime=name) for name in _runtimes_for(artifact, only)]
