@@ -3,13 +3,15 @@
     python -m benchmarks.export_cost --recipe xnnpack-int4 --recipe onnx-int4 --sizes 350m,700m,1.2b,2.6b
 
 Each export runs in a process of its own, whose peak is the kernel's own figure for it, as `/usr/bin/time -v` shows it.
-Nothing is proven here (`--no-verify`), and the weights are random.
+With `--proof` it is the whole default command, and what each of its stages took is kept; without, nothing is proven
+(`--no-verify`). The weights are random.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -41,12 +43,17 @@ class Cost(BaseModel):
     peak_bytes: int
     checkpoint_bytes: int
     artifact_bytes: int
+    proof: bool = False  # whether the artifact was proven as well
+    stages: dict[str, float] = {}  # seconds of each step that the command announces, in order
 
 
 def main(
     recipe: Annotated[list[str], typer.Option(help="Recipe to export with (repeatable).")],
     sizes: Annotated[str, typer.Option(help="LFM2 shapes, as `init` names them.")] = "350m,1.2b",
     windows: Annotated[str, typer.Option(help="Tokens of KV cache.")] = "2048",
+    proof: Annotated[
+        bool, typer.Option("--proof", help="Prove each artifact too: the command as a user types it.")
+    ] = False,
     cache: Annotated[Path, typer.Option(help="Where checkpoints are kept.")] = Path("out/benchmarks"),
 ) -> None:
     """Export every size with every recipe, one after the other, and write a table."""
@@ -59,7 +66,7 @@ def main(
             for name in recipe:
                 for window in windows.split(","):
                     progress(f"{size}: {name}, window {window}")
-                    costs.append(_measure(checkpoint, size, name, int(window), cache))
+                    costs.append(_measure(checkpoint, size, name, int(window), cache, proof))
     report = {"machine": machine(), "random_weights": True, "exports": [cost.model_dump() for cost in costs]}
     RESULTS.mkdir(exist_ok=True)
     name = f"export-cost-{date.today().isoformat()}"
@@ -68,28 +75,25 @@ def main(
     print(_page(costs, machine()))
 
 
-def _measure(checkpoint: Path, size: str, recipe: str, window: int, cache: Path) -> Cost:
+def _measure(checkpoint: Path, size: str, recipe: str, window: int, cache: Path, proof: bool) -> Cost:
     """Export once, look at the result, throw it away."""
     output = cache / "export-cost"
-    options = [
-        "--recipe",
-        recipe,
-        "--window",
-        str(window),
-        "--output",
-        str(output),
-        "--no-verify",
-        "--quiet",
-        "--force",
-    ]
+    options = ["--recipe", recipe, "--window", str(window), "--output", str(output), "--force"]
+    options += [] if proof else ["--no-verify"]
     started = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "lfm2_export", "export", str(checkpoint), *options], stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "lfm2_export", "export", str(checkpoint), *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+    assert process.stderr is not None
+    said = process.stderr.read()
     _, status, used = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)  # it was waited for here, with its figures
     if process.returncode != 0:
+        print(said, file=sys.stderr)
         raise typer.Exit(process.returncode)
     artifact = sum(entry.size for entry in open_artifact(output).manifest.files.values())
     shutil.rmtree(output)
@@ -102,7 +106,16 @@ def _measure(checkpoint: Path, size: str, recipe: str, window: int, cache: Path)
         peak_bytes=_bytes(used),
         checkpoint_bytes=sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")),
         artifact_bytes=artifact,
+        proof=proof,
+        stages=_stages(said, seconds),
     )
+
+
+def _stages(said: str, seconds: float) -> dict[str, float]:
+    """Seconds between the announcements `[12.3 s] what`, by what was announced; the last one lasts to the end."""
+    begun = [(float(at), what) for at, what in re.findall(r"^\[ *([\d.]+) s\] (.*)$", said, flags=re.MULTILINE)]
+    ends = [at for at, _ in begun[1:]] + [seconds]
+    return {what: round(end - at, 1) for (at, what), end in zip(begun, ends, strict=True)}
 
 
 def _bytes(used: resource.struct_rusage) -> int:
@@ -113,15 +126,22 @@ def _page(costs: list[Cost], where: dict[str, str]) -> str:
     lines = [
         "# Cost of an export",
         "",
-        "| shape | recipe | window | s | CPU s | peak GB | checkpoint GB | artifact MB |",
+        "| shape | recipe | window | proof | s | CPU s | peak GB | checkpoint GB | artifact MB |",
     ]
-    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    lines += [
-        f"| {cost.size} | {cost.recipe} | {cost.window} | {cost.seconds:.0f} | {cost.cpu_seconds:.0f} "
-        f"| {cost.peak_bytes / 1e9:.2f} | {cost.checkpoint_bytes / 1e9:.2f} | {cost.artifact_bytes / 1e6:.0f} |"
-        for cost in costs
+    lines.append("| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |")
+    for cost in costs:
+        row: list[object] = [cost.size, cost.recipe, cost.window, "yes" if cost.proof else "no"]
+        row += [f"{cost.seconds:.0f}", f"{cost.cpu_seconds:.0f}", f"{cost.peak_bytes / 1e9:.2f}"]
+        row += [f"{cost.checkpoint_bytes / 1e9:.2f}", f"{cost.artifact_bytes / 1e6:.0f}"]
+        lines.append(f"| {' | '.join(map(str, row))} |")
+    for cost in costs:
+        if cost.proof:
+            lines += ["", f"{cost.size}, {cost.recipe}, seconds by stage:", ""]
+            lines += [f"- {seconds:.1f} {what}" for what, seconds in cost.stages.items() if seconds >= 0.5]
+    facts = [
+        "Random weights; where `proof` is no, nothing was proven (`--no-verify`).",
+        f"Machine: {'; '.join(where.values())}.",
     ]
-    facts = ["Random weights, nothing proven (`--no-verify`).", f"Machine: {'; '.join(where.values())}."]
     facts.append("Peak: the kernel's figure for the process; pages of the mapped checkpoint count.")
     return "\n".join(lines) + "\n\n" + "\n".join(f"- {fact}" for fact in facts) + "\n"
 

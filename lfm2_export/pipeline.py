@@ -12,6 +12,7 @@ from lfm2_export.artifact.manifest import Manifest, Source
 from lfm2_export.checkpoint.config import to_dict
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.environment.resources import check_memory, torch_threads
 from lfm2_export.errors import GateError
 from lfm2_export.files import check_free, staged_folder
 from lfm2_export.model.decoder import Decoder
@@ -56,8 +57,10 @@ def export(
     target.check(chosen, checkpoint.config)
     output = output or Path("out") / f"{Path(checkpoint.name).name}-{chosen.name}"
     check_free(output, force, KIND, [checkpoint.folder])
+    if verify:
+        check_memory(checkpoint.config, chosen.quantization)
     tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
-    with staged_folder(output, force, KIND, [checkpoint.folder]) as folder:
+    with torch_threads(checkpoint.config), staged_folder(output, force, KIND, [checkpoint.folder]) as folder:
         _copy_companions(checkpoint, folder)
         windows: Windows = ()
         if chosen.calibration is not None:

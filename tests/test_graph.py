@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from lfm2_export.graph.cut import Call, cut
 from lfm2_export.graph.export import exported
+from lfm2_export.graph.interpret import interpret
 from lfm2_export.graph.matrices import matrices, siblings
 from lfm2_export.graph.passes import expanded, norm_before_pick, without_dead_steps
 from lfm2_export.graph.steps import LENGTH, POSITION, STATE, TOKENS, Network, Step, layer_of
@@ -217,3 +218,32 @@ def test_a_layer_is_known_by_its_path() -> None:
     assert layer_of("layers.12.feed_forward.w1") == 12
     assert layer_of("layers.3") == 3
     assert layer_of("embed_tokens") is None
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_interpreted_step_by_step_it_is_the_model_bit_for_bit(shape: str) -> None:
+    decoder = random_decoder(**SHAPES[shape])
+    network = trace(decoder.config, padded=True)
+    tokens, position, length = torch.randint(0, 320, (2, 9)), torch.tensor([3, 0]), torch.tensor([7, 9])
+    state = {name: torch.randn_like(tensor) for name, tensor in empty_state(decoder.config, 12, batch=2).items()}
+    expected, new = decoder(tokens, position, length, state)
+    given = {TOKENS: tokens, POSITION: position, LENGTH: length} | {STATE + name: t for name, t in state.items()}
+    found = interpret(network, decoder, given, network.results)
+    assert torch.equal(found[network.logits], expected)
+    assert all(torch.equal(found[value], new[name]) for name, value in network.state.items())
+
+
+def test_a_value_that_is_given_is_not_computed() -> None:
+    decoder = random_decoder()
+    network = trace(decoder.config, padded=False)
+    lookup = next(network.of_kind("embedding"))
+    state = {STATE + name: tensor for name, tensor in empty_state(decoder.config, 1).items()}
+    tokens = torch.tensor([[5, 6, 7]])
+    given = {TOKENS: tokens, POSITION: torch.tensor([0])} | state
+    plain = interpret(network, decoder, given, [network.logits])[network.logits]
+    rows = decoder.embed_tokens(tokens)
+    assert torch.equal(
+        interpret(network, decoder, given | {lookup.output: rows}, [network.logits])[network.logits], plain
+    )
+    other = interpret(network, decoder, given | {lookup.output: 2 * rows}, [network.logits])[network.logits]
+    assert not torch.equal(other, plain)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+_ROWS = 32
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -102,6 +104,12 @@ def summary(rows: Rows) -> QuantizationLoss:
         clear_flips=float((flipped & clear).sum() / clear.sum()) if clear.any() else None,
         flip_margin=float(rows.margin[flipped].mean()) if flipped.any() else None,
     )
+
+
+def pieces(count: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of `count` rows, a few at a time: at a large vocabulary float64 rows are half a MB each."""
+    for start in range(0, count, _ROWS):
+        yield start, min(start + _ROWS, count)
 
 
 def joined(parts: Sequence[Rows]) -> Rows:

@@ -11,27 +11,28 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from lfm2_export.evaluate.metrics import QuantizationLoss, Rows, compare_rows, joined, summary
+from lfm2_export.evaluate.exact import Exact
+from lfm2_export.evaluate.metrics import QuantizationLoss, Rows, compare_rows, joined, pieces, summary
 from lfm2_export.model import sequences as token_sequences
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.model.state import empty_state
-from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
 
-def rows_of(session: Session, reference: EagerSession, sequences: TokenSequences) -> Rows:
-    """Return the figures of every predicted token of every sequence, in order; `reference` is fp32 eager.
+def rows_of(session: Session, exact: Exact, sequences: TokenSequences) -> Rows:
+    """Return the figures of every predicted token of every sequence, in order, against fp32.
 
-    One sequence's logits are in memory at a time.
+    The session decodes every token, as an app would. A few rows of logits are in memory at a time.
     """
-    rows = []
-    for tokens in sequences:
+    found: list[Rows] = []
+    for number, tokens in enumerate(sequences):
         session.reset()
-        reference.reset()
-        actual = np.stack([session.decode(token) for token in tokens[:-1]])
-        rows.append(compare_rows(actual, reference.score(tokens[:-1]), np.array(tokens[1:])))
-    return joined(rows)
+        for start, stop in pieces(len(tokens) - 1):
+            ours = np.stack([session.decode(token) for token in tokens[start:stop]])
+            theirs = exact.logits(number, start, stop).numpy()
+            found.append(compare_rows(ours, theirs, np.array(tokens[start + 1 : stop + 1])))
+    return joined(found)
 
 
 @torch.inference_mode()

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.evaluate.teacher_forcing import loss_of, score
-from lfm2_export.model.decoder import Decoder
+from lfm2_export.evaluate.exact import Exact
+from lfm2_export.evaluate.metrics import compare_rows, joined, pieces, summary
 from lfm2_export.model.state import cache_bytes, is_cache, state_shapes
-from lfm2_export.quantize.apply import round_caches
 
 _TOKENS = 1000  # enough: so small an effect shows on every token
 
@@ -31,16 +31,27 @@ class CacheFigures(NamedTuple):
     tokens: int
 
 
-def cache_figures(exact: Decoder, precision: str, window: int, text: Sequence[tuple[int, ...]]) -> CacheFigures:
-    """Measured on the first sequences of `text`; the fp32 decoder is left as it was."""
-    sizes = bytes_of(exact.config, window, precision)
-    sequences = _first(text, _TOKENS)
-    kld = 0.0
-    if precision != "float32" and cache_bytes(exact.config, precision):
-        expected = score(exact, sequences)
-        kld = loss_of(score(round_caches(exact, precision), sequences), expected, sequences).mean_kld
-        round_caches(exact, "float32")
-    return CacheFigures(precision, window, *sizes, mean_kld=kld, tokens=sum(len(each) - 1 for each in sequences))
+def first_sequences(text: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Return what the cache is measured on: the first sequences, at least one, of about a thousand tokens in all."""
+    ends = [sum(len(each) for each in text[: at + 1]) for at in range(len(text))]
+    return list(text[: 1 + len(list(takewhile(lambda end: end < _TOKENS, ends)))])
+
+
+def cache_figures(
+    config: LFM2Config, precision: str, window: int, sequences: Sequence[tuple[int, ...]], exact: Exact, rounded: Exact
+) -> CacheFigures:
+    """Return the figures of a window, from two readings of `sequences`: in fp32, and with that cache."""
+    found = [
+        compare_rows(
+            rounded.logits(number, start, stop).numpy(),
+            exact.logits(number, start, stop).numpy(),
+            np.array(sequence[start + 1 : stop + 1]),
+        )
+        for number, sequence in enumerate(sequences)
+        for start, stop in pieces(len(sequence) - 1)
+    ]
+    loss = summary(joined(found))
+    return CacheFigures(precision, window, *bytes_of(config, window, precision), loss.mean_kld, loss.tokens)
 
 
 def bytes_of(config: LFM2Config, window: int, precision: str) -> tuple[int, int, int, int]:
@@ -49,8 +60,3 @@ def bytes_of(config: LFM2Config, window: int, precision: str) -> tuple[int, int,
     columns = sum(math.prod(shape) for name, shape in state_shapes(config, window).items() if not is_cache(name))
     return per_token, per_token * window, (exactly - per_token) * window, columns * torch.float32.itemsize
 
-
-def _first(text: Sequence[tuple[int, ...]], tokens: int) -> list[tuple[int, ...]]:
-    """The first sequences, and at least one, of about so many tokens in all."""
-    ends = [sum(len(each) for each in text[: at + 1]) for at in range(len(text))]
-    return list(text[: 1 + len(list(takewhile(lambda end: end < tokens, ends)))])

@@ -114,11 +114,11 @@ def state_errors(session: Session, reference: Session, config: LFM2Config, token
 
 
 def residual_stream(eager: EagerSession, tokens: Sequence[int]) -> list[np.ndarray]:
-    """After each layer of an eager model, `[1, T, hidden]`."""
+    """After each layer of an eager model, `[T, hidden]`."""
     eager.reset()
     with recorded(eager.decoder) as taps:
         eager.score(tokens)
-    return block_outputs(eager.decoder, taps)
+    return [stream[0] for stream in block_outputs(eager.decoder, taps)]
 
 
 def drift(session: Session, reference: Session, tokens: Sequence[int], asked: int, samples: int) -> Drift:

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lfm2_export.chat.sampling import greedy
 from lfm2_export.evaluate.metrics import clear_top1, relative_error, rms_error, worst
 from lfm2_export.parity.cases import Case
+from lfm2_export.parity.truth import Answer, Truth, answer
 from lfm2_export.recipes import LoweringGates
-from lfm2_export.runtimes.session import Session
+from lfm2_export.runtimes.session import Session, Snapshot
 
 NOISE_MAX, NOISE_RMS = 2.0, 1.5  # how much further from eager than eager from itself: largest error, RMS of logits
 
 
 @dataclass(frozen=True)
 class Distance:
-    """Between two sessions over every call of every case. Errors are relative to the second one's largest value."""
+    """Between two sides over every call of every case. Errors are relative to the second one's largest value."""
 
     max_error: float  # logits and states
     logits_error: float
@@ -47,16 +47,6 @@ class TwinFigures:
     median_step: float  # one step from the twin's own state, so that rounding flips cannot add up
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Logits of both sides `[calls, vocab]`, and each case's errors."""
-
-    ours: np.ndarray
-    theirs: np.ndarray
-    errors: dict[str, float]
-    state_errors: list[float]
-
-
 def noise_rules(gates: LoweringGates, floor: Distance) -> bool:
     """Whether eager differs from its own disturbed self by so much that the recipe's limit cannot be asked for."""
     return NOISE_MAX * floor.max_error > gates.max_error
@@ -71,86 +61,78 @@ def allowed_error(gates: LoweringGates, floor: Distance | None) -> float:
 
 
 def compare(
-    session: Session, eager: Session, cases: Sequence[Case], tolerance: float, floor: Distance | None
+    session: Session, truth: Truth, cases: Sequence[Case], tolerance: float, floor: Distance | None
 ) -> LoweringFigures:
-    """Run each case on both sides, comparing logits after every call and the whole state at the end."""
-    run = _run(session, eager, cases)
-    agreeing, counted = clear_top1(run.ours, run.theirs, tolerance)
+    """Run each case, and hold the artifact's logits after every call and its state at the end to the truth."""
+    ours, theirs = [answer(session, case) for case in cases], [truth.answer(case) for case in cases]
+    agreeing, counted = clear_top1(_rows(ours), _rows(theirs), tolerance)
     return LoweringFigures(
-        **vars(_distance(run)),
+        **vars(distance_of(cases, ours, theirs)),
         top1=agreeing / counted if counted else None,
-        median_step=median_step(session, eager, cases[0].tokens) if session.has_state else None,
+        median_step=median_step(session, truth, cases[0].tokens) if session.has_state else None,
         floor=floor,
     )
 
 
-def distance(session: Session, eager: Session, cases: Sequence[Case]) -> Distance:
-    """How far `session` is from `eager` over these cases."""
-    return _distance(_run(session, eager, cases))
+def distance(session: Session, truth: Truth, cases: Sequence[Case]) -> Distance:
+    """Return how far a session is from the truth over these cases."""
+    return distance_of(cases, [answer(session, case) for case in cases], [truth.answer(case) for case in cases])
 
 
-def _run(session: Session, eager: Session, cases: Sequence[Case]) -> _Run:
-    actual, expected, errors, state_errors = [], [], {}, []
-    for case in cases:
-        session.reset()
-        eager.reset()
-        rows = [(session.prefill(call, case.pad_to), eager.prefill(call, case.pad_to)) for call in case.calls()]
-        ours, theirs = (np.stack(side) for side in zip(*rows, strict=True))
-        state_errors += [_state_error(session, eager)] if session.has_state else []
-        errors[case.name] = worst([relative_error(ours, theirs), *state_errors[-1:]])
-        actual.append(ours)
-        expected.append(theirs)
-    return _Run(np.concatenate(actual), np.concatenate(expected), errors, state_errors)
-
-
-def _distance(run: _Run) -> Distance:
+def distance_of(cases: Sequence[Case], ours: Sequence[Answer], theirs: Sequence[Answer]) -> Distance:
+    """Return how far answers to the same cases lie apart; a state counts where ours shows one."""
+    errors, state_errors = {}, []
+    for case, mine, other in zip(cases, ours, theirs, strict=True):
+        errors[case.name] = relative_error(mine.logits, other.logits)
+        if mine.state is not None and other.state is not None:
+            state_errors.append(state_error(mine.state, other.state))
+            errors[case.name] = worst([errors[case.name], state_errors[-1]])
+    actual, expected = _rows(ours), _rows(theirs)
     return Distance(
-        max_error=worst(list(run.errors.values())),
-        logits_error=relative_error(run.ours, run.theirs),
-        state_error=worst(run.state_errors) if run.state_errors else None,
-        mean_absolute_error=float(np.abs(run.ours - run.theirs).mean()),
-        rms_error=rms_error(run.ours, run.theirs),
-        worst_case=max(run.errors, key=lambda name: (np.isnan(run.errors[name]), run.errors[name])),
+        max_error=worst(list(errors.values())),
+        logits_error=relative_error(actual, expected),
+        state_error=worst(state_errors) if state_errors else None,
+        mean_absolute_error=float(np.abs(actual - expected).mean()),
+        rms_error=rms_error(actual, expected),
+        worst_case=max(errors, key=lambda name: (np.isnan(errors[name]), errors[name])),
     )
 
 
 def same_greedy_text(
-    session: Session, eager: Session, prompts: Sequence[tuple[int, ...]], limit: int, tolerance: float
+    session: Session, truth: Truth, prompts: Sequence[tuple[int, ...]], limit: int, tolerance: float
 ) -> float | None:
     """Share of prompts whose greedy continuation is the same on both sides for up to `limit` tokens.
 
-    Both sides are led along eager's tokens, and a fork counts only where eager's margin is clear of the
+    The artifact is led along the truth's tokens, and a fork counts only where the truth's margin is clear of the
     allowed error (`clear_top1`): at a closer call either token is a fair answer. None if every call was too close.
     """
     same, clear = 0, 0
-    for prompt in prompts:
+    for prompt, reply in zip(prompts, truth.continuations(prompts, limit), strict=True):
         session.reset()
-        eager.reset()
-        ours, theirs = [session.prefill(prompt)], [eager.prefill(prompt)]
-        while len(theirs) < limit and eager.position < eager.window:
-            token = greedy(theirs[-1], ())
-            ours.append(session.decode(token))
-            theirs.append(eager.decode(token))
-        agreeing, counted = clear_top1(np.stack(ours), np.stack(theirs), tolerance)
+        ours = np.stack([session.prefill(prompt), *(session.decode(token) for token in reply.tokens)])
+        agreeing, counted = clear_top1(ours, reply.logits, tolerance)
         same += agreeing == counted
         clear += counted
     return same / len(prompts) if clear else None
 
 
-def median_step(session: Session, eager: Session, tokens: Sequence[int]) -> float:
-    """Of a step's error, logits and states. Each step starts from eager's state: a systematic fault shows in every one,
-    a rounding flip in a few."""
-    eager.reset()
+def median_step(session: Session, truth: Truth, tokens: tuple[int, ...]) -> float:
+    """Of a step's error, logits and states. Each step starts from the truth's state: a systematic fault shows in every
+    one, a rounding flip in a few."""
     errors = []
-    for token in tokens:
-        session.restore(eager.state())
-        error = relative_error(session.decode(token), eager.decode(token))
-        errors.append(worst([error, _state_error(session, eager)]))
+    for step in truth.steps(tokens):
+        session.restore(step.before)
+        error = relative_error(session.decode(step.token), step.logits)
+        errors.append(worst([error, state_error(session.state(), step.after)]))
     return float(np.median(errors))
 
 
-def _state_error(session: Session, eager: Session) -> float:
-    ours, theirs = session.state(), eager.state()
+def state_error(ours: Snapshot, theirs: Snapshot) -> float:
+    """Return the largest relative error of any state tensor; infinite where the states are not of the same kind."""
     if ours.position != theirs.position or ours.tensors.keys() != theirs.tensors.keys():
         return float("inf")
     return worst([relative_error(ours.tensors[name], theirs.tensors[name]) for name in theirs.tensors])
+
+
+def _rows(answers: Sequence[Answer]) -> np.ndarray:
+    return np.concatenate([each.logits for each in answers])

@@ -10,29 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-
 from lfm2_export.parity.cases import Case
-from lfm2_export.parity.lowering import Distance, distance
-from lfm2_export.runtimes.eager import EagerSession
-
-_DISTURBANCE = 2.0**-20  # relative, standard deviation: what an fp32 sum of a thousand terms leaves open
+from lfm2_export.parity.lowering import Distance, distance_of
+from lfm2_export.parity.truth import EagerTruth
 
 
-def noise_floor(eager: EagerSession, cases: Sequence[Case]) -> Distance:
-    """Of eager from its disturbed self, over these cases. Deterministic."""
-    return distance(_Disturbed(eager.decoder, eager.window), eager, cases)
-
-
-class _Disturbed(EagerSession):
-    """The same decoder; every embedding it looks up is multiplied by 1 ± 2⁻²⁰."""
-
-    def _run(self, tokens: Sequence[int], pad_to: int | None, all_logits: bool) -> np.ndarray:
-        generator = torch.Generator().manual_seed(self.position)
-
-        def disturb(module: torch.nn.Module, given: tuple[torch.Tensor, ...], x: torch.Tensor) -> torch.Tensor:
-            return x * (1 + _DISTURBANCE * torch.randn(x.shape, generator=generator))
-
-        with self.decoder.embed_tokens.register_forward_hook(disturb):
-            return super()._run(tokens, pad_to, all_logits)
+def noise_floor(eager: EagerTruth, cases: Sequence[Case]) -> Distance:
+    """Return how far eager is from its disturbed self over these cases. Deterministic."""
+    return distance_of(cases, eager.disturbed(cases), [eager.answer(case) for case in cases])

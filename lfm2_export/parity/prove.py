@@ -13,7 +13,9 @@ import torch
 from lfm2_export import runtimes, targets
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.checkpoint.source import Checkpoint
+from lfm2_export.environment.resources import torch_threads
 from lfm2_export.errors import MissingDependencyError, UsageError
+from lfm2_export.evaluate.exact import Reading, read_exactly
 from lfm2_export.evaluate.metrics import summary
 from lfm2_export.evaluate.questions import task_accuracy
 from lfm2_export.evaluate.teacher_forcing import rows_of
@@ -23,7 +25,7 @@ from lfm2_export.model.resident import Resident
 from lfm2_export.model.state import empty_state
 from lfm2_export.parity import detail as details
 from lfm2_export.parity import stock_runner
-from lfm2_export.parity.cache import CacheFigures, cache_figures
+from lfm2_export.parity.cache import CacheFigures, cache_figures, first_sequences
 from lfm2_export.parity.cases import Case, lowering_cases
 from lfm2_export.parity.detail import Detail, Details
 from lfm2_export.parity.laws import LawContext, state_laws
@@ -40,7 +42,9 @@ from lfm2_export.parity.reference import quantized_model, reference
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.parity.reproduce import commands
 from lfm2_export.parity.subject import EMULATED, EMULATED_CPU, Effort, Subject
+from lfm2_export.parity.truth import EagerTruth, SessionTruth, Truth
 from lfm2_export.progress import Progress, silent
+from lfm2_export.quantize.freed_memory import return_at_once
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
@@ -64,6 +68,20 @@ def prove(
     `only` names the runtimes to use; UsageError if one of them does not run such an artifact, and
     MissingDependencyError if it is not installed. Without `only`, an absent runtime is reported as skipped.
     """
+    with torch_threads(checkpoint.config):
+        return _prove(artifact, checkpoint, only, effort, progress, text, detail)
+
+
+def _prove(
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    only: Sequence[str],
+    effort: Effort | None,
+    progress: Progress,
+    text: Path | None,
+    detail: Detail | None,
+) -> ParityReport:
+    return_at_once()  # logits and weights come and go by the megabyte
     subject = Subject(artifact, checkpoint, effort or Effort(), progress, text, detail)
     reports = [RuntimeReport(runtime=name) for name in _runtimes_for(artifact, only)]
     sessions = {report.runtime: session for report in reports if (session := _open(subject, report, bool(only)))}
@@ -141,24 +159,32 @@ def _question_1(
     stored = targets.find(subject.artifact.manifest.target).weights_error(decoder, subject.artifact.folder)
     unpack(decoder)  # its grids have served, and every call is many times faster without them
     prompts = [tokens[: min(32, subject.window - 1)] for tokens in subject.text.sequences[: subject.effort.prompts]]
+    cases_of = {
+        name: lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
+        for name, session in sessions.items()
+    }
+    everything = [case for cases in cases_of.values() for case in cases]
+    common: Truth = SessionTruth(eager)
+    if isinstance(eager, EagerSession):
+        common = EagerTruth(decoder, subject.window, everything)
     for report in reports:
-        session, truth = sessions[report.runtime], references.get(report.runtime, eager)
-        report.reference = truth.runtime
-        cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
+        session, own = sessions[report.runtime], references.get(report.runtime)
+        truth = SessionTruth(own) if own is not None else common
+        report.reference, cases = truth.runtime, cases_of[report.runtime]
         subject.progress(f"{report.runtime}: against the same quantized model in {truth.runtime}")
-        floor = noise_floor(truth, cases) if rounds and isinstance(truth, EagerSession) else None
+        floor = noise_floor(truth, cases) if rounds and isinstance(truth, EagerTruth) else None
         tolerance = allowed_error(subject.recipe.gates.lowering, floor)
         report.lowering = compare(session, truth, cases, tolerance, floor)
         report.twin = _twin(subject, report, session, cases)
         report.greedy = same_greedy_text(session, truth, prompts, subject.effort.continuation, tolerance)
         subject.progress(f"{report.runtime}: state laws")
-        other = _other_form(decoder, subject) if isinstance(truth, EagerSession) else None
+        other = _other_form(decoder, subject) if isinstance(truth, EagerTruth) else None
         tokens = subject.tokens[: min(subject.window // 2, subject.effort.law_tokens)]
         context = LawContext(session, subject.config, tokens, tolerance, other)
         report.laws = list(state_laws(context))
         if subject.detail is not None:
-            report.details = _details(subject, subject.detail, session, truth)
-    del eager, decoder
+            report.details = _details(subject, subject.detail, session, own or eager)
+    del eager, decoder, common, truth
     for report in reports if rounds else ():
         report.weights_error = stored
     if rounds and stored is None:
@@ -171,8 +197,9 @@ def _twin(subject: Subject, report: RuntimeReport, session: Session, cases: Sequ
     if twin is None:
         return None
     subject.progress(f"{report.runtime}: against {twin.runtime}")
-    found = distance(session, twin, cases[:1])
-    step = median_step(session, twin, cases[0].tokens[:TWIN_STEPS])
+    truth = SessionTruth(twin)
+    found = distance(session, truth, cases[:1])
+    step = median_step(session, truth, cases[0].tokens[:TWIN_STEPS])
     return TwinFigures(twin.runtime, found.max_error, found.rms_error, step)
 
 
@@ -186,7 +213,8 @@ def _run_weights_alone(subject: Subject, reports: list[RuntimeReport]) -> None:
         subject.progress(f"{report.runtime}: the stored weights, with activations in float")
         decoder = quantized_model(subject.artifact, subject.checkpoint, float_activations=True)
         cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
-        report.weights_error = distance(session, EagerSession(unpack(decoder), subject.window), cases).max_error
+        truth = EagerTruth(unpack(decoder), subject.window, cases)
+        report.weights_error = distance(session, truth, cases).max_error
 
 
 def _question_2(
@@ -198,26 +226,34 @@ def _question_2(
 
     Where an emulator is slow and has a reference that question 1 has just proven it equal to, that one answers.
     """
-    fp32 = EagerSession(load_decoder(subject.checkpoint), subject.window)
+    config, tokenizer = subject.config, subject.tokenizer
+    cached = first_sequences(subject.text.sequences)
+    narrow = subject.recipe.cache if config.attention_layers else "float32"
+    readings = [Reading(subject.text.sequences)] + ([Reading(cached, narrow)] if narrow != "float32" else [])
+    layers_of = [subject.tokens[: subject.window]] if subject.residual_stream is not None else []
+    subject.progress("fp32: layer by layer over all tokens")
+    exact, *others = read_exactly(subject.checkpoint, readings, layers_of)
     for report in reports:
         asked = references[report.runtime] if report.runtime in references else sessions[report.runtime]
         report.quality_of = asked.runtime
         subject.progress(f"{asked.runtime}: against fp32 on {subject.text.kind}")
-        rows = rows_of(asked, fp32, subject.text.sequences)
+        rows = rows_of(asked, exact, subject.text.sequences)
         report.quality = summary(rows)
         if report.details is not None:
             report.details.tokens = details.token_divergence(rows, subject.text.sequences)
             if subject.residual_stream is not None:
-                exact = details.residual_stream(fp32, subject.tokens[: subject.window])
-                details.add_cost_by_layer(report.details, subject.residual_stream, exact)
-        if subject.tokenizer is not None and subject.has_tasks:
+                streams = [layer.numpy() for layer in others[-1].layers[0]]
+                details.add_cost_by_layer(report.details, subject.residual_stream, streams)
+        if tokenizer is not None and subject.has_tasks:
             subject.progress(f"{asked.runtime}: nano's held-out questions")
-            report.task_accuracy = task_accuracy(asked, subject.tokenizer, subject.effort.questions)
-    cache = cache_figures(fp32.decoder, subject.recipe.cache, subject.window, subject.text.sequences)
-    if subject.tokenizer is None or not subject.has_tasks:
+            report.task_accuracy = task_accuracy(asked, tokenizer, subject.effort.questions)
+    rounded = others[0] if narrow != "float32" else exact
+    cache = cache_figures(config, subject.recipe.cache, subject.window, cached, exact, rounded)
+    if tokenizer is None or not subject.has_tasks:
         return None, cache
     subject.progress("eager: nano's held-out questions")
-    return task_accuracy(fp32, subject.tokenizer, subject.effort.questions), cache
+    fp32 = EagerSession(load_decoder(subject.checkpoint), subject.window)
+    return task_accuracy(fp32, tokenizer, subject.effort.questions), cache
 
 
 def _details(subject: Subject, wanted: Detail, session: Session, truth: Session) -> Details:

@@ -34,7 +34,10 @@ class TokenActivationLinear(nn.Module):
 
 @torch.no_grad()
 def unpack(decoder: Decoder) -> Decoder:
-    """Unpack a quantized decoder in place, one matrix at a time, and return it. Its grids are gone afterwards."""
+    """Unpack a quantized decoder in place, one matrix at a time, and return it. Its grids are gone afterwards.
+
+    A tied embedding and head that were rounded alike are one matrix again.
+    """
     for path, _, _ in matrices(decoder.config):
         module = cast(nn.Linear, decoder.get_submodule(path))
         weight = module.weight
@@ -46,4 +49,7 @@ def unpack(decoder: Decoder) -> Decoder:
             parent, _, name = path.rpartition(".")
             linear = TokenActivationLinear(weight.dequantize(), module.bias)
             setattr(decoder.get_submodule(parent), name, linear)
+    table, head = decoder.embed_tokens, decoder.lm_head
+    if decoder.config.tie_word_embeddings and torch.equal(table.weight, head.weight):
+        head.weight = table.weight
     return decoder

@@ -1,0 +1,100 @@
+"""Token sequences through an eager model, whole and side by side: every state and every row of logits on the way.
+
+A case, however it is cut into calls, asks for the logits after some of its tokens and for the state after the last, so
+one pass over each distinct sequence answers all cases and all runtimes. At true sizes the same, call by call, took
+most of a proof's time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lfm2_export.graph.interpret import interpret
+from lfm2_export.graph.steps import LENGTH, POSITION, STATE, TOKENS, Network
+from lfm2_export.graph.trace import trace
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.state import empty_state, is_cache
+from lfm2_export.runtimes.session import Snapshot
+
+Tokens = tuple[int, ...]
+
+
+class Passage:
+    """One sequence's way from an empty state: its final hidden rows, its keys and values, its convolutions' columns."""
+
+    def __init__(self, decoder: Decoder, hidden: Tensor, columns: dict[str, Tensor]) -> None:
+        """hidden `[T, H]`; columns `[kv_heads, T, head_dim]` of a cache, `[T, hidden]` of a conv state, by name."""
+        self._decoder, self._hidden, self._columns = decoder, hidden, columns
+
+    @torch.inference_mode()
+    def logits(self, ends: Sequence[int]) -> np.ndarray:
+        """Return `[len(ends), vocab] fp32`: the logits after that many tokens."""
+        network = trace(self._decoder.config, padded=True)
+        (picked,) = (step.output for step in network.of_kind("last_valid"))
+        rows = self._hidden[torch.tensor([end - 1 for end in ends])]
+        return interpret(network, self._decoder, {picked: rows}, [network.logits])[network.logits].numpy()
+
+    def state(self, position: int) -> Snapshot:
+        """Return the state after that many tokens."""
+        tensors = {}
+        for name, shape in _shapes(self._decoder).items():
+            columns = self._columns[name]
+            if is_cache(name):
+                tensors[name] = columns[:, :position].unsqueeze(0).numpy().copy()
+            else:
+                past = torch.cat((torch.zeros(shape[2], columns.shape[1]), columns[:position]))[-shape[2] :]
+                tensors[name] = past.T.unsqueeze(0).numpy().copy()
+        return Snapshot(position, tensors)
+
+
+@torch.inference_mode()
+def passages(
+    decoder: Decoder, sequences: Sequence[Tokens], disturbances: Sequence[Tensor | None] = ()
+) -> list[Passage]:
+    """Send sequences through the model, all in one call.
+
+    A disturbance `[T, H]` is what a sequence's embedded tokens are multiplied by.
+    """
+    network = trace(decoder.config, padded=True)
+    longest = max(map(len, sequences))
+    tokens = torch.tensor([[*each, *[0] * (longest - len(each))] for each in sequences])
+    lengths = torch.tensor([len(each) for each in sequences])
+    embedded = decoder.embed_tokens(tokens)
+    for row, disturbance in enumerate(disturbances):
+        if disturbance is not None:
+            embedded[row, : len(disturbance)] *= disturbance
+    given = {STATE + name: tensor for name, tensor in empty_state(decoder.config, 1, len(sequences)).items()}
+    given |= {TOKENS: tokens, POSITION: torch.zeros_like(lengths), LENGTH: lengths, _lookup(network): embedded}
+    (hidden,) = (step.inputs[0] for step in network.of_kind("last_valid"))
+    sources = {name: _column_source(network, name) for name in network.state}
+    found = interpret(network, decoder, given, [hidden, *sources.values()])
+    return [
+        Passage(
+            decoder,
+            found[hidden][row, :length],
+            {
+                name: found[value][row, :, :length] if is_cache(name) else found[value][row, :length]
+                for name, value in sources.items()
+            },
+        )
+        for row, length in enumerate(lengths.tolist())
+    ]
+
+
+def _lookup(network: Network) -> str:
+    return next(network.of_kind("embedding")).output
+
+
+def _column_source(network: Network, name: str) -> str:
+    """The value that holds a column for each token: new keys and values themselves, a convolution's input."""
+    if is_cache(name):
+        return network.state[name]
+    return next(step.inputs[0] for step in network.of_kind("short_conv") if STATE + name in step.inputs)
+
+
+def _shapes(decoder: Decoder) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in empty_state(decoder.config, 1).items()}

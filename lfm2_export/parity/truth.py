@@ -1,0 +1,193 @@
+"""What an artifact must say: the logits and states of a reference, for cases, single steps and greedy text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lfm2_export.chat.sampling import greedy
+from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.state import empty_state, write_slices
+from lfm2_export.parity.cases import Case
+from lfm2_export.parity.passage import Passage, Tokens, passages
+from lfm2_export.runtimes.session import Session, Snapshot
+
+_DISTURBANCE = 2.0**-20  # relative, standard deviation: what an fp32 sum of a thousand terms leaves open
+
+
+class Answer(NamedTuple):
+    """To a case: the logits after each call, `[calls, vocab] fp32`, and the state after the last; None if hidden."""
+
+    logits: np.ndarray
+    state: Snapshot | None
+
+
+class Step(NamedTuple):
+    """One decode step: the state that it starts from, its logits `[vocab]`, the state it ends with."""
+
+    token: int
+    before: Snapshot
+    logits: np.ndarray
+    after: Snapshot
+
+
+class Continuation(NamedTuple):
+    """A greedy reply: its tokens, and the logits `[tokens + 1, vocab]` after the prompt and after each of them."""
+
+    tokens: Tokens
+    logits: np.ndarray
+
+
+class Truth(ABC):
+    """A reference."""
+
+    runtime: str
+
+    @abstractmethod
+    def answer(self, case: Case) -> Answer:
+        """Return what the reference says to a case."""
+
+    @abstractmethod
+    def steps(self, tokens: Tokens) -> Iterator[Step]:
+        """Yield every step of decoding `tokens` from an empty state."""
+
+    @abstractmethod
+    def continuations(self, prompts: Sequence[Tokens], limit: int) -> list[Continuation]:
+        """Return the greedy reply to each prompt, `limit` rows of logits or as many as the window holds."""
+
+
+class SessionTruth(Truth):
+    """A reference that is a session itself, asked call by call."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.runtime = session, session.runtime
+
+    def answer(self, case: Case) -> Answer:
+        """Run the case."""
+        return answer(self.session, case)
+
+    def steps(self, tokens: Tokens) -> Iterator[Step]:
+        """Decode, looking at the state around every step."""
+        self.session.reset()
+        before = self.session.state()
+        for token in tokens:
+            logits = self.session.decode(token)
+            after = self.session.state()
+            yield Step(token, before, logits, after)
+            before = after
+
+    def continuations(self, prompts: Sequence[Tokens], limit: int) -> list[Continuation]:
+        """Reply to one prompt after the other."""
+        return [self._continuation(prompt, limit) for prompt in prompts]
+
+    def _continuation(self, prompt: Tokens, limit: int) -> Continuation:
+        self.session.reset()
+        logits, said = [self.session.prefill(prompt)], list[int]()
+        while len(logits) < limit and self.session.position < self.session.window:
+            said.append(greedy(logits[-1], ()))
+            logits.append(self.session.decode(said[-1]))
+        return Continuation(tuple(said), np.stack(logits))
+
+
+class EagerTruth(Truth):
+    """A model in eager PyTorch: whole sequences at once, each of them only once however many cases begin with it."""
+
+    runtime = "eager"
+
+    def __init__(self, decoder: Decoder, window: int, cases: Sequence[Case] = ()) -> None:
+        """`cases` are known beforehand, so that all their sequences go through the model side by side."""
+        self.decoder, self.window = decoder, window
+        self._cases = tuple(cases)
+
+    @cached_property
+    def _known(self) -> dict[Tokens, Passage]:
+        """The passages of the longest sequences, of which all others are beginnings."""
+        sequences = sorted({case.tokens for case in self._cases}, key=len, reverse=True)
+        longest: list[Tokens] = []
+        for each in sequences:
+            if not any(other[: len(each)] == each for other in longest):
+                longest.append(each)
+        return dict(zip(longest, passages(self.decoder, longest), strict=True)) if longest else {}
+
+    def _passage(self, tokens: Tokens) -> Passage:
+        for known, passage in self._known.items():
+            if known[: len(tokens)] == tokens:
+                return passage
+        self._known[tokens] = passages(self.decoder, [tokens])[0]
+        return self._known[tokens]
+
+    def answer(self, case: Case) -> Answer:
+        """Read the answer off the case's sequence."""
+        return _read(self._passage(case.tokens), case)
+
+    def disturbed(self, cases: Sequence[Case]) -> list[Answer]:
+        """Return what the model says when every embedding it looks up is multiplied by 1 ± 2⁻²⁰. Deterministic."""
+        width = self.decoder.embed_tokens.weight.shape[1]
+        factors = [_disturbance(case, width) for case in cases]
+        ways = passages(self.decoder, [case.tokens for case in cases], factors)
+        return [_read(way, case) for way, case in zip(ways, cases, strict=True)]
+
+    def steps(self, tokens: Tokens) -> Iterator[Step]:
+        """Read the steps off the sequence."""
+        passage = self._passage(tokens)
+        logits = passage.logits(range(1, len(tokens) + 1))
+        before = passage.state(0)
+        for number, token in enumerate(tokens):
+            after = passage.state(number + 1)
+            yield Step(token, before, logits[number], after)
+            before = after
+
+    @torch.inference_mode()
+    def continuations(self, prompts: Sequence[Tokens], limit: int) -> list[Continuation]:
+        """Reply to all prompts side by side."""
+        rows, longest = len(prompts), max(map(len, prompts))
+        state = empty_state(self.decoder.config, min(self.window, longest + limit), rows)
+        tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
+        length = torch.tensor([len(prompt) for prompt in prompts])
+        position = torch.zeros_like(length)
+        said: list[list[int]] = [[] for _ in prompts]
+        logits: list[list[np.ndarray]] = [[] for _ in prompts]
+        while True:
+            # a row that has ended is computed and not kept
+            found, new = self.decoder(tokens, position, length.clamp(min=1), state)
+            write_slices(state, new, position, length)
+            position = position + length
+            for row in range(rows):
+                if int(length[row]):
+                    logits[row].append(found[row].numpy())
+            going = [len(each) < limit and int(at) < self.window for each, at in zip(logits, position, strict=True)]
+            if not any(going):
+                return [Continuation(tuple(a), np.stack(b)) for a, b in zip(said, logits, strict=True)]
+            tokens = torch.zeros(rows, 1, dtype=torch.long)
+            for row in (row for row in range(rows) if going[row]):
+                said[row].append(greedy(logits[row][-1], ()))
+                tokens[row, 0] = said[row][-1]
+            length = torch.tensor(going, dtype=torch.long)
+
+
+def answer(session: Session, case: Case) -> Answer:
+    """Run a case through a session."""
+    session.reset()
+    logits = np.stack([session.prefill(call, case.pad_to) for call in case.calls()])
+    return Answer(logits, session.state() if session.has_state else None)
+
+
+def _read(passage: Passage, case: Case) -> Answer:
+    return Answer(passage.logits(list(accumulate(case.chunks))), passage.state(len(case.tokens)))
+
+
+def _disturbance(case: Case, width: int) -> Tensor:
+    """Factors `[T, width]`, drawn for every call by itself."""
+    drawn, position = [], 0
+    for size in case.chunks:
+        generator = torch.Generator().manual_seed(position)
+        drawn.append(torch.randn(size, width, generator=generator))
+        position += size
+    return 1 + _DISTURBANCE * torch.cat(drawn)

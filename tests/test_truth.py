@@ -1,0 +1,136 @@
+"""A proof's shortcuts say what the long way says: whole passes = call by call, layer by layer = the whole model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from decoders import SHAPES, random_decoder, relative, state_error, tokens
+
+from lfm2_export.checkpoint.source import Checkpoint
+from lfm2_export.evaluate.exact import Reading, read_exactly
+from lfm2_export.model.load import load_decoder, open_checkpoint
+from lfm2_export.parity.cases import Case, lowering_cases
+from lfm2_export.parity.truth import EagerTruth, SessionTruth
+from lfm2_export.quantize.apply import round_caches
+from lfm2_export.runtimes.eager import EagerSession
+
+WINDOW = 96
+CLOSE = 1e-5  # fp32 sums in another order
+
+
+@pytest.fixture(scope="module")
+def nano() -> Checkpoint:
+    return open_checkpoint("nano")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_whole_passes_answer_every_case_as_calls_one_by_one_do(shape: str) -> None:
+    decoder = random_decoder(**SHAPES[shape])
+    cases = lowering_cases(decoder.config, WINDOW, tokens(60), pads=True)
+    quick, slow = EagerTruth(decoder, WINDOW, cases), SessionTruth(EagerSession(decoder, WINDOW))
+    for case in cases:
+        found, expected = quick.answer(case), slow.answer(case)
+        assert relative(found.logits, expected.logits) < CLOSE
+        assert found.state is not None
+        assert expected.state is not None
+        assert state_error(found.state, expected.state) < CLOSE
+
+
+@pytest.mark.parametrize("shape", ["plain", "width 5 with bias", "conv only", "attention only"])
+def test_single_steps_start_and_end_with_the_same_states(shape: str) -> None:
+    decoder = random_decoder(**SHAPES[shape])
+    ids = tuple(tokens(20))
+    slow = SessionTruth(EagerSession(decoder, WINDOW)).steps(ids)
+    for ours, theirs in zip(EagerTruth(decoder, WINDOW).steps(ids), slow, strict=True):
+        assert ours.token == theirs.token
+        assert relative(ours.logits, theirs.logits) < CLOSE
+        assert state_error(ours.before, theirs.before) < CLOSE
+        assert state_error(ours.after, theirs.after) < CLOSE
+
+
+def test_replies_side_by_side_are_the_replies_one_by_one_up_to_the_window() -> None:
+    decoder = random_decoder()
+    prompts = [tuple(tokens(count, seed=count)) for count in (3, 17, 30, 1)]
+    for window in (64, 36):  # the third prompt's reply is cut by the smaller one
+        quick = EagerTruth(decoder, window).continuations(prompts, 16)
+        slow = SessionTruth(EagerSession(decoder, window)).continuations(prompts, 16)
+        for ours, theirs in zip(quick, slow, strict=True):
+            assert ours.tokens == theirs.tokens
+            assert relative(ours.logits, theirs.logits) < CLOSE
+
+
+def test_a_disturbed_pass_is_a_little_off_and_the_same_again() -> None:
+    decoder = random_decoder()
+    cases = [Case("whole", tuple(tokens(20)), (20,)), Case("steps", tuple(tokens(20)), (1,) * 20)]
+    truth = EagerTruth(decoder, WINDOW, cases)
+    first, again = truth.disturbed(cases), truth.disturbed(cases)
+    for case, ours, same in zip(cases, first, again, strict=True):
+        assert np.array_equal(ours.logits, same.logits)
+        assert 0 < relative(ours.logits, truth.answer(case).logits) < 1e-4
+    assert not np.array_equal(first[0].logits[-1], first[1].logits[-1])  # drawn for each call
+
+
+def test_fp32_layer_by_layer_is_the_whole_model(nano: Checkpoint) -> None:
+    sequences = [tuple(np.random.default_rng(count).integers(0, 900, count).tolist()) for count in (30, 2, 64, 17)]
+    exact, rounded, last = read_exactly(nano, [Reading(sequences), Reading(sequences[:2], "bfloat16")], sequences[:1])
+    whole = load_decoder(nano)
+    eager = EagerSession(whole, 128)
+    for number, sequence in enumerate(sequences):
+        eager.reset()
+        expected = eager.score(sequence)
+        assert relative(exact.logits(number).numpy(), expected) < CLOSE
+        assert relative(exact.logits(number, 1, 2).numpy(), expected[1:2]) < CLOSE
+    round_caches(whole, "bfloat16")
+    eager.reset()
+    expected = eager.score(sequences[0])
+    assert relative(rounded.logits(0).numpy(), expected) < CLOSE
+    assert relative(rounded.logits(0).numpy(), exact.logits(0).numpy()) > 10 * CLOSE
+    assert [layer.shape for layer in last.layers[0]] == [(30, nano.config.hidden_size)] * nano.config.num_hidden_layers
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from lfm2_export.artifact.folder import open_artifact
+from lfm2_export.parity.prove import prove
+from lfm2_export.parity.subject import Effort, checkpoint_of
+artifact = open_artifact(Path(sys.argv[1]))
+effort = Effort(quality_tokens=int(sys.argv[3]), law_tokens=24)
+assert prove(artifact, checkpoint_of(artifact, sys.argv[2]), effort=effort).passed
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_a_proofs_memory_does_not_depend_on_how_much_text_it_is_judged_on(tmp_path: Path) -> None:
+    from lfm2_export.model.random_init import SIZES, init_checkpoint
+    from lfm2_export.pipeline import export
+
+    narrow = replace(
+        SIZES["350m"],
+        hidden_size=128,
+        intermediate_size=128,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        layer_types=("conv", "full_attention"),
+    )
+    assert narrow.vocab_size == 65536
+    init_checkpoint(narrow, tmp_path / "checkpoint")
+    made, _ = export(str(tmp_path / "checkpoint"), "xnnpack-int4", tmp_path / "made", verify=False)
+    peaks = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", PEAK, str(made.folder), str(tmp_path / "checkpoint"), str(count)],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for count in (500, 4000)
+    ]
+    assert peaks[1] < 1.05 * peaks[0], peaks
