@@ -59,4 +59,3 @@ def bytes_of(config: LFM2Config, window: int, precision: str) -> tuple[int, int,
     per_token, exactly = cache_bytes(config, precision), cache_bytes(config, "float32")
     columns = sum(math.prod(shape) for name, shape in state_shapes(config, window).items() if not is_cache(name))
     return per_token, per_token * window, (exactly - per_token) * window, columns * torch.float32.itemsize
-

@@ -1,21 +1,17 @@
-"""The method's border: the caller's state as the operators want it, names, the explicit form, what calls hand over."""
+"""The method's border: the caller's state as the operators want it, names, what calls hand over."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from lfm2_export.artifact.manifest import TensorSpec
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.graph.cut import Call
 from lfm2_export.graph.steps import STATE, Network, Step
 from lfm2_export.model.state import State, is_cache, state_shapes
-
-if TYPE_CHECKING:
-    from lfm2_export.targets.xnnpack.network import DelegatedNetwork
 
 
 def native_shapes(config: LFM2Config, window: int) -> dict[str, tuple[int, ...]]:
@@ -69,24 +65,6 @@ def runner_metadata(config: LFM2Config, window: int, limit: int) -> dict[str, An
         "use_sdpa_with_kv_cache": True,
         "enable_dynamic_shape": True,
     }
-
-
-class Explicit(nn.Module):
-    """(tokens `[1, T]`, position `[1]`, state) → logits `[1, vocab]`; the state tensors are written in place.
-
-    Of a probed network the values of its points follow the logits.
-    """
-
-    def __init__(self, network: DelegatedNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, tokens: Tensor, position: Tensor, state: State) -> Tensor | tuple[Tensor, ...]:
-        values = self.network.computed(tokens, position, state)
-        for name, value in self.network.state.items():
-            state[name].copy_(values[value])
-        logits = values[self.network.logits]
-        return (logits, *(values[point] for point in self.network.points)) if self.network.points else logits
 
 
 def ordered(network: Network, plan: Sequence[Step | Call]) -> list[Step | Call]:

@@ -28,8 +28,9 @@ from lfm2_export.quantize.scheme import WeightScheme, quantizable, rule_for
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets._compiling import no_collection, quiet
 from lfm2_export.targets.target import Lowered, Stage, Target
-from lfm2_export.targets.xnnpack.border import Explicit, inputs, native_state, runner_metadata
+from lfm2_export.targets.xnnpack.border import inputs, native_state, runner_metadata
 from lfm2_export.targets.xnnpack.delegation import delegation
+from lfm2_export.targets.xnnpack.explicit import Explicit
 from lfm2_export.targets.xnnpack.in_place import drop_state_copies
 from lfm2_export.targets.xnnpack.network import DelegatedNetwork
 from lfm2_export.targets.xnnpack.pte_file import intact_weights, tidy
