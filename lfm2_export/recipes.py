@@ -36,6 +36,7 @@ class LoweringGates(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_error: float = Field(gt=0)  # max |Δ| over logits and states, relative to the eager tensor's max |x|
+    median_step: float | None = Field(default=None, gt=0)  # error of a single step, median; None: max_error
     top1: float = Field(default=1.0, ge=0, le=1)  # agreement on rows whose margin exceeds the error
     greedy: float = Field(default=1.0, ge=0, le=1)  # share of prompts whose greedy continuation is the same
     twin_step: float = Field(default=1e-5, gt=0)  # of the same program on two processors, median single step

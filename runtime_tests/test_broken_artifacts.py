@@ -12,7 +12,7 @@ from artifacts import ARTIFACTS, WINDOW, open_session
 from lfm2_export import runtimes
 from lfm2_export.artifact.folder import Artifact, open_artifact, seal, write_manifest
 from lfm2_export.errors import ArtifactError, GateError
-from lfm2_export.parity.laws import LawContext, state_laws
+from lfm2_export.parity.laws import LawContext, OtherForm, state_laws
 from lfm2_export.parity.prove import prove
 from lfm2_export.parity.subject import Effort
 from lfm2_export.runtimes.eager import EagerSession
@@ -126,7 +126,9 @@ def test_a_form_that_never_forgets_its_conv_state_fails_the_reset_law(nano, quan
     artifact = make_artifact("xnnpack-fp32", "resident")
 
     def reset_law(session):
-        context = LawContext(session, nano.config, tuple(range(20, 60)), 1e-4, other_form=lambda tokens: np.zeros(0))
+        context = LawContext(
+            session, nano.config, tuple(range(20, 60)), 1e-4, other_form=OtherForm(None, "not made here")
+        )
         return next(iter(state_laws(context)))
 
     assert reset_law(open_session(artifact)).passed

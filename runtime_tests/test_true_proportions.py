@@ -16,7 +16,7 @@ from artifacts import open_session
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.model.random_init import SIZES, init_checkpoint
 from lfm2_export.parity.cases import lowering_cases, random_ids
-from lfm2_export.parity.laws import LawContext, state_laws
+from lfm2_export.parity.laws import LawContext, OtherForm, state_laws
 from lfm2_export.parity.lowering import allowed_error, compare
 from lfm2_export.parity.noise import noise_floor
 from lfm2_export.parity.reference import quantized_model
@@ -51,7 +51,7 @@ def test_it_equals_eager_and_keeps_the_laws(recipe: str, checkpoint: Path, tmp_p
     assert found.max_error <= tolerance
     assert found.rms_error <= 1.5 * floor.rms_error
     assert found.top1 in (1.0, None)
-    laws = list(state_laws(LawContext(session, NARROW, ids[:48], tolerance, None)))
+    laws = list(state_laws(LawContext(session, NARROW, ids[:48], tolerance, OtherForm(None, "not made here"))))
     broken = [law for law in laws if law.reason is None and not law.passed]
     assert broken == []
     assert {law.name for law in laws if law.passed} >= {"reset", "chunked prefill", "window edge", "snapshot"}

@@ -8,12 +8,12 @@ import pytest
 
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.parity.cases import lowering_cases
-from lfm2_export.parity.lowering import Distance, LoweringFigures
+from lfm2_export.parity.lowering import Distance, LoweringFigures, allowed_step
 from lfm2_export.parity.noise import noise_floor
 from lfm2_export.parity.report import RuntimeReport, judge
+from lfm2_export.parity.truth import EagerTruth
 from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.recipes import load
-from lfm2_export.runtimes.eager import EagerSession
 
 WINDOW = 128
 GATES = load("xnnpack-int4").gates
@@ -24,7 +24,7 @@ LOUD = replace(QUIET, max_error=LIMIT, rms_error=LIMIT / 4)
 
 def floor_of(recipe: str) -> Distance:
     nano = open_checkpoint("nano")
-    eager = EagerSession(load_quantized(nano, load(recipe).quantization, "float32"), WINDOW)
+    eager = EagerTruth(load_quantized(nano, load(recipe).quantization, "float32"), WINDOW)
     tokens = [1 + 7 * i % 900 for i in range(48)]
     return noise_floor(eager, lowering_cases(nano.config, WINDOW, tokens, pads=False))
 
@@ -56,3 +56,19 @@ def test_above_the_limit_an_artifact_may_be_twice_as_far_as_eager_from_itself():
 @pytest.mark.parametrize(("times", "verdict"), [(1.4, "pass"), (1.6, "fail"), (float("nan"), "fail")])
 def test_where_noise_rules_the_rms_is_judged_too(times, verdict):
     assert verdicts(replace(LOUD, rms_error=times * LOUD.rms_error), LOUD)["lowering: RMS error"][0] == verdict
+
+
+@pytest.mark.parametrize(("step", "noise", "verdict"), [(0.9, 0, "pass"), (1.1, 0, "fail"), (1.1, 0.6, "pass")])
+def test_a_median_step_is_held_to_its_own_limit_or_to_twice_the_noise(step, noise, verdict):
+    limit = GATES.lowering.median_step
+    assert limit is not None
+    lowering = LoweringFigures(**vars(QUIET), top1=1.0, median_step=step * limit, floor=QUIET, floor_step=noise * limit)
+    report = RuntimeReport(runtime="executorch", lowering=lowering, greedy=1.0)
+    judge(report, GATES, None, random_weights=True)
+    (gate,) = [gate for gate in report.gates if gate.name == "lowering: median step"]
+    assert gate.status == verdict
+
+
+def test_a_recipe_without_a_limit_for_steps_has_that_of_all_errors():
+    older = GATES.lowering.model_copy(update={"median_step": None})
+    assert allowed_step(older, None) == older.max_error

@@ -75,6 +75,16 @@ def test_a_disturbed_pass_is_a_little_off_and_the_same_again() -> None:
     assert not np.array_equal(first[0].logits[-1], first[1].logits[-1])  # drawn for each call
 
 
+def test_disturbed_steps_begin_at_the_undisturbed_states_and_end_near_the_undisturbed_ones() -> None:
+    decoder = random_decoder()
+    ids = tuple(tokens(20))
+    truth = EagerTruth(decoder, WINDOW)
+    for ours, theirs in zip(truth.disturbed_steps(ids), truth.steps(ids), strict=True):
+        assert state_error(ours.before, theirs.before) == 0
+        assert 0 < relative(ours.logits, theirs.logits) < 1e-4
+        assert 0 < state_error(ours.after, theirs.after) < 1e-4
+
+
 def test_fp32_layer_by_layer_is_the_whole_model(nano: Checkpoint) -> None:
     sequences = [tuple(np.random.default_rng(count).integers(0, 900, count).tolist()) for count in (30, 2, 64, 17)]
     exact, rounded, last = read_exactly(nano, [Reading(sequences), Reading(sequences[:2], "bfloat16")], sequences[:1])

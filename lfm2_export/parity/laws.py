@@ -6,7 +6,7 @@ orders of the same arithmetic (chunks, padding, the other form) allow the recipe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,15 +19,22 @@ from lfm2_export.evaluate.text import random_ids
 from lfm2_export.runtimes.session import Session
 
 
+class OtherForm(NamedTuple):
+    """The same model lowered in the form that the artifact is not, through its own runtime; or why there is none."""
+
+    logits: np.ndarray | None  # [steps, vocab], one row for each of the law's tokens
+    reason: str | None = None
+
+
 @dataclass(frozen=True)
 class LawContext:
-    """What a law may use: the artifact's session, the model's shape, text, and the other form in eager."""
+    """What a law may use: the artifact's session, the model's shape, text, and what the other form says."""
 
     session: Session
     config: LFM2Config
     tokens: tuple[int, ...]  # at least 24, from the evaluation text
     tolerance: float  # the recipe's lowering error
-    other_form: Callable[[tuple[int, ...]], np.ndarray] | None  # logits [steps, vocab], one per token
+    other_form: OtherForm  # what the artifact's other form says
 
 
 class LawResult(NamedTuple):
@@ -97,11 +104,12 @@ def _window_edge(at: LawContext) -> LawResult:
 
 
 def _forms(at: LawContext) -> LawResult:
-    """Explicit state = state in buffers: this artifact against the other form of the same model in eager."""
-    if at.other_form is None:
-        return LawResult("explicit = resident", None, at.tolerance, "there is no resident form to compare with")
+    """Explicit state = state in buffers: this artifact against the other form of the same model, lowered as well."""
+    other = at.other_form
+    if other.logits is None:
+        return LawResult("explicit = resident", None, at.tolerance, other.reason)
     ours = np.stack([at.session.decode(token) for token in at.tokens])
-    return LawResult("explicit = resident", relative_error(ours, at.other_form(at.tokens)), at.tolerance)
+    return LawResult("explicit = resident", relative_error(ours, other.logits), at.tolerance)
 
 
 def _snapshot(at: LawContext) -> LawResult:

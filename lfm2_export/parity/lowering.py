@@ -33,8 +33,9 @@ class LoweringFigures(Distance):
     """The artifact's distance from eager, and what it means."""
 
     top1: float | None  # over rows whose margin exceeds the allowed error; None: there were none
-    median_step: float | None  # one step from eager's own state, so that rounding flips cannot add up
+    median_step: float | None  # one step from eager's own state, so that rounding flips cannot add up; None: hidden
     floor: Distance | None  # eager's distance from its disturbed self (noise.py); None: no activation is rounded
+    floor_step: float | None = None  # eager's own median step away from its disturbed self; None likewise
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ class TwinFigures:
 def noise_rules(gates: LoweringGates, floor: Distance) -> bool:
     """Whether eager differs from its own disturbed self by so much that the recipe's limit cannot be asked for."""
     return NOISE_MAX * floor.max_error > gates.max_error
+
+
+def allowed_step(gates: LoweringGates, floor_step: float | None) -> float:
+    """The recipe's limit of a median step or, where rounding noise alone comes near it, twice that noise."""
+    limit = gates.median_step if gates.median_step is not None else gates.max_error
+    return max(limit, NOISE_MAX * (floor_step or 0.0))
 
 
 def allowed_error(gates: LoweringGates, floor: Distance | None) -> float:
@@ -71,6 +78,7 @@ def compare(
         top1=agreeing / counted if counted else None,
         median_step=median_step(session, truth, cases[0].tokens) if session.has_state else None,
         floor=floor,
+        floor_step=disturbed_step(truth, cases[0].tokens) if floor is not None and session.has_state else None,
     )
 
 
@@ -125,6 +133,15 @@ def median_step(session: Session, truth: Truth, tokens: tuple[int, ...]) -> floa
         error = relative_error(session.decode(step.token), step.logits)
         errors.append(worst([error, state_error(session.state(), step.after)]))
     return float(np.median(errors))
+
+
+def disturbed_step(truth: Truth, tokens: tuple[int, ...]) -> float | None:
+    """Return the median error of the truth's own steps, disturbed; None for one that cannot be disturbed."""
+    errors = [
+        worst([relative_error(ours.logits, step.logits), state_error(ours.after, step.after)])
+        for ours, step in zip(truth.disturbed_steps(tokens), truth.steps(tokens), strict=False)
+    ]
+    return float(np.median(errors)) if errors else None
 
 
 def state_error(ours: Snapshot, theirs: Snapshot) -> float:

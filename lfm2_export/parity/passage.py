@@ -7,7 +7,8 @@ most of a proof's time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,15 @@ from lfm2_export.model.state import empty_state, is_cache
 from lfm2_export.runtimes.session import Snapshot
 
 Tokens = tuple[int, ...]
+
+
+class Step(NamedTuple):
+    """One decode step: the state that it starts from, its logits `[vocab]`, the state it ends with."""
+
+    token: int
+    before: Snapshot
+    logits: np.ndarray
+    after: Snapshot
 
 
 class Passage:
@@ -83,6 +93,32 @@ def passages(
         )
         for row, length in enumerate(lengths.tolist())
     ]
+
+
+def steps_from(
+    decoder: Decoder, tokens: Tokens, before: Sequence[Snapshot], disturbances: Sequence[Tensor]
+) -> Iterator[Step]:
+    """Take single steps side by side: of each token from its own state, its embedding times its `[1, H]`."""
+    network = trace(decoder.config, padded=True)
+    columns = max(1, *(state.position for state in before))
+    state = empty_state(decoder.config, columns, len(tokens))
+    for row, snapshot in enumerate(before):
+        for name, values in snapshot.tensors.items():
+            target = state[name][row, :, : snapshot.position] if is_cache(name) else state[name][row]
+            target.copy_(torch.from_numpy(values[0]))
+    ids = torch.tensor(tokens).unsqueeze(1)
+    position = torch.tensor([snapshot.position for snapshot in before])
+    given = {STATE + name: tensor for name, tensor in state.items()}
+    given |= {TOKENS: ids, POSITION: position, LENGTH: torch.ones_like(position)}
+    given[_lookup(network)] = decoder.embed_tokens(ids) * torch.stack(list(disturbances))
+    found = interpret(network, decoder, given, network.results)
+    for row, (token, snapshot) in enumerate(zip(tokens, before, strict=True)):
+        after = {
+            name: np.concatenate((snapshot.tensors[name], new.numpy()), axis=2) if is_cache(name) else new.numpy()
+            for name, value in network.state.items()
+            for new in (found[value][row : row + 1],)
+        }
+        yield Step(token, snapshot, found[network.logits][row].numpy(), Snapshot(snapshot.position + 1, after))
 
 
 def _lookup(network: Network) -> str:

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import torch
 
 from lfm2_export import runtimes, targets
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.environment.resources import torch_threads
-from lfm2_export.errors import MissingDependencyError, UsageError
+from lfm2_export.errors import MissingDependencyError, RecipeError, UsageError
 from lfm2_export.evaluate.exact import Reading, read_exactly
 from lfm2_export.evaluate.metrics import summary
 from lfm2_export.evaluate.questions import task_accuracy
 from lfm2_export.evaluate.teacher_forcing import rows_of
+from lfm2_export.files import scratch_folder
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
-from lfm2_export.model.resident import Resident
-from lfm2_export.model.state import empty_state
 from lfm2_export.parity import detail as details
 from lfm2_export.parity import stock_runner
 from lfm2_export.parity.cache import CacheFigures, cache_figures, first_sequences
 from lfm2_export.parity.cases import Case, lowering_cases
 from lfm2_export.parity.detail import Detail, Details
-from lfm2_export.parity.laws import LawContext, state_laws
+from lfm2_export.parity.laws import LawContext, OtherForm, state_laws
 from lfm2_export.parity.lowering import (
     TwinFigures,
     allowed_error,
@@ -157,6 +156,8 @@ def _question_1(
     eager = reference(subject.artifact, decoder)
     rounds = any(rule.activation for rule in subject.recipe.quantization)
     stored = targets.find(subject.artifact.manifest.target).weights_error(decoder, subject.artifact.folder)
+    spoken = subject.tokens[: min(subject.window // 2, subject.effort.law_tokens)]
+    other = _other_form(subject, decoder, spoken)
     unpack(decoder)  # its grids have served, and every call is many times faster without them
     prompts = [tokens[: min(32, subject.window - 1)] for tokens in subject.text.sequences[: subject.effort.prompts]]
     cases_of = {
@@ -178,9 +179,7 @@ def _question_1(
         report.twin = _twin(subject, report, session, cases)
         report.greedy = same_greedy_text(session, truth, prompts, subject.effort.continuation, tolerance)
         subject.progress(f"{report.runtime}: state laws")
-        other = _other_form(decoder, subject) if isinstance(truth, EagerTruth) else None
-        tokens = subject.tokens[: min(subject.window // 2, subject.effort.law_tokens)]
-        context = LawContext(session, subject.config, tokens, tolerance, other)
+        context = LawContext(session, subject.config, spoken, tolerance, other)
         report.laws = list(state_laws(context))
         if subject.detail is not None:
             report.details = _details(subject, subject.detail, session, own or eager)
@@ -266,17 +265,18 @@ def _details(subject: Subject, wanted: Detail, session: Session, truth: Session)
     return found
 
 
-def _other_form(decoder: Decoder, subject: Subject) -> Callable[[tuple[int, ...]], np.ndarray]:
-    """Logits of the form that the artifact is not, token by token in eager PyTorch."""
-
-    @torch.inference_mode()
-    def resident(tokens: tuple[int, ...]) -> np.ndarray:
-        model = Resident(decoder, empty_state(decoder.config, subject.window))
-        steps = [model(torch.tensor([[token]]), torch.tensor([at])) for at, token in enumerate(tokens)]
-        return torch.cat(steps).numpy()
-
-    def explicit(tokens: tuple[int, ...]) -> np.ndarray:
-        session = EagerSession(decoder, subject.window)
-        return np.stack([session.decode(token) for token in tokens])
-
-    return explicit if subject.artifact.manifest.form == "resident" else resident
+def _other_form(subject: Subject, decoder: Decoder, tokens: tuple[int, ...]) -> OtherForm:
+    """What the form that the artifact is not says to `tokens`, one by one: lowered here, run by its own runtime."""
+    manifest = subject.artifact.manifest
+    form: Literal["explicit", "resident"] = "resident" if manifest.form == "explicit" else "explicit"
+    recipe, target = subject.recipe.model_copy(update={"form": form}), targets.find(manifest.target)
+    try:
+        target.check(recipe, subject.config)
+    except RecipeError as error:
+        return OtherForm(None, f"there is no {form} form to compare with ({error})")
+    subject.progress(f"the {form} form of the same model, to compare with")
+    with scratch_folder() as folder:
+        lowered = target.lower(decoder, recipe, folder, subject.progress)
+        other = manifest.model_copy(update={"form": form, **lowered._asdict()})
+        session = runtimes.first(other).open_session(folder, other)
+        return OtherForm(np.stack([session.decode(token) for token in tokens]))

@@ -11,7 +11,14 @@ from lfm2_export.evaluate.metrics import QuantizationLoss
 from lfm2_export.parity.cache import CacheFigures
 from lfm2_export.parity.detail import Details
 from lfm2_export.parity.laws import LawResult
-from lfm2_export.parity.lowering import NOISE_RMS, LoweringFigures, TwinFigures, allowed_error, noise_rules
+from lfm2_export.parity.lowering import (
+    NOISE_RMS,
+    LoweringFigures,
+    TwinFigures,
+    allowed_error,
+    allowed_step,
+    noise_rules,
+)
 from lfm2_export.parity.trace_result import Trace
 from lfm2_export.recipes import Gates
 
@@ -85,6 +92,9 @@ def judge(report: RuntimeReport, gates: Gates, reference: dict[str, float] | Non
         if noise is not None and noise_rules(gates.lowering, noise):
             judged.at_most("lowering: RMS error", report.lowering.rms_error, NOISE_RMS * noise.rms_error)
         unclear = "no row's margin exceeds the allowed error" if report.lowering.top1 is None else None
+        hidden = None if report.lowering.median_step is not None else "this form keeps its state to itself"
+        step_limit = allowed_step(gates.lowering, report.lowering.floor_step)
+        judged.at_most("lowering: median step", report.lowering.median_step, step_limit, hidden)
         judged.at_least("lowering: clear top-1", report.lowering.top1, gates.lowering.top1, unclear)
     if report.weights_error is not None or report.weights_reason is not None:
         judged.at_most("lowering: weights alone", report.weights_error, WEIGHTS_LIMIT, report.weights_reason)

@@ -16,7 +16,7 @@ from lfm2_export.chat.sampling import greedy
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import empty_state, write_slices
 from lfm2_export.parity.cases import Case
-from lfm2_export.parity.passage import Passage, Tokens, passages
+from lfm2_export.parity.passage import Passage, Step, Tokens, passages, steps_from
 from lfm2_export.runtimes.session import Session, Snapshot
 
 _DISTURBANCE = 2.0**-20  # relative, standard deviation: what an fp32 sum of a thousand terms leaves open
@@ -27,15 +27,6 @@ class Answer(NamedTuple):
 
     logits: np.ndarray
     state: Snapshot | None
-
-
-class Step(NamedTuple):
-    """One decode step: the state that it starts from, its logits `[vocab]`, the state it ends with."""
-
-    token: int
-    before: Snapshot
-    logits: np.ndarray
-    after: Snapshot
 
 
 class Continuation(NamedTuple):
@@ -57,6 +48,10 @@ class Truth(ABC):
     @abstractmethod
     def steps(self, tokens: Tokens) -> Iterator[Step]:
         """Yield every step of decoding `tokens` from an empty state."""
+
+    def disturbed_steps(self, tokens: Tokens) -> Iterator[Step]:
+        """Yield the same steps, each from its undisturbed state, as one fp32 rounding more would have them; or none."""
+        return iter(())
 
     @abstractmethod
     def continuations(self, prompts: Sequence[Tokens], limit: int) -> list[Continuation]:
@@ -129,10 +124,13 @@ class EagerTruth(Truth):
 
     def disturbed(self, cases: Sequence[Case]) -> list[Answer]:
         """Return what the model says when every embedding it looks up is multiplied by 1 ± 2⁻²⁰. Deterministic."""
-        width = self.decoder.embed_tokens.weight.shape[1]
-        factors = [_disturbance(case, width) for case in cases]
+        factors = [_disturbance(case, self._width) for case in cases]
         ways = passages(self.decoder, [case.tokens for case in cases], factors)
         return [_read(way, case) for way, case in zip(ways, cases, strict=True)]
+
+    @property
+    def _width(self) -> int:
+        return self.decoder.embed_tokens.weight.shape[1]
 
     def steps(self, tokens: Tokens) -> Iterator[Step]:
         """Read the steps off the sequence."""
@@ -143,6 +141,14 @@ class EagerTruth(Truth):
             after = passage.state(number + 1)
             yield Step(token, before, logits[number], after)
             before = after
+
+    @torch.inference_mode()
+    def disturbed_steps(self, tokens: Tokens) -> Iterator[Step]:
+        """Take all steps side by side, a row each, with their embeddings disturbed as in `disturbed`."""
+        passage = self._passage(tokens)
+        before = [passage.state(position) for position in range(len(tokens))]
+        factors = [_factors(1, self._width, position) for position in range(len(tokens))]
+        yield from steps_from(self.decoder, tokens, before, factors)
 
     @torch.inference_mode()
     def continuations(self, prompts: Sequence[Tokens], limit: int) -> list[Continuation]:
@@ -187,7 +193,11 @@ def _disturbance(case: Case, width: int) -> Tensor:
     """Factors `[T, width]`, drawn for every call by itself."""
     drawn, position = [], 0
     for size in case.chunks:
-        generator = torch.Generator().manual_seed(position)
-        drawn.append(torch.randn(size, width, generator=generator))
+        drawn.append(_factors(size, width, position))
         position += size
-    return 1 + _DISTURBANCE * torch.cat(drawn)
+    return torch.cat(drawn)
+
+
+def _factors(rows: int, width: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 1 + _DISTURBANCE * torch.randn(rows, width, generator=generator)

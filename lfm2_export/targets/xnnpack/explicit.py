@@ -1,0 +1,26 @@
+"""The explicit form: the method writes the caller's own state in place. The other form is `model/resident.py`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lfm2_export.model.state import State
+from lfm2_export.targets.xnnpack.network import DelegatedNetwork
+
+
+class Explicit(nn.Module):
+    """(tokens `[1, T]`, position `[1]`, state) → logits `[1, vocab]`; the state tensors are written in place.
+
+    Of a probed network the values of its points follow the logits.
+    """
+
+    def __init__(self, network: DelegatedNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tokens: Tensor, position: Tensor, state: State) -> Tensor | tuple[Tensor, ...]:
+        values = self.network.computed(tokens, position, state)
+        for name, value in self.network.state.items():
+            state[name].copy_(values[value])
+        logits = values[self.network.logits]
+        return (logits, *(values[point] for point in self.network.points)) if self.network.points else logits
