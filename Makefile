@@ -1,6 +1,11 @@
 # The few verbs of this project. Each sets up what it needs, in .venv, and nothing outside it.
 
-PYTHON ?= python3
+# python3 if it fits, else one beside it that does; requires-python in pyproject.toml says the same
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+ifndef PYTHON
+PYTHON := $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$each -c '$(FITS)' 2>/dev/null && echo $$each && break; done)
+endif
 BIN := .venv/bin
 
 .PHONY: demo test lint nano runner bench clean
@@ -31,6 +36,8 @@ bench: .venv/installed-bench  ## 350M beside llama.cpp, ExecuTorch's own export,
 
 # --without-pip: Debian's python3 has venv but not ensurepip, which is a package of its own
 .venv/bin/python:
+	@$(or $(PYTHON),false) -c '$(FITS)' 2>/dev/null || { echo "error: $(or $(PYTHON),python3) is no Python from 3.11 to 3.14;" \
+		"install one (Debian and Ubuntu: apt install python3) or name one: make PYTHON=python3.13" >&2; exit 2; }
 	$(PYTHON) -m venv --without-pip .venv
 
 .venv/installed: .venv/bin/python pyproject.toml
