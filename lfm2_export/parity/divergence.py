@@ -13,8 +13,6 @@ shows: a layer is found, not an operation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -38,7 +36,6 @@ from lfm2_export.quantize.unpack import unpack
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
-from lfm2_export.targets.target import Lowered, Target
 
 _OWN = 0.01  # most that one operation may be off by: one rounding to int8 the other way is 0.001 on nano
 _TYPICAL = 2e-5  # of the median token: sums in another order make 6e-7 on nano
