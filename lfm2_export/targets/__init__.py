@@ -8,6 +8,7 @@ import pkgutil
 from typing import Any, cast
 
 from lfm2_export.errors import RecipeError
+from lfm2_export.targets.capabilities import Capabilities
 from lfm2_export.targets.target import Lowered, Methods, Stage, Target
 
 __all__ = ["Lowered", "Methods", "Stage", "Target", "find", "names"]
@@ -25,6 +26,13 @@ def _is_target(module: pkgutil.ModuleInfo) -> bool:
     if not module.ispkg:
         return module.name in _PLAIN_MODULES
     return importlib.util.find_spec(f"{__name__}.{module.name}.target") is not None
+
+
+def capabilities(name: str) -> Capabilities:
+    """Return what the target of that name can store and compute; no library of the target is imported."""
+    found = importlib.import_module(f"{__name__}.{name}.capabilities").CAPABILITIES
+    assert isinstance(found, Capabilities)
+    return found
 
 
 def find(name: str) -> Target:
