@@ -249,7 +249,7 @@ def assert_same(one: Decoder, other: Decoder) -> None:
     [
         ("xnnpack-fp32", "weights=gptq", "no rule has integer weights"),
         ("xnnpack-int4", "weights=guess", "weights"),
-        ("onnx-qnn-16a8w", "weights=gptq", "onnxruntime's tool rounds to nearest"),
+        ("onnx-qnn-16a8w", "weights=gptq", "weights: gptq; the onnx_qnn target has nearest"),
         ("onnx-int4", "calibration={windows: 4}", "calibration is for int16"),
     ],
 )

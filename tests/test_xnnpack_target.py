@@ -270,10 +270,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("weight", "message"),
         [
-            (WeightScheme(bits=8, group=32), "per channel only"),
-            (WeightScheme(bits=4, group=16, scale="bfloat16"), "multiples of 32"),
+            (WeightScheme(bits=8, group=32), "has for a product: int8 per row"),
+            (WeightScheme(bits=4, group=16, scale="bfloat16"), "in groups of a multiple of 32"),
             (WeightScheme(bits=4, group=32), "scale: bfloat16"),
-            (WeightScheme(bits=4), "multiples of 32"),
+            (WeightScheme(bits=4), "in groups of a multiple of 32"),
         ],
         ids=["int8 in groups", "int4 in small groups", "int4 with fp32 scales", "int4 per channel"],
     )

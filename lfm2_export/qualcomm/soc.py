@@ -54,6 +54,11 @@ def named(name: object) -> Soc:
     return known[name]
 
 
+def names() -> tuple[str, ...]:
+    """Return the name of every chip, in order."""
+    return tuple(soc.name for soc in every())
+
+
 def every() -> list[Soc]:
     """Return every chip of this ExecuTorch, ordered by name."""
     from executorch.backends.qualcomm.serialization.qc_schema import _soc_info_table

@@ -19,6 +19,9 @@ from lfm2_export.graph.matrices import matrices
 
 MODULE_CLASSES = ("embedding", "head", "conv", "linear")
 
+Scale = Literal["float32", "bfloat16", "float16"]
+Activation = Literal["int8-token", "int8-block", "float16", "int16"]
+
 
 class WeightScheme(BaseModel):
     """Symmetric integer weights with one scale per `group` inputs (per output row when None), or fp16 (bits 16)."""
@@ -27,7 +30,7 @@ class WeightScheme(BaseModel):
 
     bits: Literal[4, 8, 16]
     group: int | None = Field(default=None, gt=0)
-    scale: Literal["float32", "bfloat16", "float16"] = "float32"  # precision the scales are rounded to
+    scale: Scale = "float32"  # precision the scales are rounded to
 
 
 class QuantizationRule(BaseModel):
@@ -44,7 +47,7 @@ class QuantizationRule(BaseModel):
 
     match: str
     weight: WeightScheme | None = None
-    activation: Literal["int8-token", "int8-block", "float16", "int16"] | None = None
+    activation: Activation | None = None
 
 
 Rules = tuple[QuantizationRule, ...]

@@ -7,6 +7,7 @@ import importlib.util
 import pkgutil
 
 from lfm2_export.errors import RecipeError
+from lfm2_export.targets.capabilities import Capabilities
 from lfm2_export.targets.target import Lowered, Methods, Stage, Target
 
 __all__ = ["Lowered", "Methods", "Stage", "Target", "find", "names"]
@@ -15,6 +16,13 @@ __all__ = ["Lowered", "Methods", "Stage", "Target", "find", "names"]
 def names() -> list[str]:
     """Return every target by name: the folders here that hold a `target.py`."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg and _is_target(module.name))
+
+
+def capabilities(name: str) -> Capabilities:
+    """Return what the target of that name can store and compute; no library of the target is imported."""
+    found = importlib.import_module(f"{__name__}.{name}.capabilities").CAPABILITIES
+    assert isinstance(found, Capabilities)
+    return found
 
 
 def find(name: str) -> Target:

@@ -12,6 +12,8 @@ from lfm2_export.errors import RecipeError
 from lfm2_export.graph.steps import Network
 from lfm2_export.graph.trace import trace
 from lfm2_export.quantize.calibration import Windows
+from lfm2_export.targets.capabilities import Capabilities
+from lfm2_export.targets.refusals import refusals
 
 if TYPE_CHECKING:
     from lfm2_export.checkpoint.config import LFM2Config
@@ -38,6 +40,7 @@ class Target(ABC):
 
     name: ClassVar[str]
     steps: ClassVar[Collection[str]]  # kinds of steps that its table has an entry for
+    capabilities: ClassVar[Capabilities]  # what it can store and compute
     padded: ClassVar[bool]  # whether its methods take padded calls, and so lower the trace with `length`
 
     def network(self, config: LFM2Config) -> Network:
@@ -47,12 +50,15 @@ class Target(ABC):
     def check(self, recipe: Recipe, config: LFM2Config) -> None:
         """Refuse what this target cannot do, before a weight is read. Raises RecipeError.
 
-        Here: a model with a kind of step that the table has no entry for. Subclasses add what else they cannot do.
+        Here: a model with a kind of step that the target has no entry for, and what its table of capabilities does not
+        hold. Subclasses add what no table can say.
         """
         for kind, step in self.network(config).kinds().items():
             if kind not in self.steps:
                 where = step.path or step.output
                 raise RecipeError(f"{recipe.name}: the {self.name} target cannot write the step {kind!r} (at {where})")
+        for message in refusals(self.name, self.capabilities, recipe, config):
+            raise RecipeError(message)
 
     @abstractmethod
     def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:

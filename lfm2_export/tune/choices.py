@@ -2,65 +2,90 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from lfm2_export import targets
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import UsageError
-from lfm2_export.graph.matrices import matrices
+from lfm2_export.graph.matrices import Matrix, matrices
 from lfm2_export.graph.steps import layer_of
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
 from lfm2_export.quantize.size import matrix_bytes
+from lfm2_export.targets.capabilities import Arithmetic
 
-# coarsest first; group None is per row
-_SCHEMES: dict[str, tuple[WeightScheme, ...]] = {
-    "xnnpack": (
-        *(WeightScheme(bits=4, group=group, scale="bfloat16") for group in (128, 64, 32)),
-        WeightScheme(bits=8),
-    ),
-    "onnx": (
-        *(WeightScheme(bits=4, group=group) for group in (128, 64, 32)),
-        WeightScheme(bits=8, group=32),
-    ),
-}
-_ACTIVATIONS = {"xnnpack": "int8-token", "onnx": "int8-block"}
-TARGETS = tuple(_SCHEMES)
+_FOUR: tuple[int, ...] = (128, 64, 32)  # groups that are tried, coarsest first
+_EIGHT = (None, 32)  # only the coarsest that the target has: 8 bits lose next to nothing anyway
 
 
 class Unit(NamedTuple):
-    """Modules that are decided together: one, or an embedding and the head that shares its storage."""
+    """Matrices that are decided together: one, or an embedding and the head that shares its storage."""
 
-    paths: tuple[str, ...]
-    shape: tuple[int, int]
-    layer: int | None  # None: embedding or head
+    matrices: tuple[Matrix, ...]
     options: tuple[WeightScheme, ...]
+    arithmetic: Arithmetic
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The modules that they belong to."""
+        return tuple(each.path for each in self.matrices)
+
+    @property
+    def layer(self) -> int | None:
+        """The layer that they lie in; None for embedding and head."""
+        return layer_of(self.matrices[0].path)
+
+    def rules(self, option: WeightScheme) -> list[QuantizationRule]:
+        """Return the recipe's line for each of them."""
+        found = []
+        for path, kind, _ in self.matrices:
+            entry = next(each for each in self.arithmetic.entries(kind) if each.stores(option))
+            found.append(QuantizationRule(match=path, weight=option, activation=entry.activations[0]))
+        return found
 
     def stored(self, option: WeightScheme) -> int:
-        """Bytes in the file."""
-        return matrix_bytes(self.shape, QuantizationRule(match="*", weight=option))
+        """Return the bytes in the file."""
+        return matrix_bytes(self.matrices[0].shape, QuantizationRule(match="*", weight=option))
 
     def read(self, option: WeightScheme) -> int:
-        """Bytes read for every decoded token: of an embedding that is not the head as well, a single row."""
-        return self.stored(option) // (self.shape[0] if self.paths == ("embed_tokens",) else 1)
+        """Return the bytes read for every decoded token: of an embedding that is not the head as well, a single row."""
+        looked_up = all(each.kind == "embedding" for each in self.matrices)
+        return self.stored(option) // (self.matrices[0].shape[0] if looked_up else 1)
 
 
 def units(config: LFM2Config, target: str) -> list[Unit]:
-    """Every matrix of the model, in the model's order. UsageError for a target without a choice of weights."""
-    if target not in _SCHEMES:
-        raise UsageError(f"tune chooses weights for {' and '.join(TARGETS)}, not for {target!r}")
-    found = []
-    for path, kind, shape in matrices(config):
-        if kind == "head" and config.tie_word_embeddings:
-            continue
-        paths = (path, "lm_head") if kind == "embedding" and config.tie_word_embeddings else (path,)
-        options = tuple(each for each in _SCHEMES[target] if shape[1] % (each.group or 1) == 0)
-        found.append(Unit(paths, shape, layer_of(path), options))
+    """Return every matrix of the model, in the model's order. UsageError for a target without a choice of weights."""
+    tunable = {name: targets.capabilities(name).dynamic for name in targets.names()}
+    tunable = {name: arithmetic for name, arithmetic in tunable.items() if choices(arithmetic)}
+    if target not in tunable:
+        raise UsageError(f"tune chooses weights for {' and '.join(tunable)}, not for {target!r}")
+    arithmetic, found = tunable[target], []
+    for matrix in matrices(config):
+        if matrix.kind == "head" and config.tie_word_embeddings:
+            continue  # decided with the embedding
+        shares = config.tie_word_embeddings and matrix.kind == "embedding"
+        together = (matrix, *(each for each in matrices(config) if shares and each.kind == "head"))
+        options = tuple(option for option in choices(arithmetic) if _fits(arithmetic, together, option))
+        found.append(Unit(together, options, arithmetic))
     return found
 
 
-def rule(path: str, option: WeightScheme, target: str) -> QuantizationRule:
-    """The recipe's line for one module."""
-    activation = None if path == "embed_tokens" else _ACTIVATIONS[target]
-    return QuantizationRule.model_validate({"match": path, "weight": option, "activation": activation})
+def choices(arithmetic: Arithmetic) -> tuple[WeightScheme, ...]:
+    """Return the integer weights worth trying of those that products can have, coarsest first."""
+    return (*_schemes(arithmetic, 4, _FOUR), *_schemes(arithmetic, 8, _EIGHT)[:1])
+
+
+def _schemes(arithmetic: Arithmetic, bits: Literal[4, 8], groups: tuple[int | None, ...]) -> list[WeightScheme]:
+    return [
+        WeightScheme(bits=bits, group=group, scale=entry.scales[0])
+        for entry in arithmetic.others
+        for group in groups
+        if entry.bits == bits and group in entry.groups
+    ]
+
+
+def _fits(arithmetic: Arithmetic, together: tuple[Matrix, ...], option: WeightScheme) -> bool:
+    stored = all(any(entry.stores(option) for entry in arithmetic.entries(each.kind)) for each in together)
+    return stored and all(each.shape[1] % (option.group or 1) == 0 for each in together)
 
 
 def named(option: WeightScheme) -> str:

@@ -17,7 +17,7 @@ from lfm2_export.quantize.calibration import Calibration, calibration_windows
 from lfm2_export.quantize.scheme import QuantizationRule
 from lfm2_export.recipes import Recipe
 from lfm2_export.tune.allocation import Allocation, cheapest, front
-from lfm2_export.tune.choices import named, rule, units
+from lfm2_export.tune.choices import named, units
 from lfm2_export.tune.sensitivity import sensitivities, whole_cost
 
 Stage = Callable[[str], None]
@@ -68,7 +68,7 @@ def tune(
     text = text or Calibration(windows=32)
     windows = calibration_windows(text, checkpoint, ChatTokenizer.load(checkpoint.folder, checkpoint.config), stage)
     exact = load_decoder(checkpoint)
-    costs = sensitivities(exact, found, target, windows, stage)
+    costs = sensitivities(exact, found, windows, stage)
     bytes_stored = [[unit.stored(option) for option in unit.options] for unit in found]
     bytes_read = [[unit.read(option) for option in unit.options] for unit in found]
     stage("choosing")
@@ -100,9 +100,9 @@ def tune(
         },
         front=[point(each) for each in front(costs, weights)],
         chosen=point(best),
-        measured_kld=whole_cost(exact, found, options, target, windows),
+        measured_kld=whole_cost(exact, found, options, windows),
     )
-    rules = [rule(path, option, target) for unit, option in zip(found, options, strict=True) for path in unit.paths]
+    rules = [rule for unit, option in zip(found, options, strict=True) for rule in unit.rules(option)]
     return _recipe(target, name, shortened(rules), tuning), tuning
 
 

@@ -19,14 +19,14 @@ from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import WeightScheme
 from lfm2_export.quantize.streams import Stream
 from lfm2_export.quantize.unpack import unpack
-from lfm2_export.tune.choices import Unit, rule
+from lfm2_export.tune.choices import Unit
 
 Stage = Callable[[str], None]
 
 
 @torch.inference_mode()
 def sensitivities(
-    exact: Decoder, units: Sequence[Unit], target: str, windows: Windows, stage: Stage = lambda _: None
+    exact: Decoder, units: Sequence[Unit], windows: Windows, stage: Stage = lambda _: None
 ) -> list[list[float]]:
     """Mean KLD in nats per token, `[unit][option]`, over every token of `windows`. Deterministic."""
     streams = [Stream(exact, windows)]
@@ -37,18 +37,16 @@ def sensitivities(
     found = []
     for number, unit in enumerate(units):
         stage(f"measuring {unit.paths[0]} ({number + 1} of {len(units)})")
-        found.append([_cost(exact, unit, option, target, windows, streams, expected) for option in unit.options])
+        found.append([_cost(exact, unit, option, windows, streams, expected) for option in unit.options])
     return found
 
 
 @torch.inference_mode()
-def whole_cost(
-    exact: Decoder, units: Sequence[Unit], chosen: Sequence[WeightScheme], target: str, windows: Windows
-) -> float:
+def whole_cost(exact: Decoder, units: Sequence[Unit], chosen: Sequence[WeightScheme], windows: Windows) -> float:
     """Mean KLD with every module quantized as chosen, rounded to nearest."""
     trial = _shared_copy(exact)
     for unit, option in zip(units, chosen, strict=True):
-        _apply(trial, unit, option, target)
+        _apply(trial, unit, option)
     ours, theirs = Stream(unpack(trial), windows), Stream(exact, windows)
     for layer in range(exact.config.num_hidden_layers):
         ours.advance(trial, layer)
@@ -67,13 +65,12 @@ def _cost(
     exact: Decoder,
     unit: Unit,
     option: WeightScheme,
-    target: str,
     windows: Windows,
     streams: list[Stream],
     expected: list[Tensor],
 ) -> float:
     trial = _shared_copy(exact)
-    _apply(trial, unit, option, target)
+    _apply(trial, unit, option)
     unpack(trial)
     if unit.paths == ("lm_head",):
         return _kld(trial, streams[-1], expected)
@@ -89,9 +86,9 @@ def _shared_copy(decoder: Decoder) -> Decoder:
     return copy.deepcopy(decoder, {id(tensor): tensor for tensor in decoder.parameters()})
 
 
-def _apply(decoder: Decoder, unit: Unit, option: WeightScheme, target: str) -> None:
-    for path in unit.paths:
-        quantize_module(decoder, path, rule(path, option, target))
+def _apply(decoder: Decoder, unit: Unit, option: WeightScheme) -> None:
+    for rule in unit.rules(option):
+        quantize_module(decoder, rule.match, rule)
 
 
 def _log_probabilities(decoder: Decoder, stream: Stream) -> list[Tensor]:

@@ -21,10 +21,10 @@ from lfm2_export.graph.steps import Network, Step
 from lfm2_export.graph.walk import probes, walk
 from lfm2_export.model.decoder import Decoder, skeleton
 from lfm2_export.quantize.calibration import Windows
-from lfm2_export.quantize.scheme import QuantizationRule, quantizable, rule_for
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets.onnx import companions
 from lfm2_export.targets.onnx.border import Border
+from lfm2_export.targets.onnx.capabilities import CAPABILITIES
 from lfm2_export.targets.onnx.passes import fused
 from lfm2_export.targets.onnx.table import TABLE, Site
 from lfm2_export.targets.onnx_graph import Graph
@@ -35,13 +35,7 @@ _OLDEST = "1.20.1"  # 1.20.0: SkipSimplifiedLayerNormalization misses its input 
 _OLDEST_8_BITS = "1.22.0"  # 1.21.1: MatMulNBits takes only bits = 4
 _OLDEST_FUSED_EMBEDDING = "1.23.0"  # 1.22.1: GatherBlockQuantized has no attribute bits
 _OLDEST_FUSED_CONV = "1.25.1"  # 1.25.0: CausalConvWithState is not a registered function/op
-_OPTIONS: dict[str, tuple[object, ...]] = {  # the first is the default
-    "fused_embedding": (False, True),  # read a quantized embedding with GatherBlockQuantized
-    "precision": ("float32", "float16"),  # of everything that is no integer
-    "conv": ("fused", "plain"),  # CausalConvWithState (a decode step takes 7 % less), or standard operators
-}
 _HEAD_DIM_STEP = 16  # GroupQueryAttention's rotary kernel works in steps of it
-_SMALLEST_GROUP = 16  # MatMulNBits and GatherBlockQuantized: a power of two from here on
 
 
 class OnnxTarget(Target):
@@ -49,6 +43,7 @@ class OnnxTarget(Target):
 
     name = "onnx"
     steps = TABLE.keys()
+    capabilities = CAPABILITIES
     padded = True
 
     def network(self, config: LFM2Config) -> Network:
@@ -56,7 +51,7 @@ class OnnxTarget(Target):
 
     def check(self, recipe: Recipe, config: LFM2Config) -> None:
         super().check(recipe, config)
-        _check_operators(recipe, config, self.network(config))
+        _check_head_width(recipe, self.network(config))
 
     def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
         """Write `onnx/model….onnx` (with `…_data`, `…_data_1` when the weights outgrow one file) and genai's config."""
@@ -91,15 +86,15 @@ class OnnxTarget(Target):
     def _graph(self, decoder: Decoder, recipe: Recipe, probed: bool) -> Graph:
         """The whole graph, for contexts of up to the recipe's window."""
         network = self.network(decoder.config)
-        graph = Graph("lfm2", real=str(_option(recipe, "precision")))
+        graph = Graph("lfm2", real=str(CAPABILITIES.option(recipe, "precision")))
         border = Border(graph, network, decoder.config, recipe.window, recipe.cache)
         site = Site(
             graph,
             border,
             decoder,
             tables=tuple(step.path for step in network.of_kind("embedding")),
-            fused_embedding=bool(_option(recipe, "fused_embedding")),
-            fused_conv=_option(recipe, "conv") == "fused",
+            fused_embedding=bool(CAPABILITIES.option(recipe, "fused_embedding")),
+            fused_conv=CAPABILITIES.option(recipe, "conv") == "fused",
         )
         values = walk(network, border.values, lambda step, inputs: TABLE[step.kind](site, step, *inputs))
         graph.cast("logits", values[network.logits], "float32")
@@ -119,79 +114,23 @@ def _add_probes(graph: Graph, steps: Iterable[Step], values: dict[str, str]) -> 
         graph.output(name, graph.real, *(f"{name}/{axis}" for axis in ("batch", "rows", "width")))
 
 
-def _check_operators(recipe: Recipe, config: LFM2Config, network: Network) -> None:
-    """Refuse what onnxruntime's operators cannot do."""
-    if recipe.form != "explicit":
-        raise RecipeError(f"{recipe.name}: form {recipe.form!r} is ExecuTorch's; the onnx target has only 'explicit'")
-    if unknown := recipe.options.keys() - _OPTIONS.keys():
-        raise RecipeError(f"{recipe.name}: unknown options for the onnx target: {', '.join(sorted(unknown))}")
-    for name, allowed in _OPTIONS.items():
-        if (given := _option(recipe, name)) not in allowed or type(given) is not type(allowed[0]):
-            raise RecipeError(f"{recipe.name}: options.{name} is one of {', '.join(map(_spelled, allowed))}")
-    if recipe.cache == "bfloat16":
-        raise RecipeError(f"{recipe.name}: onnxruntime has no bfloat16 KV cache; use cache: float32 or float16")
-    half = _option(recipe, "precision") == "float16"
-    if half and recipe.cache != "float16":
-        raise RecipeError(f"{recipe.name}: options.precision float16 goes with cache: float16")
+def _check_head_width(recipe: Recipe, network: Network) -> None:
     for width, _ in (cast(tuple[int, float], step.arguments) for step in network.of_kind("rotary")):
         if width % _HEAD_DIM_STEP:
             raise RecipeError(
                 f"{recipe.name}: onnxruntime's attention needs a head_dim that is a multiple of {_HEAD_DIM_STEP}, "
                 f"this model has {width}"
             )
-    for path, kind, _ in quantizable(config):
-        rule = rule_for(path, kind, recipe.quantization)
-        if rule is not None:
-            _check_rule(recipe, path, kind, rule)
-        if half and not _is_half(kind, rule):
-            raise RecipeError(
-                f"{recipe.name}: {path}: with options.precision float16 every matrix needs a rule: bits 16, or integers"
-                " with scale: float16; and, but for the embedding, activation: float16"
-            )
-        if not half and rule is not None and (rule.activation == "float16" or (rule.weight and rule.weight.bits == 16)):
-            raise RecipeError(f"{recipe.name}: {path}: fp16 weights and activations need options.precision: float16")
-
-
-def _check_rule(recipe: Recipe, path: str, kind: str, rule: QuantizationRule) -> None:
-    where = f"{recipe.name}: quantization[{recipe.quantization.index(rule)}]: {path}:"
-    if rule.activation == "int16":
-        raise RecipeError(f"{where} int16 activations are the NPU's; onnxruntime computes with int8-block")
-    if rule.activation == "int8-token":
-        raise RecipeError(f"{where} int8-token activations are XNNPACK's; onnxruntime computes with int8-block")
-    if rule.activation is not None and kind == "embedding":
-        raise RecipeError(f"{where} an embedding has no activations to quantize; give it a rule without one")
-    if rule.weight is None:
-        return
-    if rule.weight.bits == 16:
-        return
-    group = rule.weight.group or 0
-    if group < _SMALLEST_GROUP or group & (group - 1):
-        raise RecipeError(f"{where} onnxruntime's weight groups are 16, 32, 64, 128 or 256, not {rule.weight.group}")
 
 
 def _oldest(recipe: Recipe) -> str:
     """The first onnxruntime that loads the file."""
-    if _option(recipe, "conv") == "fused":
+    if CAPABILITIES.option(recipe, "conv") == "fused":
         return _OLDEST_FUSED_CONV
     bits = {rule.weight.bits for rule in recipe.quantization if rule.weight is not None}
-    if _option(recipe, "fused_embedding") and bits & {4, 8}:
+    if CAPABILITIES.option(recipe, "fused_embedding") and bits & {4, 8}:
         return _OLDEST_FUSED_EMBEDDING
     return _OLDEST_8_BITS if 8 in bits else _OLDEST
-
-
-def _is_half(kind: str, rule: QuantizationRule | None) -> bool:
-    if rule is None or rule.weight is None:
-        return False
-    stored = rule.weight.bits == 16 or rule.weight.scale == "float16"
-    return stored and (kind == "embedding" or rule.activation == "float16")
-
-
-def _option(recipe: Recipe, name: str) -> object:
-    return recipe.options.get(name, _OPTIONS[name][0])
-
-
-def _spelled(value: object) -> str:
-    return str(value).lower()
 
 
 def _installed(package: str) -> dict[str, str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.fx import GraphModule
@@ -18,23 +17,24 @@ from torch.fx import GraphModule
 from lfm2_export.artifact.manifest import Delegation, Npu
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import LoweringError, RecipeError
+from lfm2_export.graph.matrices import matrices
 from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.qualcomm import sdk
 from lfm2_export.qualcomm import soc as chips
 from lfm2_export.qualcomm.calls import PREFILL
 from lfm2_export.quantize.calibration import Windows
-from lfm2_export.quantize.scheme import needs_calibration, quantizable, rule_for
-from lfm2_export.quantize.static_weights import METHODS, static_weights
+from lfm2_export.quantize.scheme import needs_calibration, rule_for
+from lfm2_export.quantize.static_weights import static_weights
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets._compiling import no_collection, quiet
 from lfm2_export.targets.qnn.border import FILE, example, method_spec, rows_of
+from lfm2_export.targets.qnn.capabilities import CAPABILITIES
 from lfm2_export.targets.qnn.capacity import first_layers, shards_needed
 from lfm2_export.targets.qnn.table import TABLE, HtpModule
 from lfm2_export.targets.target import Lowered, Methods, Stage, Target
 
 EMULATOR_FILE = "emulator.pte"
-_OPTIONS = {"soc": chips.DEFAULT, "prefill_chunk": 32, "weight_sharing": True, "allow_fallback": False, "shards": None}
 
 
 class QnnTarget(Target):
@@ -42,29 +42,28 @@ class QnnTarget(Target):
 
     name = "qnn"
     steps = TABLE
+    capabilities = CAPABILITIES
     padded = True
 
     def check(self, recipe: Recipe, config: LFM2Config) -> None:
         """Refuse what this target cannot do, and say so when Qualcomm's libraries are missing."""
         super().check(recipe, config)
-        _check_options(recipe, config)
-        _check_rules(recipe, config)
         attends = "attention" in trace(config, self.padded).kinds()
-        _check_chip(recipe, config, chips.named(_option(recipe, "soc")), attends)
+        _check_chip(recipe, config, chips.named(CAPABILITIES.option(recipe, "soc")), attends)
         sdk.version()
 
     def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
         """Write `model.pte`, and `emulator.pte` where the first cannot run on the emulator."""
-        config, soc, rows = decoder.config, chips.named(_option(recipe, "soc")), _rows(recipe)
+        config, soc, rows = decoder.config, chips.named(CAPABILITIES.option(recipe, "soc")), _rows(recipe)
         half = not needs_calibration(recipe.quantization)
         grouped = any(rule.weight is not None and rule.weight.group is not None for rule in recipe.quantization)
         programs = self._programs(decoder, recipe, windows, stage)
-        shared = bool(_option(recipe, "weight_sharing")) and soc.shares_weights
+        shared = bool(CAPABILITIES.option(recipe, "weight_sharing")) and soc.shares_weights
         files = {FILE: shared} | ({EMULATOR_FILE: False} if shared else {})
         from lfm2_export.targets.qnn.compile import compiled
 
         # counted for the file that stores weights twice: what is proven on the emulator has the phone's cuts
-        shards = _option(recipe, "shards") or shards_needed(config, recipe, copies=2)
+        shards = CAPABILITIES.option(recipe, "shards") or shards_needed(config, recipe, copies=2)
         starts = first_layers(config.num_hidden_layers, shards)
         examples = {name: example(config, recipe.window, count) for name, count in rows.items()}
         with quiet(), no_collection(), torch.no_grad():
@@ -108,7 +107,7 @@ class QnnTarget(Target):
         with quiet():
             from lfm2_export.targets.qnn.pt2e import quantized
 
-            programs, soc = self._exported(rounded.decoder, recipe), chips.named(_option(recipe, "soc"))
+            programs, soc = self._exported(rounded.decoder, recipe), chips.named(CAPABILITIES.option(recipe, "soc"))
             return quantized(programs, rounded.scales, decoder.config, recipe, soc, windows, _rows(recipe)[PREFILL])
 
     def _exported(self, decoder: Decoder, recipe: Recipe) -> dict[str, GraphModule]:
@@ -123,61 +122,19 @@ TARGET = QnnTarget()
 
 
 def _rows(recipe: Recipe) -> dict[str, int]:
-    return rows_of(_option(recipe, "prefill_chunk"))
-
-
-def _option(recipe: Recipe, name: str) -> Any:
-    return recipe.options.get(name, _OPTIONS[name])
+    return rows_of(CAPABILITIES.option(recipe, "prefill_chunk"))
 
 
 def _refuse_fallback(reports: Mapping[str, Delegation], recipe: Recipe) -> None:
     left = {f"{name} × {count}" for report in reports.values() for name, count in report.fallback.items()}
-    if left and not _option(recipe, "allow_fallback"):
+    if left and not CAPABILITIES.option(recipe, "allow_fallback"):
         raise LoweringError(f"outside the NPU: {', '.join(sorted(left))}; --allow-fallback accepts that")
-
-
-def _check_options(recipe: Recipe, config: LFM2Config) -> None:
-    if recipe.form != "explicit":
-        raise RecipeError(f"{recipe.name}: the qnn target has only the 'explicit' form")
-    unknown = sorted(set(recipe.options) - set(_OPTIONS))
-    if unknown:
-        raise RecipeError(f"{recipe.name}: unknown options for the qnn target: {', '.join(unknown)}")
-    chunk = _option(recipe, "prefill_chunk")
-    if type(chunk) is not int or not 2 <= chunk <= recipe.window:
-        raise RecipeError(f"{recipe.name}: options.prefill_chunk is {chunk!r}; expected 2 to the window")
-    for name in ("weight_sharing", "allow_fallback"):
-        if type(_option(recipe, name)) is not bool:
-            raise RecipeError(f"{recipe.name}: options.{name} is {_option(recipe, name)!r}; expected true or false")
-    shards, layers = _option(recipe, "shards"), config.num_hidden_layers
-    if shards is not None and (type(shards) is not int or not 1 <= shards <= layers):
-        raise RecipeError(f"{recipe.name}: options.shards is {shards!r}; expected 1 to {layers}, or null: as needed")
-    if recipe.weights not in METHODS:
-        raise RecipeError(f"{recipe.name}: weights: {recipe.weights}: for the NPU they are {', '.join(METHODS)}")
-
-
-def _check_rules(recipe: Recipe, config: LFM2Config) -> None:
-    chosen = {path: (kind, rule_for(path, kind, recipe.quantization)) for path, kind, _ in quantizable(config)}
-    static = needs_calibration(recipe.quantization)
-    for path, (kind, rule) in chosen.items():
-        where = f"{recipe.name}: {path}:"
-        if rule is None or rule.weight is None:
-            raise RecipeError(f"{where} HTP has no fp32; give it bits 16 (fp16), or int16 activations")
-        if static != (rule.activation == "int16"):
-            raise RecipeError(f"{where} a program is fp16 throughout, or has int16 activations throughout")
-        if static and kind == "embedding" and rule.weight.bits != 16:
-            raise RecipeError(f"{where} HTP looks an embedding up in its activations' format; use bits 16")
-        if not static and (rule.weight.bits != 16 or rule.activation not in (None, "float16")):
-            raise RecipeError(f"{where} integer weights need int16 activations on the NPU")
-        if static and rule.weight.group is not None and (rule.weight.bits != 4 or rule.weight.group % 16):
-            raise RecipeError(f"{where} HTP has groups of 4-bit weights only, of a multiple of 16")
-    if recipe.cache != ("float32" if static else "float16"):
-        raise RecipeError(f"{recipe.name}: cache {recipe.cache}: it is float16 in an fp16 program, else float32 here")
 
 
 def _check_chip(recipe: Recipe, config: LFM2Config, soc: chips.Soc, attends: bool) -> None:
     """Refuse weights and arithmetic that this chip's generation lacks."""
     half = not needs_calibration(recipe.quantization)
-    for path, kind, _ in () if half else quantizable(config):
+    for path, kind, _ in () if half else matrices(config):
         rule = rule_for(path, kind, recipe.quantization)
         if kind == "embedding" or rule is None or rule.weight is None:
             continue

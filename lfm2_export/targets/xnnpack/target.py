@@ -18,17 +18,16 @@ from torch.export import Dim, ExportedProgram
 
 from lfm2_export.artifact.manifest import TAP, MethodSpec, TensorSpec
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.errors import RecipeError
 from lfm2_export.graph.steps import Network
 from lfm2_export.model.decoder import Decoder, skeleton
 from lfm2_export.model.resident import Resident
 from lfm2_export.model.state import CACHE_DTYPES, State
 from lfm2_export.quantize.calibration import Windows
-from lfm2_export.quantize.scheme import WeightScheme, quantizable, rule_for
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets._compiling import no_collection, quiet
 from lfm2_export.targets.target import Lowered, Stage, Target
 from lfm2_export.targets.xnnpack.border import inputs, native_state, runner_metadata
+from lfm2_export.targets.xnnpack.capabilities import CAPABILITIES, MAX_TOKENS
 from lfm2_export.targets.xnnpack.delegation import delegation
 from lfm2_export.targets.xnnpack.explicit import Explicit
 from lfm2_export.targets.xnnpack.in_place import drop_state_copies
@@ -37,8 +36,6 @@ from lfm2_export.targets.xnnpack.pte_file import intact_weights, tidy
 from lfm2_export.targets.xnnpack.table import TABLE, prepared
 
 FILE, METHOD = "model.pte", "forward"
-_BLOCK = 32  # inputs that share a scale in XNNPACK's blockwise kernels, or a multiple of it
-_MAX_TOKENS = 256  # of one call, unless the recipe's options say otherwise: the activation arena grows with it
 
 
 class XnnpackTarget(Target):
@@ -46,16 +43,11 @@ class XnnpackTarget(Target):
 
     name = "xnnpack"
     steps = TABLE
+    capabilities = CAPABILITIES
     padded = False  # any number of tokens is a call
 
     def network(self, config: LFM2Config) -> Network:
         return prepared(skeleton(config))
-
-    def check(self, recipe: Recipe, config: LFM2Config) -> None:
-        """Refuse what this target cannot do, before a weight is read. Raises RecipeError."""
-        super().check(recipe, config)
-        _check_options(recipe)
-        _check_quantization(recipe, config)
 
     def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
         """Write `model.pte`. Raises LoweringError if the delegate left a matrix product or convolution behind."""
@@ -73,7 +65,7 @@ class XnnpackTarget(Target):
         They are compared byte for byte.
         """
         with quiet(), torch.no_grad():
-            expected = DelegatedNetwork(decoder, _MAX_TOKENS).weights
+            expected = DelegatedNetwork(decoder, MAX_TOKENS).weights
         return len(expected - intact_weights(folder / FILE)) / len(expected)
 
 
@@ -81,7 +73,7 @@ TARGET = XnnpackTarget()
 
 
 def _lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, probed: bool = False) -> Lowered:
-    limit = min(recipe.window, recipe.options.get("max_tokens", _MAX_TOKENS))
+    limit = min(recipe.window, CAPABILITIES.option(recipe, "max_tokens"))
     state = native_state(decoder.config, recipe.window, CACHE_DTYPES[recipe.cache])
     explicit = recipe.form == "explicit"
     with quiet(), no_collection(), torch.no_grad():
@@ -126,42 +118,3 @@ def _exported(network: DelegatedNetwork, given: State | None, state: State, limi
         return torch.export.export(Resident(network, state), call, dynamic_shapes=(tokens, None), strict=True)
     dynamic = (tokens, None, dict.fromkeys(given))
     return torch.export.export(Explicit(network), (*call, given), dynamic_shapes=dynamic, strict=True)
-
-
-def _check_options(recipe: Recipe) -> None:
-    unknown = sorted(set(recipe.options) - {"max_tokens"})
-    if unknown:
-        raise RecipeError(f"{recipe.name}: unknown options for the xnnpack target: {', '.join(unknown)}")
-    limit = recipe.options.get("max_tokens", _MAX_TOKENS)
-    if type(limit) is not int or limit < 2:
-        raise RecipeError(f"{recipe.name}: options.max_tokens is {limit!r}; expected a whole number of at least 2")
-
-
-def _check_quantization(recipe: Recipe, config: LFM2Config) -> None:
-    for path, kind, _ in quantizable(config):
-        rule = rule_for(path, kind, recipe.quantization)
-        if rule is None or rule.weight is None:
-            continue
-        if rule.activation == "int16":
-            raise RecipeError(f"{recipe.name}: {path}: int16 activations are the NPU's; XNNPACK has int8-token")
-        if rule.activation == "int8-block":
-            raise RecipeError(
-                f"{recipe.name}: {path}: int8-block activations are onnxruntime's; XNNPACK has int8-token"
-            )
-        if rule.weight.bits == 16 and kind != "embedding" and rule.activation is None:
-            raise RecipeError(f"{recipe.name}: {path}: XNNPACK needs float16 activations beside fp16 weights")
-        if kind != "embedding" and rule.weight.bits == 8 and rule.weight.group is not None:
-            raise RecipeError(f"{recipe.name}: {path}: XNNPACK has int8 weights per channel only; leave out the group")
-        if kind != "embedding" and rule.weight.bits == 4 and not _fits_blocks(rule.weight):
-            raise RecipeError(
-                f"{recipe.name}: {path}: XNNPACK has int4 weights in groups that are multiples of {_BLOCK}, "
-                "with scale: bfloat16"
-            )
-        if kind != "embedding" and rule.weight.bits != 16 and rule.activation != "int8-token":
-            raise RecipeError(f"{recipe.name}: {path}: XNNPACK needs int8-token activations beside integer weights")
-        if kind == "embedding" and rule.activation is not None:
-            raise RecipeError(f"{recipe.name}: {path}: an embedding has no activations to quantize")
-
-
-def _fits_blocks(scheme: WeightScheme) -> bool:
-    return scheme.group is not None and scheme.group % _BLOCK == 0 and scheme.scale == "bfloat16"

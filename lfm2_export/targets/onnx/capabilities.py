@@ -1,0 +1,41 @@
+"""What onnxruntime's operators store and compute."""
+
+from __future__ import annotations
+
+from lfm2_export.targets.capabilities import FLOAT32, Arithmetic, Capabilities, Groups, OneOf, Stored, switch
+
+_GROUPS = Groups(row=False, step=16, doubled=True)  # of MatMulNBits and GatherBlockQuantized
+
+CAPABILITIES = Capabilities(
+    title="ONNX for onnxruntime, its genai library and transformers.js",
+    arithmetics=(
+        Arithmetic(
+            when="options.precision: float32",
+            options={"precision": "float32"},
+            embedding=(Stored(FLOAT32), Stored(8, groups=_GROUPS), Stored(4, groups=_GROUPS)),
+            others=(
+                Stored(FLOAT32),
+                Stored(8, ("int8-block", None), _GROUPS),
+                Stored(4, ("int8-block", None), _GROUPS),
+            ),
+            caches=("float32", "float16"),
+        ),
+        Arithmetic(
+            when="options.precision: float16",
+            options={"precision": "float16"},
+            embedding=(Stored(16), *(Stored(bits, groups=_GROUPS, scales=("float16",)) for bits in (8, 4))),
+            others=(
+                Stored(16, ("float16",)),
+                *(Stored(bits, ("float16",), _GROUPS, scales=("float16",)) for bits in (8, 4)),
+            ),
+            caches=("float16",),
+        ),
+    ),
+    options={
+        "precision": OneOf("float32", ("float32", "float16"), "of everything that is no integer"),
+        "conv": OneOf(
+            "fused", ("fused", "plain"), "CausalConvWithState (a decode step takes 7 % less), or plain operators"
+        ),
+        "fused_embedding": switch(False, "read a quantized embedding with GatherBlockQuantized"),
+    },
+)

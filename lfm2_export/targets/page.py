@@ -1,0 +1,66 @@
+"""docs/targets.md, made from the targets' own tables: `python -m lfm2_export.targets.page > docs/targets.md`."""
+
+from __future__ import annotations
+
+from lfm2_export import targets
+from lfm2_export.targets.capabilities import Arithmetic, Capabilities, OneOf, Stored, Whole, spelled
+
+_INTRODUCTION = """\
+# What each target can store and compute
+
+A recipe is held against these tables before a weight is read; `lfm2-export tune` chooses from them. This page is made
+from the same tables, by `python -m lfm2_export.targets.page`.
+
+A matrix is an embedding, which is looked up in, or a product's: the head's, a projection's, an MLP's.
+"""
+
+
+def page() -> str:
+    """Return the whole page, Markdown."""
+    return "\n".join([_INTRODUCTION, *(_section(name, targets.capabilities(name)) for name in targets.names())])
+
+
+def _section(name: str, has: Capabilities) -> str:
+    parts = [f"## {name}", f"{has.title}.", *map(_arithmetic, has.arithmetics)]
+    parts.append(f"Forms: {', '.join(has.forms)}. Weights come to their integers by: {', '.join(has.methods)}.")
+    if has.observers:
+        parts[-1] += f" Ranges of activations are chosen by: {', '.join(has.observers)}."
+    parts.append(_options(has))
+    return "\n\n".join(parts) + "\n"
+
+
+def _arithmetic(arithmetic: Arithmetic) -> str:
+    rows = [
+        f"| {matrix} | {entry.weights} | {_scales(entry)} "
+        f"| {' or '.join(each or 'none' for each in entry.activations)} |"
+        for matrix, entries in (("embedding", arithmetic.embedding), ("product", arithmetic.others))
+        for entry in entries
+    ]
+    when = f"With {arithmetic.when}: KV" if arithmetic.when else "KV"
+    table = "\n".join(["| matrix | weights | scale | activation |", "|---|---|---|---|", *rows])
+    return f"{when} cache in {' or '.join(arithmetic.caches)}.\n\n{table}"
+
+
+def _scales(entry: Stored) -> str:
+    if entry.bits >= 16:
+        return ""
+    return "the target's own" if "int16" in entry.activations else ", ".join(entry.scales)
+
+
+def _options(has: Capabilities) -> str:
+    rows = [
+        f"| `{name}` | {_values(option)} | {spelled(option.default)} | {option.what} |"
+        for name, option in has.options.items()
+    ]
+    return "\n".join(["| option | values | default | |", "|---|---|---|---|", *rows])
+
+
+def _values(option: OneOf | Whole) -> str:
+    if isinstance(option, OneOf):
+        return "a chip's name" if callable(option.values) else ", ".join(map(spelled, option.values))
+    high = {"window": "the window", "layers": "the number of layers", None: ""}[option.high]
+    return f"{option.low} to {high}" if high else f"from {option.low} on"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,25 @@
+"""What XNNPACK has kernels for, as ExecuTorch's delegate calls them."""
+
+from __future__ import annotations
+
+from lfm2_export.targets.capabilities import ANY_GROUP, FLOAT32, Arithmetic, Capabilities, Groups, Stored, Whole
+
+MAX_TOKENS = 256  # the activation arena grows with it
+
+CAPABILITIES = Capabilities(
+    title="ExecuTorch `.pte`, computed by XNNPACK on CPUs",
+    arithmetics=(
+        Arithmetic(
+            embedding=(Stored(FLOAT32), Stored(16), Stored(8, groups=ANY_GROUP), Stored(4, groups=ANY_GROUP)),
+            others=(
+                Stored(FLOAT32),
+                Stored(16, ("float16",)),
+                Stored(8, ("int8-token",)),
+                Stored(4, ("int8-token",), Groups(row=False, step=32), scales=("bfloat16",)),  # blockwise kernels
+            ),
+            caches=("float32", "bfloat16", "float16"),
+        ),
+    ),
+    options={"max_tokens": Whole(MAX_TOKENS, 2, "the most tokens of one call")},
+    forms=("explicit", "resident"),
+)
