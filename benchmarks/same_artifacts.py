@@ -1,165 +1,151 @@
-"""Did a change of the lowering change anything for users? Every recipe's artifact of nano, at two commits, compared.
+"""Whether a change of the lowering changed anything for users: each recipe's artifact of nano, made by two commits.
 
-    python -m benchmarks.same_artifacts --against 80f8f49 [--recipe xnnpack-int4 …] [--keep FOLDER]
+    python -m benchmarks.same_artifacts --against main --recipe xnnpack-int4 --recipe onnx-int4
 
-The older side is made in a git worktree of its own, by its own code. Compared are: a `.pte` of XNNPACK byte for byte;
-an ONNX graph by the Merkle hash of everything upstream of each output (operators, attributes, weights, names of inputs,
-but no names of nodes or values between, nor their order); its logits, bit for bit, on onnxruntime's CPU; and the
-manifest's methods. A `.pte` for Qualcomm's NPU is not reproducible (docs/npu.md): of it the methods and delegation.
+The older commit is checked out for the while; the newer side is the tree that this file lies in, committed or not. An
+XNNPACK program must be the same byte for byte. ONNX graphs must compute the same, and give the same bits for a short
+prompt on onnxruntime's CPU (fp16 ones for the NPU on its emulator): names and order of their nodes may change, nothing
+that runs. Qualcomm's compiler gives no file twice, so a program for its NPU must have the same interface and
+delegation, and the same bits on the emulator. Whatever else lies in the folder must be the same byte for byte.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
-import onnx
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from lfm2_export import recipes
+from benchmarks.onnx_digest import digest
+from lfm2_export import runtimes
+from lfm2_export.artifact.folder import open_artifact
+from lfm2_export.cli import console
+from lfm2_export.errors import Lfm2ExportError
+from lfm2_export.runtimes.session import Session
 
-ROOT = Path(__file__).parent.parent
-_PROMPT = (1, 6, 40, 41, 300, 7, 9)
-_VARIANTS = {"onnx-int4": ("options.conv=plain", "options.fused_embedding=true")}  # what no recipe has by default
+TREE = Path(__file__).resolve().parent.parent
+FORMS = {"xnnpack": ("explicit", "resident")}  # the other targets have the explicit one alone
+VARIANTS = {"onnx-int4": ("options.conv=plain", "options.fused_embedding=true")}  # what no recipe has by default
+REBUILT = {"xnnpack": (), "onnx": (".onnx",), "onnx_qnn": (".onnx", "weights.bin"), "qnn": (".pte",)}  # not by bytes
+RUNTIME = {"onnx": "onnxruntime", "onnx_qnn": "onnxruntime-qnn", "qnn": "qnn"}
+PROMISED = ["target", "form", "transport", "cache_layout", "window", "chat", "methods", "quantization", "npu"]
+PROMISED += ["runtime_requirement"]
+PROMPT, STEPS = (1, 17, 300, 5, 900, 42, 8), 3  # any tokens of nano's; then so many greedy ones
 
 
 def main(
-    against: Annotated[str, typer.Option(help="The commit to compare with.")],
-    recipe: Annotated[list[str] | None, typer.Option(help="Only this recipe (repeatable).")] = None,
-    keep: Annotated[
-        Path | None, typer.Option(help="Keep the older side's artifacts here, and use those there.")
+    against: Annotated[str, typer.Option(help="The older commit.")],
+    recipes: Annotated[
+        list[str] | None, typer.Option("--recipe", "--recipes", help="Recipe (repeatable). [all of the older commit's]")
     ] = None,
+    keep: Annotated[Path | None, typer.Option(help="Where the older side's artifacts are kept for a next run.")] = None,
+    baseline_only: Annotated[bool, typer.Option(help="Make what --keep lacks, compare nothing.")] = False,
 ) -> None:
-    """Export with both, compare, and leave with 1 if anything differs."""
-    table = Table("recipe", "form", "what", "verdict")
-    same = True
-    with tempfile.TemporaryDirectory() as scratch:
-        place = keep or Path(scratch) / "older"
-        older = Path(scratch) / "tree"
-        try:
-            for name, form, changes in _exports(recipe or recipes.names()):
-                label = "-".join([name, form, *(change.partition("=")[0].rpartition(".")[2] for change in changes)])
-                if not (place / label).is_dir():
-                    _check_out(against, older)
-                    _export(older, name, form, changes, place / label)
-                _export(ROOT, name, form, changes, new := Path(scratch) / label)
-                for what, equal in _compare(place / label, new):
-                    same &= equal
-                    verdict = "[green]same[/]" if equal else "[bold red]DIFFERS[/]"
-                    table.add_row(" ".join([name, *changes]), form, what, verdict)
-                shutil.rmtree(new)
-        finally:
-            if older.is_dir():
-                subprocess.run(["git", "worktree", "remove", "--force", str(older)], cwd=ROOT, check=True)
-    Console().print(table)
-    raise typer.Exit(0 if same else 1)
+    """Make both sides, compare them, print a table; exit code 1 if anything differs."""
+    commit = _git("rev-parse", "--short=12", f"{against}^{{commit}}")
+    known = [Path(name).stem for name in _git("ls-tree", "--name-only", commit, "recipes/").splitlines()]
+    if unknown := sorted(set(recipes or []) - set(known)):
+        raise typer.BadParameter(f"{against} has no recipe {', '.join(unknown)}; it has {', '.join(known)}")
+    rows, differ = [], False
+    with ExitStack() as stack, console.progress(quiet=False) as stage:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        tree = cache(lambda: stack.enter_context(_checked_out(commit, scratch / "tree")))
+        for recipe, form, changes in _exports(recipes or known):
+            what = " ".join([recipe, form, *changes])
+            place = "-".join([recipe, form, *(change.partition("=")[0].rpartition(".")[2] for change in changes)])
+            stage(f"{what}: at {against}")
+            old, new = (keep or scratch).resolve() / commit / place, scratch / "here" / place
+            if not old.exists() and (failure := _export(tree(), recipe, form, changes, old)):
+                raise SystemExit(f"{against} cannot export {what}: {failure}")
+            if baseline_only:
+                continue
+            stage(f"{what}: here")
+            failure = _export(TREE, recipe, form, changes, new)
+            how, found = ("", [f"cannot be exported: {failure}"]) if failure else differences(old, new)
+            differ |= bool(found)
+            rows.append(f"| {what} | {how} | {'; '.join(found) or 'same'} |")
+    if rows:
+        print("\n".join(["| artifact | compared | result |", "| --- | --- | --- |", *rows]))
+    raise typer.Exit(int(differ))
 
 
 def _exports(names: list[str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Recipe, form and overrides of every artifact to compare."""
     for name in names:
-        for form in ("explicit", "resident") if recipes.load(name).target == "xnnpack" else ("explicit",):
-            yield name, form, ()
-        for change in _VARIANTS.get(name, ()):
-            yield name, "explicit", (change,)
+        yield from ((name, form, ()) for form in FORMS.get(name.partition("-")[0], ("explicit",)))
+        yield from ((name, "explicit", (change,)) for change in VARIANTS.get(name, ()))
 
 
-def _check_out(commit: str, folder: Path) -> None:
-    if not folder.is_dir():
-        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(folder), commit], cwd=ROOT, check=True)
+def _export(tree: Path, recipe: str, form: str, changes: tuple[str, ...], output: Path) -> str | None:
+    """Export nano with the package of that tree; the last line of what it says if it fails, else None."""
+    command = [sys.executable, "-m", "lfm2_export", "export", "nano", "--recipe", recipe, "--form", form]
+    command += [word for change in changes for word in ("--set", change)]
+    command += ["--no-verify", "--quiet", "--output", str(output)]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    return (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1] if done.returncode else None
 
 
-def _export(tree: Path, name: str, form: str, changes: tuple[str, ...], output: Path) -> None:
-    print(f"{tree.name}: {name}, {form} {' '.join(changes)}", file=sys.stderr)
-    options = ["--recipe", name, "--output", str(output.resolve()), "--no-verify", "--quiet", "--set", f"form={form}"]
-    options += [word for change in changes for word in ("--set", change)]
-    subprocess.run(
-        [sys.executable, "-m", "lfm2_export", "export", "nano", *options],
-        cwd=tree,
-        env=os.environ | {"PYTHONPATH": str(tree.resolve())},
-        stdout=subprocess.DEVNULL,
-        check=True,
-    )
+def differences(old: Path, new: Path) -> tuple[str, list[str]]:
+    """What was compared, and every difference found."""
+    before, after = (json.loads((folder / "manifest.json").read_text()) for folder in (old, new))
+    target = before["target"]
+    found = [f"manifest: {key}" for key in PROMISED if before[key] != after[key]]
+    files, now = before["files"], after["files"]
+    both = sorted(files.keys() & now.keys())
+    found += [f"{name}: only {'here' if name in now else 'before'}" for name in sorted(files.keys() ^ now.keys())]
+    found += [
+        f"{name}: other bytes" for name in both if files[name] != now[name] and not name.endswith(REBUILT[target])
+    ]
+    how = "interface" if REBUILT[target] else "every byte"
+    if target not in RUNTIME or found:
+        return how, found
+    if target != "qnn":
+        graphs = [name for name in both if name.endswith(".onnx")]
+        how += f", {len(graphs)} graph{'s'[: len(graphs) > 1]}"
+        for name in graphs:
+            found += [f"{name}: {why}" for why in digest(old / name).differences(digest(new / name))]
+    where, results = _results(old)
+    try:
+        found += [] if results == _results(new)[1] else [f"other bits on {where}"]
+    except Lfm2ExportError as error:
+        found.append(f"does not run: {error}")
+    return f"{how}, {STEPS + 1} calls on {where}", found
 
 
-def _compare(older: Path, newer: Path) -> Iterator[tuple[str, bool]]:
-    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (older, newer)]
-    yield "methods of the manifest", manifests[0]["methods"] == manifests[1]["methods"]
-    target = manifests[0]["target"]
-    for file in dict.fromkeys(method["file"] for method in manifests[0]["methods"]):
-        ours, theirs = newer / file, older / file
-        if target == "xnnpack":
-            yield f"{file}: bytes", ours.read_bytes() == theirs.read_bytes()
-        elif target in ("onnx", "onnx_qnn"):
-            yield f"{file}: upstream of each output", merkle(ours) == merkle(theirs)
-            yield f"{file}: logits on the CPU", _equal(_run(ours), _run(theirs))
+def _results(folder: Path) -> tuple[str, list[bytes]]:
+    """Run the prompt and greedy steps: the runtime, and each call's logits and then the state, as bytes."""
+    manifest = open_artifact(folder).manifest
+    runtime = runtimes.find(RUNTIME[manifest.target])
+    session: Session = runtime.reference_session(folder, manifest) or runtime.open_session(folder, manifest)
+    logits = [session.prefill(PROMPT)]
+    for _ in range(STEPS):
+        logits.append(session.decode(int(np.argmax(logits[-1]))))
+    state = session.state().tensors
+    return session.runtime, [array.tobytes() for array in [*logits, *(state[name] for name in sorted(state))]]
 
 
-def merkle(path: Path) -> dict[str, str]:
-    """Return, for each output of a model, the hash of everything that it is computed from."""
-    model = onnx.load(path)
-    hashes = {value.name: _digest("input", value.name) for value in model.graph.input}
-    hashes |= {
-        tensor.name: _digest(
-            "weight", tensor.data_type, tuple(tensor.dims), onnx.numpy_helper.to_array(tensor).tobytes()
-        )
-        for tensor in model.graph.initializer
-        if tensor.name not in hashes
-    }
-    hashes[""] = ""
-    for node in model.graph.node:
-        attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
-        upstream = _digest(node.domain, node.op_type, *attributes, *(hashes[name] for name in node.input))
-        hashes |= {name: _digest(upstream, number) for number, name in enumerate(node.output) if name}
-    return {value.name: hashes[value.name] for value in model.graph.output}
+@contextmanager
+def _checked_out(commit: str, folder: Path) -> Iterator[Path]:
+    _git("worktree", "add", "--detach", str(folder), commit)
+    try:
+        yield folder
+    finally:
+        _git("worktree", "remove", "--force", str(folder))
 
 
-def _digest(*parts: object) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part if isinstance(part, bytes) else repr(part).encode()
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()
-
-
-def _run(path: Path) -> list[np.ndarray]:
-    """All outputs of one call over an empty state, with whatever each input may be."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    found: list[np.ndarray] = session.run(None, {given.name: _filled(given) for given in session.get_inputs()})
-    return found
-
-
-def _filled(given: Any) -> np.ndarray:
-    """Tokens, positions and masks of a short prompt; zeros for a state."""
-    sizes = {"batch_size": 1, "sequence_length": len(_PROMPT), "total_sequence_length": len(_PROMPT)}
-    shape = [size if isinstance(size, int) else sizes.get(size, 0) for size in given.shape]
-    dtype = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float16)": np.float16}.get(given.type)
-    if given.name in ("input_ids", "tokens"):
-        return np.resize(np.array(_PROMPT), shape).astype(dtype or np.int64)
-    if given.name == "position_ids":
-        return np.arange(len(_PROMPT), dtype=np.int64)[None]
-    ones = given.name in ("attention_mask", "num_logits_to_keep")
-    return (np.ones if ones else np.zeros)(shape, dtype or np.float32)
-
-
-def _equal(ours: list[np.ndarray], theirs: list[np.ndarray]) -> bool:
-    return len(ours) == len(theirs) and all(
-        np.array_equal(a, b, equal_nan=True) for a, b in zip(ours, theirs, strict=True)
-    )
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=TREE, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":
