@@ -15,7 +15,6 @@ from lfm2_export.model.load import open_checkpoint
 from lfm2_export.model.random_init import init_checkpoint
 from lfm2_export.parity.divergence import find_divergence
 from lfm2_export.pipeline import export
-from lfm2_export.targets.target import Target
 
 TARGETS = {
     "xnnpack": ("xnnpack-int8", "explicit"),
@@ -50,14 +49,13 @@ def one_weight_changed(decoder, path):
 @pytest.mark.parametrize(("target", "path", "operation"), FAULTS, ids=[fault[1] for fault in FAULTS])
 def test_the_layer_with_the_fault_is_named(target, path, operation, make_artifact, nano, monkeypatch):
     found = targets.find(target.partition("-")[0])
-    probed = "lower_with_probes" if isinstance(found, Target) else "lower_tapped"
-    genuine = getattr(found, probed)
+    genuine = found.lower_with_probes
 
-    def faulty(decoder, recipe, folder, stage):
+    def faulty(decoder, *rest):
         with torch.no_grad(), one_weight_changed(decoder, path):
-            return genuine(decoder, recipe, folder, stage)
+            return genuine(decoder, *rest)
 
-    monkeypatch.setattr(found, probed, faulty)
+    monkeypatch.setattr(found, "lower_with_probes", faulty)
     trace = find_divergence(make_artifact(*TARGETS[target]), nano)
     found = trace.points[trace.first]
     assert (found.layer, found.operation) == (int(path.split(".")[1]), operation)
@@ -134,3 +132,35 @@ def test_a_fault_compiled_into_an_npu_program_is_traced_on_the_emulator(path, po
     assert trace.runtime == "qnn-emulator"
     assert len(trace.points) == 3  # a conv state, keys and values
     assert (None if trace.first is None else trace.points[trace.first].point) == point
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "path", "found"),
+    [
+        ("onnx-qnn-16a8w", None, None),
+        ("onnx-qnn-16a8w", "layers.2.self_attn.k_layernorm.weight", (2, "self_attn.k_layernorm")),
+        ("onnx-qnn-16a8w", "layers.3.feed_forward.w3.weight", (3, "feed_forward.w3")),
+        ("onnx-qnn-fp16", None, None),
+        ("onnx-qnn-fp16", "layers.5.ffn_norm.weight", (5, "ffn_norm")),
+    ],
+)
+def test_the_operation_with_the_fault_is_named_on_the_emulator(recipe, path, found, make_artifact, nano, monkeypatch):
+    pytest.importorskip("onnxruntime_qnn", reason="QNN is not installed: pip install 'lfm2-export[qnn]'")
+    target = targets.find("onnx_qnn")
+    genuine = target.lower_with_probes
+
+    def faulty(decoder, *rest):
+        with torch.no_grad(), one_weight_changed(decoder, path):
+            return genuine(decoder, *rest)
+
+    changes = ["window=96", "options.prefill_chunk=8"]  # shorter than the first call, whose rest is decoded
+    changes += ["calibration.tokens=96"] if recipe != "onnx-qnn-fp16" else []  # on half of it attention is cut off
+    artifact = make_artifact(recipe, "explicit", *changes)
+    if path is not None:
+        monkeypatch.setattr(target, "lower_with_probes", faulty)
+    trace = find_divergence(artifact, nano)
+    assert trace.runtime == "onnxruntime-qnn"
+    assert len(trace.points) == 85  # as on the CPU: every output, and the inputs that no other module gave out
+    first = None if trace.first is None else trace.points[trace.first]
+    assert (None if first is None else (first.layer, first.operation)) == found

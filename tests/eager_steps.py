@@ -39,6 +39,15 @@ def compute(
         turned = (operators.rotate(each, cos, sin) for each in (query, key))
         return operators.attention(*turned, *others, *step.arguments)
 
+    def rotated_heads(step: Step, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        normed, (heads,) = module_of(step)(x), step.arguments
+        return operators.rotate(normed, cos, sin).unflatten(-1, (heads, -1)).transpose(1, 2), normed
+
+    def attention_of_heads(step: Step, query: Tensor, key: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        flat = (each.transpose(1, 2).flatten(2) for each in (query, key))
+        mixed, _, value = operators.attention(*flat, *rest, *step.arguments)
+        return mixed, value
+
     def short_conv(step: Step, gated: Tensor, past: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         conv = module_of(step)
         return operators.short_conv(gated, past, conv.kernel, conv.bias, rest[-1])
@@ -54,6 +63,8 @@ def compute(
         "rotate": lambda _, *given: operators.rotate(*given),
         "attention": lambda step, *given: operators.attention(*given, *step.arguments),
         "rotary_attention": rotary_attention,
+        "rotated_heads": rotated_heads,
+        "attention_of_heads": attention_of_heads,
         "short_conv": short_conv,
         "last_valid": lambda _, *given: operators.last_valid(*given),
     }

@@ -1,30 +1,39 @@
-"""What the ONNX target makes of the trace: fewer, larger steps, which compute the same bit for bit."""
+"""What the ONNX targets make of the trace: fewer, larger steps, which compute the same bit for bit."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
 from decoders import SHAPES, random_decoder
 from eager_steps import compute
 
+from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.graph.steps import Network, Step
 from lfm2_export.graph.trace import trace
 from lfm2_export.graph.walk import probes
 from lfm2_export.model.state import empty_state
 from lfm2_export.targets.onnx.passes import mixers_products_together, rotated_in_attention, summed_in_norms
 from lfm2_export.targets.onnx.target import TARGET
+from lfm2_export.targets.onnx_qnn.target import TARGET as NPU
 
 WINDOW = 16
 
 
-@pytest.mark.parametrize("fused", [False, True], ids=["trace", "fused"])
+def traced(config: LFM2Config) -> Network:
+    return trace(config, padded=True)
+
+
+@pytest.mark.parametrize("network_of", [traced, TARGET.network, NPU.network], ids=["trace", "onnx", "onnx_qnn"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 @torch.no_grad()
-def test_a_network_computes_what_the_decoder_does(shape: dict[str, object], fused: bool) -> None:
+def test_a_network_computes_what_the_decoder_does(
+    shape: dict[str, object], network_of: Callable[[LFM2Config], Network]
+) -> None:
     decoder = random_decoder(**shape)
-    network = TARGET.network(decoder.config) if fused else trace(decoder.config, padded=True)
+    network = network_of(decoder.config)
     tokens, position, length = torch.randint(0, 320, (2, 5)), torch.tensor([3, 7]), torch.tensor([5, 2])
     state = {name: torch.randn_like(tensor) for name, tensor in empty_state(decoder.config, WINDOW, 2).items()}
     expected, expected_state = decoder(tokens, position, length, state)
@@ -43,6 +52,16 @@ def test_every_sum_and_rotation_is_inside_a_larger_step_and_a_mixers_products_ar
     assert kinds["linears"] == layers
     assert kinds["rotary_attention"] == attentions
     assert not {"add", "attention", "rotate"} & kinds.keys()
+
+
+def test_a_rotated_key_is_the_npus_new_state() -> None:
+    network = NPU.network(random_decoder().config)
+    assert not {"rotate", "head_norm", "attention"} & network.kinds().keys()
+    makers = {name: network.maker(network.state[name]) for name in ("key.2", "value.2")}
+    assert {name: step.kind for name, step in makers.items() if step is not None} == {
+        "key.2": "rotated_heads",
+        "value.2": "attention_of_heads",
+    }
 
 
 def test_products_are_stacked_as_the_model_declares_them() -> None:

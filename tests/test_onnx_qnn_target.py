@@ -12,27 +12,31 @@ import pytest
 from decoders import SHAPES, config, random_decoder, worst
 from eager_artifacts import artifact_of
 
-from lfm2_export import recipes
+from lfm2_export import pipeline, recipes
 from lfm2_export.artifact.manifest import MethodSpec
 from lfm2_export.errors import RecipeError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.qualcomm import soc
+from lfm2_export.qualcomm.calls import graph_inputs, npu_state
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.quantize.calibration import Calibration
-from lfm2_export.runtimes._slices import SliceSession, graph_call
+from lfm2_export.quantize.scheme import quantizable
+from lfm2_export.runtimes._slices import GraphSession
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.targets.onnx_qnn.activation_ranges import activation_ranges
 from lfm2_export.targets.onnx_qnn.float_graph import build
+from lfm2_export.targets.onnx_qnn.methods import make_methods
 from lfm2_export.targets.onnx_qnn.qdq import hiding, quantized, with_mask
 from lfm2_export.targets.onnx_qnn.shared_weights import save_sharing
-from lfm2_export.targets.onnx_qnn.stored_weights import wrong_weights
+from lfm2_export.targets.onnx_qnn.stored_weights import as_stored, wrong_weights
+from lfm2_export.targets.onnx_qnn.table import TABLE
 from lfm2_export.targets.onnx_qnn.target import TARGET
 
 WINDOW, CHUNK = 40, 8
 CHUNKS = [8, 3, 1, 1, 11, 2, 1]
 
 
-def on_cpu(decoder: Decoder, folder: Path) -> SliceSession:
+def on_cpu(decoder: Decoder, folder: Path) -> GraphSession:
     """The float graphs, run by onnxruntime's CPU provider."""
     rows = {"decode": 1, "prefill": CHUNK}
     for name, count in rows.items():
@@ -41,7 +45,7 @@ def on_cpu(decoder: Decoder, folder: Path) -> SliceSession:
     manifest = artifact_of(decoder.config, WINDOW, target="onnx_qnn", methods=methods).manifest
     cpu = ["CPUExecutionProvider"]
     sessions = {name: onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=cpu) for name in rows}
-    return SliceSession(graph_call(sessions, manifest), manifest, "cpu", "")
+    return GraphSession(sessions, manifest, "cpu", "")
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
@@ -89,6 +93,23 @@ def test_a_model_too_large_for_the_quantizer_is_refused_but_not_in_fp16():
     TARGET.check(recipe("onnx-qnn-fp16"), large)
 
 
+@pytest.mark.parametrize("kind", ["short_conv", "attention_of_heads", "silu"])
+def test_a_step_without_an_entry_is_refused_by_name_before_a_weight_is_read(kind, tmp_path, monkeypatch):
+    monkeypatch.delitem(TABLE, kind)
+    monkeypatch.setattr(pipeline, "load_quantized", pytest.fail)
+    with pytest.raises(RecipeError, match=rf"the onnx_qnn target cannot write the step '{kind}' \(at layers\.\d"):
+        pipeline.export("nano", "onnx-qnn-fp16", tmp_path / "out")
+
+
+def test_angles_that_the_caller_does_not_make_are_refused(monkeypatch):
+    network = TARGET.network(config())
+    turned = {step: step._replace(arguments=(16, 1e4)) for step in network.of_kind("rotary")}
+    other = network._replace(steps=tuple(turned.get(step, step) for step in network.steps))
+    monkeypatch.setattr(TARGET, "network", lambda _: other)
+    with pytest.raises(RecipeError, match="RoPE's factors"):
+        TARGET.check(recipe("onnx-qnn-fp16"), config())
+
+
 def test_every_soc_has_its_number():
     assert soc.named("SM8650").number == 57  # Qualcomm's own table
     assert all(chip.number > 0 for chip in soc.every())
@@ -122,6 +143,55 @@ def test_integer_weights_are_symmetric_per_output_and_nearest(name, tmp_path):
     values[3] *= 1.1
     scale.CopyFrom(onnx.numpy_helper.from_array(values, scale.name))
     assert wrong_weights(decoder, model) == pytest.approx(1 / 37, abs=0.01)  # one of all matrices
+
+
+@pytest.mark.parametrize("name", ["onnx-qnn-16a8w", "onnx-qnn-16a4w"])
+def test_the_rounded_decoder_has_the_very_weights_that_are_stored(name, tmp_path):
+    decoder = random_decoder(tie_word_embeddings=False)
+    model, _ = integer_graph(decoder, tmp_path, name)
+    rounded = as_stored(decoder, recipe(name).quantization)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for path, kind, _ in quantizable(decoder.config):
+        ours, exact = (each.get_parameter(f"{path}.weight").detach().numpy() for each in (rounded, decoder))
+        if kind == "embedding":
+            assert np.array_equal(ours, exact)
+            continue
+        parts = (stored[f"{path}.weight_{part}"] for part in ("quantized", "scale"))
+        integers, scale = (onnx.numpy_helper.to_array(part).astype(np.float32) for part in parts)
+        np.testing.assert_allclose(ours, (integers * scale).T, rtol=1e-6, atol=0)
+        assert not np.array_equal(ours, exact)
+
+
+@pytest.mark.parametrize("name", ["onnx-qnn-16a8w", "onnx-qnn-fp16"])
+def test_probes_change_nothing_of_the_graphs_they_watch(name, tmp_path):
+    """Integers, scales and operators are the same, and so are the bits of logits and state."""
+    chosen, ids = recipe(name), (5, 6, 7, 8, 9, 10, 11)
+    windows = (tuple(range(1, 21)), tuple(range(300, 280, -1))) if chosen.calibration is not None else ()
+    decoder = quantize(random_decoder(), chosen.quantization)
+    made, run = [], []
+    for probed in (False, True):
+        found = make_methods(
+            decoder, chosen, {"decode": 1, "prefill": CHUNK}, tmp_path, lambda _: None, windows, probed
+        )
+        made.append(found["prefill"])
+        inputs = npu_state(decoder.config, 64) | graph_inputs(decoder.config, ids, 0, CHUNK, 64)
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        cpu = ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(made[-1].model.SerializeToString(), options, providers=cpu)
+        names = [spec.name for spec in made[-1].outputs]
+        assert [output.name for output in session.get_outputs()] == names
+        arrays = session.run(names, {key: tensor.numpy() for key, tensor in inputs.items()})
+        assert [list(array.shape) for array in arrays] == [spec.shape for spec in made[-1].outputs]
+        run.append(dict(zip(names, arrays, strict=True)))
+    plain, watched = (method.model.graph for method in made)
+    assert list(plain.node) == [node for node in watched.node if not node.name.startswith("tap:")]
+    assert sorted(map(str, plain.initializer)) == sorted(map(str, watched.initializer))
+    taps = run[1].keys() - run[0].keys()
+    leaves = [path for path, module in decoder.named_modules() if not any(module.children())]
+    assert taps == {f"tap:{path}:{side}" for path in leaves for side in ("in", "out")} - {"tap:embed_tokens:in"}
+    for key, values in run[0].items():
+        np.testing.assert_array_equal(values, run[1][key])
 
 
 def test_half_weights_are_read_back_and_a_tied_one_is_stored_once(tmp_path):

@@ -27,7 +27,7 @@ def run(
     bench: Annotated[Path | None, typer.Option(help="Show these speeds too: what `bench --json` printed.")] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Find the first layer and operation that diverges.")] = False,
     tolerance: Annotated[
-        float | None, typer.Option(help="Of --trace, relative. [the recipe's max_error, at most 0.01]")
+        float | None, typer.Option(help="Of --trace, relative. [the recipe's max_error; at most 0.01, but for static activations]")
     ] = None,
     drift_steps: Annotated[
         int, typer.Option(help="Decode steps of a report's drift, if the window holds them.")

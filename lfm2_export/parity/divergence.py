@@ -32,6 +32,8 @@ from lfm2_export.parity.subject import traced_text
 from lfm2_export.parity.taps import Taps, describe, recorded, visited
 from lfm2_export.parity.trace_result import Trace, TracePoint
 from lfm2_export.progress import Progress, silent
+from lfm2_export.quantize.calibration import read_windows
+from lfm2_export.quantize.scheme import needs_calibration
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes.eager import EagerSession
@@ -41,6 +43,7 @@ from lfm2_export.targets.target import Lowered, Target
 _OWN = 0.01  # most that one operation may be off by: one rounding to int8 the other way is 0.001 on nano
 _TYPICAL = 2e-5  # of the median token: sums in another order make 6e-7 on nano
 _TYPICAL_HALF = 5e-3  # where values are rounded to 16 bits: about one step of bfloat16
+_TYPICAL_STATIC = 0.02  # NPU: attention, and products with int4 weights, make up to 0.014 on nano, on the emulator
 _CALLS = (9, 7)  # tokens of each call: the second reads the state that the first one left
 
 Errors = dict[str, float]  # point → max|Δ| / max|expected|, the worst of all calls
@@ -51,31 +54,26 @@ def find_divergence(
 ) -> Trace:
     """Trace the artifact's recipe on its target; `tolerance` defaults to the recipe's `max_error`, at most 0.01.
 
+    With static activations, on an NPU, it is `max_error` itself: a value beyond its calibrated range is cut off there.
+
     Raises UsageError where nothing can be compared: no tapped lowering, and a state that is hidden.
     """
     recipe = Recipe.model_validate(artifact.manifest.recipe)
-    limit = tolerance or min(recipe.gates.lowering.max_error, _OWN)
+    limit = tolerance or _worst_limit(recipe)
     tokens = traced_text(artifact, checkpoint, sum(_CALLS))
     decoder = quantized_model(artifact, checkpoint)
+    target = targets.find(artifact.manifest.target)
+    windows = read_windows(artifact.folder, decoder.config) if recipe.calibration is not None else ()
     with scratch_folder() as folder:
         progress("lowering it again, with every module's input and output shown")
-        lowered = _lowered_with_probes(artifact.manifest.target, decoder, recipe, folder, progress)
+        lowered = target.lower_with_probes(decoder, recipe, folder, progress, windows)
         if lowered is None:
             return _by_state(artifact, decoder, tokens, tolerance or recipe.gates.lowering.max_error, progress)
         manifest = artifact.manifest.model_copy(update={"form": "explicit", **lowered._asdict()})
         session = runtimes.first(manifest).open_session(folder, manifest)
         progress(f"{session.runtime}: point by point against eager")
-        return _by_points(session, EagerSession(unpack(decoder), recipe.window), tokens, limit, recipe)
-
-
-def _lowered_with_probes(
-    name: str, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress
-) -> Lowered | None:
-    target = targets.find(name)
-    if isinstance(target, Target):
-        return target.lower_with_probes(decoder, recipe, folder, progress)
-    plain = targets.tapping(name)
-    return None if plain is None else cast(Lowered, plain.lower_tapped(decoder, recipe, folder, progress))
+        eager = EagerSession(unpack(target.as_stored(decoder, recipe)), recipe.window)
+        return _by_points(session, eager, tokens, limit, recipe)
 
 
 def _by_points(session: Session, eager: EagerSession, tokens: Sequence[int], limit: float, recipe: Recipe) -> Trace:
@@ -107,7 +105,14 @@ def _by_points(session: Session, eager: EagerSession, tokens: Sequence[int], lim
     return _trace(session.runtime, method, limit, points, order.index(beyond[0]) if beyond else None)
 
 
+def _worst_limit(recipe: Recipe) -> float:
+    limit = recipe.gates.lowering.max_error
+    return limit if needs_calibration(recipe.quantization) else min(limit, _OWN)
+
+
 def _typical_limit(point: str, recipe: Recipe) -> float:
+    if needs_calibration(recipe.quantization):
+        return _TYPICAL_STATIC
     half = any(rule.activation == "float16" for rule in recipe.quantization) or "float16" in recipe.options.values()
     attended = point.endswith("self_attn.out_proj:in") and recipe.cache != "float32"
     return _TYPICAL_HALF if half or attended else _TYPICAL

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfm2_export.artifact.manifest import Manifest
+from lfm2_export.artifact.manifest import TAP, Manifest
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.model.state import State, is_cache
 from lfm2_export.qualcomm.calls import DECODE, PREFILL, call_inputs, graph_inputs, npu_state, write_back
@@ -25,20 +25,6 @@ def pte_call(run: Callable[[str, tuple[Tensor, ...]], Sequence[Tensor]], manifes
 
     def call(method: str, tokens: Sequence[int], position: int, state: State) -> Sequence[Tensor]:
         return run(method, call_inputs(tokens, rows[method], position, manifest.window, state))
-
-    return call
-
-
-def graph_call(opened: Mapping[str, Any], manifest: Manifest) -> Call:
-    """Return a call of the ONNX graphs that these onnxruntime sessions, by method, have opened."""
-    config = from_dict(manifest.source.config, "manifest.json")
-    rows = {method.name: method.max_tokens for method in manifest.methods}
-
-    def call(method: str, tokens: Sequence[int], position: int, state: State) -> Sequence[Tensor]:
-        inputs = graph_inputs(config, tokens, position, rows[method], manifest.window) | state
-        names = ["logits", *(f"new_{name}" for name in state)]
-        outputs = opened[method].run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
-        return [torch.from_numpy(output) for output in outputs]
 
     return call
 
@@ -96,3 +82,37 @@ class SliceSession(Session):
         write_back(self._state, new, self._position, len(tokens))
         self._position += len(tokens)
         return logits.reshape(-1).numpy().copy()
+
+
+class GraphSession(SliceSession):
+    """The same with a pair of ONNX graphs, opened by onnxruntime, and the points that they output."""
+
+    def __init__(self, opened: Mapping[str, Any], manifest: Manifest, runtime: str, version: str) -> None:
+        """Take onnxruntime's sessions, by method."""
+        self._opened = opened
+        self._rows = {method.name: method.max_tokens for method in manifest.methods}
+        self._probes = {m.name: [o.name for o in m.outputs if o.name.startswith(TAP)] for m in manifest.methods}
+        self._seen: list[dict[str, np.ndarray]] = []  # each method call's points, of the last `prefill`
+        super().__init__(self._graph, manifest, runtime, version)
+
+    def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
+        self._seen.clear()
+        return super().prefill(tokens, pad_to)
+
+    def taps(self) -> dict[str, np.ndarray]:
+        seen = self._seen
+        return {point: np.concatenate([call[point] for call in seen]) for point in seen[0]} if seen else {}
+
+    def _graph(self, method: str, tokens: Sequence[int], position: int, state: State) -> Sequence[Tensor]:
+        rows, probes = self._rows[method], self._probes[method]
+        inputs = graph_inputs(self._config, tokens, position, rows, self.window) | state
+        names = ["logits", *(f"new_{name}" for name in state)]
+        found = self._opened[method].run([*names, *probes], {name: tensor.numpy() for name, tensor in inputs.items()})
+        points = zip(probes, found[len(names) :], strict=True)
+        self._seen.append({name.removeprefix(TAP): _valid(value, rows, len(tokens)) for name, value in points})
+        return [torch.from_numpy(output) for output in found[: len(names)]]
+
+
+def _valid(value: np.ndarray, rows: int, count: int) -> np.ndarray:
+    """`[1, rows·n, width]` → `[count, n·width]`, without the padding; what only the last token has stays one row."""
+    return value[0] if value.shape[1] < rows else value.reshape(rows, -1)[:count]
