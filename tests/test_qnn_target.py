@@ -19,6 +19,8 @@ from lfm2_export import recipes
 from lfm2_export.artifact.manifest import Manifest, Npu, Source
 from lfm2_export.checkpoint.config import LFM2Config, to_dict
 from lfm2_export.errors import LoweringError, MissingDependencyError, RecipeError, UsageError, WindowExceededError
+from lfm2_export.graph.matrices import matrices
+from lfm2_export.graph.steps import layer_of
 from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.random_init import SIZES
@@ -32,7 +34,7 @@ from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes._slices import SliceSession, pte_call
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.targets.qnn import target
-from lfm2_export.targets.qnn.border import FILE, method_spec
+from lfm2_export.targets.qnn.border import FILE, example, method_spec
 from lfm2_export.targets.qnn.capacity import first_layers, shards_needed
 from lfm2_export.targets.qnn.table import TABLE, HtpModule
 from lfm2_export.targets.qnn.target import TARGET
@@ -80,6 +82,10 @@ def eager_pair(decoder: Decoder) -> tuple[SliceSession, EagerSession]:
     return session, EagerSession(decoder, WINDOW)
 
 
+def traced_in(node: Any) -> str:
+    return list(node.meta["nn_module_stack"].values())[-1][0]
+
+
 class TestNetwork:
     """The NPU's form of the network is the traced model, whatever its shape."""
 
@@ -102,6 +108,24 @@ class TestNetwork:
         for chunks in ([17], [3, 1, 1, 7, 2, 3], [1] * 9, [1, 16]):
             assert worst(*sessions, chunks) < 1e-5
         assert worst(*sessions, [1, 7, 2, 1], pad=8) < 1e-5
+
+    def test_every_node_names_the_module_it_comes_from(self) -> None:
+        """By its weights a recipe's rules find a matrix, by its layer the cut into shards finds its place."""
+        shape = config(layer_types=("conv", "full_attention", "conv"))
+        module = HtpModule(trace(shape, padded=True), random_decoder(layer_types=shape.layer_types), WINDOW, CHUNK)
+        nodes = module.exported(example(shape, WINDOW, CHUNK)).graph.nodes
+        products = [node for node in nodes if node.target is torch.ops.aten.linear.default]
+        assert {str(node.args[1].target) for node in products} == {
+            f"{matrix.path}.weight" for matrix in matrices(shape) if matrix.kind != "embedding"
+        }
+        assert all(f"{traced_in(node)}.weight" == str(node.args[1].target) for node in products)
+        layers = [layer_of(traced_in(node)) for node in nodes if node.op == "call_function"]
+        inside = [layer for layer in layers if layer is not None]
+        assert inside == sorted(inside)
+        assert set(inside) == {0, 1, 2}
+        for layer in (1, 2):
+            first = next(node for node in nodes if node.op == "call_function" and layer_of(traced_in(node)) == layer)
+            assert traced_in(first.all_input_nodes[0]) == f"layers.{layer - 1}.add_2"  # the residual sum
 
     def test_inputs_are_what_the_manifest_says(self) -> None:
         shape = config()
@@ -306,8 +330,7 @@ def stored_matrices(graph: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         if node.target is torch.ops.aten.linear.default:
             back = node.args[1]
             arguments = [getattr(graph, arg.target) if isinstance(arg, torch.fx.Node) else arg for arg in back.args]
-            path = list(node.meta["nn_module_stack"].values())[-1][0]
-            found[path] = arguments[0], back.target(*arguments, **back.kwargs)
+            found[traced_in(node)] = arguments[0], back.target(*arguments, **back.kwargs)
     return found
 
 

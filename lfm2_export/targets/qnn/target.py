@@ -99,7 +99,9 @@ class QnnTarget(Target):
         """The methods in aten operators, with every scale chosen where the recipe has any."""
         sdk.prepare()
         if recipe.calibration is None:
-            return self._exported(decoder, recipe)
+            stage("writing the network as the NPU takes it")
+            with quiet():
+                return self._exported(decoder, recipe)
         stage(f"choosing the weights' scales ({recipe.weights})")
         rounded = static_weights(decoder, recipe.quantization, windows, recipe.weights)
         stage(f"calibrating on {sum(map(len, windows))} tokens")
