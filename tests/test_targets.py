@@ -21,6 +21,7 @@ import json
 
 from lfm2_export.artifact.manifest import MethodSpec
 from lfm2_export.graph.trace import trace
+from lfm2_export.targets.capabilities import FLOAT32, Arithmetic, Capabilities, Stored
 from lfm2_export.targets.target import Lowered, Target
 
 TABLE = {kind: kind.upper() for kind in KINDS}
@@ -29,6 +30,10 @@ TABLE = {kind: kind.upper() for kind in KINDS}
 class Toy(Target):
     name = "toy"
     steps = TABLE
+    capabilities = Capabilities(
+        title="a list of steps",
+        arithmetics=(Arithmetic(embedding=(Stored(FLOAT32),), others=(Stored(FLOAT32),), caches=("float32",)),),
+    )
     padded = False
 
     def lower(self, decoder, recipe, folder, stage, windows=()):
@@ -89,6 +94,12 @@ def test_a_step_without_an_entry_is_refused_by_name_before_a_weight_is_read(plac
     with pytest.raises(RecipeError, match=r"toy target cannot write the step 'short_conv' \(at layers\.0\.conv\)"):
         export("nano", str(place / "recipe.yaml"), place / "made", verify=False)
     assert not (place / "made").exists()
+
+
+def test_what_its_table_of_capabilities_lacks_is_refused(place: Path) -> None:
+    put(place, KINDS)
+    with pytest.raises(RecipeError, match="toy-fp32"):
+        export("nano", str(place / "recipe.yaml"), place / "made", overrides=["cache=float16"], verify=False)
 
 
 def test_an_unknown_target_is_refused_with_those_there_are() -> None:
