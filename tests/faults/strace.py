@@ -1,0 +1,162 @@
+"""One command in a process of its own under strace, which writes down its calls, or makes one of them fail.
+
+The process is forked from this one, which has imported everything: strace attaches before the command begins, so its
+counters begin there as well, and a run takes a second instead of ten.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+# calls that change the file system; strace passes over those that this processor's Linux does not have
+OPENS = ("open", "openat", "creat")
+_BY_DESCRIPTOR = (
+    *("write", "pwrite64", "writev", "sendfile", "copy_file_range", "ftruncate", "fsync", "fdatasync", "fchmod"),
+)
+CHANGES = (
+    *_BY_DESCRIPTOR,
+    *("rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat", "unlink", "unlinkat", "rmdir"),
+    *("mkdir", "mkdirat", "chmod", "fchmodat"),
+)
+_WRITING = re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC")
+_LINE = re.compile(r"(\w+)\((.*)\)\s+= (-?\d+|\?)(.*)")
+_PATHS = re.compile(r'<([^<>]*)>|"((?:[^"\\]|\\.)*)"')
+_SECONDS = 600
+
+
+class Call(NamedTuple):
+    """A call of the command's main thread that changed a file: the `number`-th of that name, counted from its start."""
+
+    name: str
+    number: int
+    path: str
+
+
+class Ended(NamedTuple):
+    """How a command ended: its exit code, or minus the signal that killed it."""
+
+    code: int
+    shown: str  # on stderr
+    calls: list[Call]
+    injected: bool
+
+
+def found() -> str | None:
+    """The strace program, from Debian or from the folder that `setup.sh` unpacks."""
+    unpacked = Path(sys.executable).parents[1] / "strace" / "usr" / "bin" / "strace"
+    return str(unpacked) if unpacked.is_file() else shutil.which("strace")
+
+
+def run(words: list[str], work: Path, sandbox: Path, inject: str | None = None, *, plainly: bool = False) -> Ended:
+    """Run `lfm2-export WORDS` in the folder `work`; calls count when they change something below `sandbox`.
+
+    `inject` is strace's, such as "write:error=ENOSPC:when=7". With `plainly` renames do what systems without
+    exchanging ones get.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        child = os.fork()
+        if child == 0:
+            _become(words, work, folder / "stderr", plainly)
+        os.waitpid(child, os.WUNTRACED)
+        tracer = _attach(child, folder / "calls", inject)
+        os.kill(child, signal.SIGCONT)
+        signal.alarm(_SECONDS)  # a command that hangs is a finding too
+        _, status = os.waitpid(child, 0)
+        signal.alarm(0)
+        tracer.wait()
+        assert tracer.stderr is not None
+        tracer.stderr.close()
+        log = (folder / f"calls.{child}").read_text(errors="replace")
+        shown = (folder / "stderr").read_text(errors="replace")
+        return Ended(os.waitstatus_to_exitcode(status), shown, _changes(log, work, sandbox), _is_injected(inject, log))
+
+
+def _become(words: list[str], work: Path, shown: Path, plainly: bool) -> NoReturn:
+    """In the forked process: wait for strace, then be the command."""
+    from lfm2_export.cli.main import run as command
+    from lfm2_export.files import rename
+
+    code = 99
+    try:
+        os.chdir(work)
+        tempfile.tempdir = None
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        os.dup2(os.open(shown, os.O_WRONLY | os.O_CREAT), 2)
+        sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, mode) for n, mode in ((0, "r"), (1, "w"), (2, "w")))
+        if plainly:
+            rename._flagged = lambda *_: False  # type: ignore[assignment]
+        os.kill(os.getpid(), signal.SIGSTOP)
+        command(words)
+    except SystemExit as left:
+        code = int(left.code or 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _attach(child: int, log: Path, inject: str | None) -> subprocess.Popen[str]:
+    program = found()
+    assert program is not None
+    words = [program, "-ff", "-y", "-s", "300", "-o", str(log), "-p", str(child)]
+    words += ["-e", "trace=" + ",".join(f"?{name}" for name in (*OPENS, *CHANGES))]
+    words += ["-e", f"inject={inject}"] if inject else []
+    tracer = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    assert tracer.stderr is not None
+    said = tracer.stderr.readline()
+    if "attached" not in said:
+        os.kill(child, signal.SIGKILL)
+        raise RuntimeError(f"strace could not attach: {said}{tracer.stderr.read()}")
+    return tracer
+
+
+def _is_injected(inject: str | None, log: str) -> bool:
+    """Whether it came to that: strace marks an error it injects, and shows a signal as it arrives."""
+    marks = ["(INJECTED)"]
+    if inject and ":signal=" in inject:
+        name = inject.partition(":signal=")[2].partition(":")[0]
+        marks += [f"--- SIG{name} ", f"+++ killed by SIG{name} "]
+    return any(mark in log for mark in marks)
+
+
+def _changes(log: str, work: Path, sandbox: Path) -> list[Call]:
+    seen: Counter[str] = Counter()
+    calls = []
+    for line in log.splitlines():
+        match = _LINE.match(line)
+        if match is None:
+            continue
+        name, arguments, result, _ = match.groups()
+        seen[name] += 1
+        if result.startswith("-") or (name in OPENS and not _WRITING.search(arguments)):
+            continue
+        if name in _BY_DESCRIPTOR:
+            arguments = arguments.partition(",")[0] + ', "."'  # what is written is no name
+        path = _subject(arguments, work)
+        if path is not None and path.is_relative_to(sandbox):
+            calls.append(Call(name, seen[name], str(path.relative_to(sandbox))))
+    return calls
+
+
+def _subject(arguments: str, work: Path) -> Path | None:
+    """The file that a call is about: the first one named, below the folder descriptor before it if there is one."""
+    folder = work
+    for descriptor, text in _PATHS.findall(arguments):
+        if text:
+            return folder / text
+        folder = Path(descriptor)
+    return None
