@@ -49,9 +49,8 @@ def _export(recipe: str, output: str, *more: str) -> tuple[str, ...]:
 
 
 _OLD, _ARTIFACT, _PTE = _export("onnx-fp32", "a"), _export("onnx-int8", "art"), _export("xnnpack-int8", "pte")
-_GPTQ = _export("onnx-int4", "g", "--weights", "gptq", "--set", "calibration.source=tokens") + (
-    *("--set", "calibration.file=tokens.json"),
-)
+_TOKENS = ("--set", "calibration.source=tokens", "--set", "calibration.file=tokens.json")
+_GPTQ = _export("onnx-int4", "g", "--weights", "gptq", *_TOKENS)
 _BUNDLE = ("bundle", "pte", "--for", "desktop", "-q", "-o")
 _CHAT = ("chat", "art", "--max-tokens", "4", "--prompt", "What color is the sky?")
 _REPORTS = ("r.html", "r.md", "r.json")

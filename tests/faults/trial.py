@@ -156,8 +156,9 @@ class Ground:
 
     def _is_kept_beside(self, name: str, found: Files, ended: Ended) -> bool:
         for output in self.scenario.outputs:
-            stem, suffix = (output, "") if _part(self.after, output).keys() != {""} else os.path.splitext(output)
-            beside = f"{stem}.1{suffix}"
+            path = Path(output)
+            is_file = _part(self.after, output).keys() == {""}
+            beside = str(path.with_name(f"{path.stem}.1{path.suffix}")) if is_file else f"{output}.1"
             if (name == beside or name.startswith(f"{beside}/")) and f"kept as {beside}" in ended.shown:
                 return _part(found, beside) == _part(self.after, output)
         return False
