@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import onnx
-from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def digest(path: Path) -> Digest:
     inputs = {given.name: given.type.SerializeToString(deterministic=True) for given in graph.input}
     known = {"": b"absent"} | {name: _hash("input", name, kind) for name, kind in inputs.items()}
     known |= {tensor.name: _tensor(tensor) for tensor in graph.initializer}
-    for node in graph.node:  # ONNX demands that a node comes after what it reads
+    for node in _in_order(graph):
         whole = _hash(node.op_type, node.domain, *_attributes(node), "of", *(known[name] for name in node.input))
         known |= {name: _hash(whole, str(index)) for index, name in enumerate(node.output) if name}
     return Digest(
@@ -51,6 +52,13 @@ def digest(path: Path) -> Digest:
         {"ir": model.ir_version} | {opset.domain or "ai.onnx": opset.version for opset in model.opset_import},
         Counter(node.op_type for node in graph.node),
     )
+
+
+def _in_order(graph: GraphProto) -> list[NodeProto]:
+    """Nodes after what they read: ONNX demands it, but onnxruntime's quantizer does not write them so."""
+    maker = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    reads = {i: {maker[name] for name in node.input if name in maker} for i, node in enumerate(graph.node)}
+    return [graph.node[index] for index in TopologicalSorter(reads).static_order()]
 
 
 def _attributes(node: NodeProto) -> list[bytes]:
