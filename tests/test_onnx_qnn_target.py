@@ -15,12 +15,12 @@ from eager_artifacts import artifact_of
 from lfm2_export import pipeline, recipes
 from lfm2_export.artifact.manifest import MethodSpec
 from lfm2_export.errors import RecipeError
+from lfm2_export.graph.matrices import matrices
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.qualcomm import soc
 from lfm2_export.qualcomm.calls import graph_inputs, npu_state
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.quantize.calibration import Calibration
-from lfm2_export.quantize.scheme import quantizable
 from lfm2_export.runtimes._slices import GraphSession
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.targets.onnx_qnn.activation_ranges import activation_ranges
@@ -151,7 +151,7 @@ def test_the_rounded_decoder_has_the_very_weights_that_are_stored(name, tmp_path
     model, _ = integer_graph(decoder, tmp_path, name)
     rounded = as_stored(decoder, recipe(name).quantization)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    for path, kind, _ in quantizable(decoder.config):
+    for path, kind, _ in matrices(decoder.config):
         ours, exact = (each.get_parameter(f"{path}.weight").detach().numpy() for each in (rounded, decoder))
         if kind == "embedding":
             assert np.array_equal(ours, exact)

@@ -7,7 +7,6 @@ matrix) or a glob over the module's path (`layers.*.feed_forward.w2`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -51,11 +50,6 @@ class QuantizationRule(BaseModel):
 
 
 Rules = tuple[QuantizationRule, ...]
-
-
-def quantizable(config: LFM2Config) -> Iterator[tuple[str, str, tuple[int, int]]]:
-    """(path, class, (rows, columns)) of every module a rule can match, from the config alone."""
-    yield from matrices(config)
 
 
 def rule_for(path: str, module_class: str, rules: Rules) -> QuantizationRule | None:

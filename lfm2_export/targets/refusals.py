@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lfm2_export.graph.matrices import matrices
-from lfm2_export.quantize.scheme import rule_for
-from lfm2_export.targets.capabilities import Arithmetic, Capabilities, described, spelled
+from lfm2_export.quantize.scheme import QuantizationRule, rule_for
+from lfm2_export.targets.capabilities import Arithmetic, Capabilities, Stored, described, spelled
 
 if TYPE_CHECKING:
     from lfm2_export.checkpoint.config import LFM2Config
@@ -51,9 +51,21 @@ def _matrices(
             continue
         where = path if rule is None else f"quantization[{recipe.quantization.index(rule)}]: {path}"
         given = f"{described(rule)}{'' if rule else ' (no rule fits it)'}"
+        weight = rule.weight if rule else None
         wanted = "an embedding" if kind == "embedding" else "a product"
-        alike = [entry for entry in entries if rule and rule.weight and entry.bits == rule.weight.bits]
+        alike = [entry for entry in entries if weight and entry.bits == weight.bits]
         has_there = "; or ".join(map(str, alike or entries))
-        other = next((each for each in has.arithmetics if any(entry.holds(rule) for entry in each.entries(kind))), None)
-        elsewhere = f"; what is given needs {other.when}" if other else ""
+        here = any(_stores(entry, rule) for entry in entries)
+        fitting = [
+            each.when
+            for each in has.arithmetics
+            if any(entry.holds(rule) or (not here and _stores(entry, rule)) for entry in each.entries(kind))
+        ]
+        elsewhere = f"; what is given needs {' or '.join(fitting)}" if fitting else ""
         yield f"{recipe.name}: {where}: {given}; {with_it} has for {wanted}: {has_there}{elsewhere}"
+
+
+def _stores(entry: Stored, rule: QuantizationRule | None) -> bool:
+    """Whether weights are of that kind, whatever their products' inputs; 16 bits are integers beside int16 only."""
+    weight, activation = (rule.weight, rule.activation) if rule else (None, None)
+    return entry.stores(weight) and ("int16" in entry.activations) == (activation == "int16")

@@ -30,6 +30,11 @@ class Unit(NamedTuple):
         return tuple(each.path for each in self.matrices)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of each of them."""
+        return self.matrices[0].shape
+
+    @property
     def layer(self) -> int | None:
         """The layer that they lie in; None for embedding and head."""
         return layer_of(self.matrices[0].path)
@@ -44,12 +49,12 @@ class Unit(NamedTuple):
 
     def stored(self, option: WeightScheme) -> int:
         """Return the bytes in the file."""
-        return matrix_bytes(self.matrices[0].shape, QuantizationRule(match="*", weight=option))
+        return matrix_bytes(self.shape, QuantizationRule(match="*", weight=option))
 
     def read(self, option: WeightScheme) -> int:
         """Return the bytes read for every decoded token: of an embedding that is not the head as well, a single row."""
         looked_up = all(each.kind == "embedding" for each in self.matrices)
-        return self.stored(option) // (self.matrices[0].shape[0] if looked_up else 1)
+        return self.stored(option) // (self.shape[0] if looked_up else 1)
 
 
 def units(config: LFM2Config, target: str) -> list[Unit]:

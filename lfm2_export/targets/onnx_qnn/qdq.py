@@ -18,7 +18,8 @@ from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.quantize.scheme import Rules, quantizable, rule_for
+from lfm2_export.graph.matrices import matrices
+from lfm2_export.quantize.scheme import Rules, rule_for
 from lfm2_export.targets.onnx_qnn.activation_ranges import Range
 from lfm2_export.targets.onnx_qnn.border import MASK
 from lfm2_export.targets.onnx_qnn.weights import weight_name
@@ -63,7 +64,7 @@ def quantized(model: onnx.ModelProto, ranges: Mapping[str, Range], config: LFM2C
 def _weight_overrides(config: LFM2Config, rules: Rules) -> dict[str, list[dict[str, Any]]]:
     """Every matrix but the embedding, whose rows become activations and so take theirs: 16 bits, one scale."""
     overrides = {}
-    for path, kind, _ in quantizable(config):
+    for path, kind, _ in matrices(config):
         rule = rule_for(path, kind, rules)
         if kind != "embedding" and rule is not None and rule.weight is not None:
             bits = _WEIGHT_TYPES[rule.weight.bits]

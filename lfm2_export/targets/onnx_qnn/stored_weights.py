@@ -11,8 +11,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from lfm2_export.graph.matrices import matrices
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.quantize.scheme import Rules, quantizable, rule_for
+from lfm2_export.quantize.scheme import Rules, rule_for
 from lfm2_export.targets.onnx_qnn.weights import half_name, weight_name
 
 _HALF_A_STEP = 0.501
@@ -26,7 +27,7 @@ def as_stored(decoder: Decoder, rules: Rules) -> Decoder:
     fp16 ones it has already, and an embedding's 16 bits are as good as fp32. The given decoder is not changed.
     """
     own = copy.deepcopy(decoder, {id(tensor): tensor for tensor in decoder.parameters()})  # the tensors are shared
-    for path, kind, _ in quantizable(own.config):
+    for path, kind, _ in matrices(own.config):
         rule = rule_for(path, kind, rules)
         if kind == "embedding" or rule is None or rule.weight is None or rule.activation != "int16":
             continue
@@ -46,10 +47,10 @@ def wrong_weights(decoder: Decoder, model: onnx.ModelProto) -> float:
     fp16 ones must be equal, integers the nearest.
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    matrices = list(quantizable(decoder.config))
-    tables = [path for path, kind, _ in matrices if kind == "embedding"]
-    wrong = [path for path, _, _ in matrices if not _holds(stored, decoder, path, tables)]
-    return len(wrong) / len(matrices)
+    every = matrices(decoder.config)
+    tables = [path for path, kind, _ in every if kind == "embedding"]
+    wrong = [path for path, _, _ in every if not _holds(stored, decoder, path, tables)]
+    return len(wrong) / len(every)
 
 
 def _holds(stored: dict[str, onnx.TensorProto], decoder: Decoder, path: str, tables: list[str]) -> bool:

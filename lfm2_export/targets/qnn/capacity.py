@@ -10,9 +10,10 @@ import math
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
+from lfm2_export.graph.matrices import matrices
 from lfm2_export.graph.steps import layer_of
 from lfm2_export.model.state import is_cache, state_shapes
-from lfm2_export.quantize.scheme import quantizable, rule_for
+from lfm2_export.quantize.scheme import rule_for
 from lfm2_export.recipes import Recipe
 
 CONTEXT_BYTES = 3_500_000_000  # for weights and caches
@@ -44,7 +45,7 @@ def _shard_bytes(config: LFM2Config, recipe: Recipe, shards: int, copies: int) -
     def shard_of(layer: int) -> int:
         return sum(layer >= start for start in starts)
 
-    for path, kind, shape in quantizable(config):
+    for path, kind, shape in matrices(config):
         rule = rule_for(path, kind, recipe.quantization)
         assert rule is not None  # the target's check
         assert rule.weight is not None

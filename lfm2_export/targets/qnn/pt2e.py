@@ -25,7 +25,7 @@ from lfm2_export.model.state import State
 from lfm2_export.qualcomm.calls import DECODE, PREFILL, call_inputs, npu_state, write_back
 from lfm2_export.qualcomm.soc import Soc
 from lfm2_export.quantize.calibration import Windows
-from lfm2_export.quantize.scheme import QuantizationRule, quantizable, rule_for
+from lfm2_export.quantize.scheme import QuantizationRule, rules_by_path
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets.qnn.ranges import RangeObserver
 
@@ -62,7 +62,7 @@ def quantized(
 
 def _quantizer(program: GraphModule, config: LFM2Config, recipe: Recipe, soc: Soc) -> QnnQuantizer:
     assert recipe.calibration is not None  # the recipe's check
-    rules = {path: rule_for(path, kind, recipe.quantization) for path, kind, _ in quantizable(config)}
+    rules = rules_by_path(config, recipe.quantization)
     observer = MinMaxObserver if recipe.calibration.observer == "min-max" else RangeObserver
     configs = {rule: _module_config(rule, observer) for rule in rules.values() if rule is not None}
     groups = {path: rule.weight.group for path, rule in rules.items() if rule is not None and rule.weight is not None}
