@@ -16,6 +16,7 @@ from lfm2_export.runtimes.eager import EagerSession
 NAMES = [name for name in recipes.names() if name.startswith("xnnpack-")]
 MEDIAN_ERROR = {"xnnpack-fp16": 2e-3}  # fp16 sums of its products; measured 6e-4, and 2e-7 where products are integers
 SHIPPED_ERROR = 0.15  # the attention kernel rounds what it adds up, not only the cache; measured up to 0.05
+FLOAT_ERROR = {"xnnpack-fp32": FP32_ERROR, "xnnpack-fp16": 0.02}  # of recipes without integers; measured 0 and 0.005
 CACHE_ERROR = {"bfloat16": 8e-3, "float16": 1e-3}  # measured 2.8e-3 and 3.5e-4
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8}  # multiples of every recipe's group
 
@@ -37,7 +38,10 @@ class TestRecipes:
     def test_as_shipped_stays_close(self, make: Make, name: str, chunks: list[int]) -> None:
         made = make(name, **WIDE)
         error = worst(made.session(), made.eager(), chunks)
-        assert error < SHIPPED_ERROR
+        assert error < FLOAT_ERROR.get(name, SHIPPED_ERROR)
+        if name not in FLOAT_ERROR:  # the artifact is this model, and not merely one like it: measured 5 to 60 times
+            unrounded = EagerSession(random_decoder(**WIDE), made.recipe.window)
+            assert 3 * error < worst(made.session(), unrounded, chunks)
 
     @pytest.mark.parametrize("name", NAMES)
     def test_states_stay_close_for_64_steps(self, make: Make, name: str) -> None:
@@ -45,8 +49,9 @@ class TestRecipes:
         session, eager = made.session(), made.eager()
         for token in tokens(64):
             logits = session.decode(token), eager.decode(token)
-        assert relative(*logits) < SHIPPED_ERROR
-        assert state_error(session.state(), eager.state()) < SHIPPED_ERROR
+        limit = FLOAT_ERROR.get(name, SHIPPED_ERROR)
+        assert relative(*logits) < limit
+        assert state_error(session.state(), eager.state()) < limit
 
 
 class TestCache:
