@@ -91,7 +91,7 @@ def _build(folder: Path, field: dict[str, Build], longest: int, progress: Progre
     """The checkpoint and every contender of the field for `longest` tokens, in the order of the table."""
     checkpoint = folder / "checkpoint"
     if not checkpoint.exists():
-        init_checkpoint(folder.name, checkpoint, stage=progress)
+        init_checkpoint(folder.name, checkpoint, progress=progress)
     specs = [spec for build in field.values() for spec in build(checkpoint, folder, longest, progress)]
     return [spec.model_copy(update={"random_weights": True}) for spec in specs]
 

@@ -62,7 +62,7 @@ def main(
         for size in sizes.split(","):
             checkpoint = cache / size / "checkpoint"
             if not checkpoint.exists():
-                init_checkpoint(size, checkpoint, stage=progress)
+                init_checkpoint(size, checkpoint, progress=progress)
             for name in recipe:
                 for window in windows.split(","):
                     progress(f"{size}: {name}, window {window}")

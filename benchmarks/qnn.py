@@ -79,11 +79,11 @@ def _exported(folder: Path, recipe: str, overrides: list[str]) -> dict[str, Any]
     with console.progress(quiet=False) as progress:
         checkpoint = folder / "checkpoint"
         if not checkpoint.exists():
-            init_checkpoint(folder.name, checkpoint, stage=progress)
+            init_checkpoint(folder.name, checkpoint, progress=progress)
         changes = ["options.weight_sharing=false", *_calibration(folder, checkpoint, recipe), *overrides]
         clock = _Stages(progress)
         made, _ = export(
-            str(checkpoint), recipe, folder / recipe, overrides=changes, force=True, verify=False, stage=clock
+            str(checkpoint), recipe, folder / recipe, overrides=changes, force=True, verify=False, progress=clock
         )
     manifest = made.manifest
     assert manifest.npu is not None

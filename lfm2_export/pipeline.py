@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lfm2_export import recipes, targets
@@ -19,6 +19,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.parity.detail import Detail
 from lfm2_export.parity.report import ParityReport
+from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize import cache
 from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.quantize.calibrated import load_calibrated
@@ -26,8 +27,6 @@ from lfm2_export.quantize.calibration import Windows, calibration_windows, write
 from lfm2_export.quantize.record import FILE, write_record
 from lfm2_export.quantize.scheme import describe
 from lfm2_export.recipes import Recipe
-
-Stage = Callable[[str], None]
 
 
 def export(
@@ -39,7 +38,7 @@ def export(
     overrides: Sequence[str] = (),
     force: bool = False,
     verify: bool = True,
-    stage: Stage = lambda _: None,
+    progress: Progress = silent,
     detail: Detail | None = None,
 ) -> tuple[Artifact, ParityReport | None]:
     """Make an artifact folder and prove it.
@@ -64,14 +63,14 @@ def export(
         _copy_companions(checkpoint, folder)
         windows: Windows = ()
         if chosen.calibration is not None:
-            stage(f"choosing calibration tokens ({chosen.calibration.source})")
-            windows = calibration_windows(chosen.calibration, checkpoint, tokenizer, stage)
+            progress(f"choosing calibration tokens ({chosen.calibration.source})")
+            windows = calibration_windows(chosen.calibration, checkpoint, tokenizer, progress)
             write_windows(folder, windows)
-        stage("reading and quantizing weights")
-        decoder = _quantized(checkpoint, chosen, windows, folder, stage)
-        lowered = target.lower(decoder, chosen, folder, stage, windows)
+        progress("reading and quantizing weights")
+        decoder = _quantized(checkpoint, chosen, windows, folder, progress)
+        lowered = target.lower(decoder, chosen, folder, progress, windows)
         del decoder  # the proof loads its own references
-        stage("checksums")
+        progress("checksums")
         manifest = Manifest(
             files=seal(folder),
             source=_source(checkpoint),
@@ -84,18 +83,18 @@ def export(
             **lowered._asdict(),
         )
         write_manifest(folder, manifest)
-        report = _prove(folder, output.name, manifest, checkpoint, stage, detail) if verify else None
+        report = _prove(folder, output.name, manifest, checkpoint, progress, detail) if verify else None
     if chosen.is_calibrated:
         shutil.rmtree(_kept(checkpoint, chosen, windows), ignore_errors=True)
     return Artifact(output, open_artifact(output).manifest), report
 
 
-def _quantized(checkpoint: Checkpoint, recipe: Recipe, windows: Windows, folder: Path, stage: Stage) -> Decoder:
+def _quantized(checkpoint: Checkpoint, recipe: Recipe, windows: Windows, folder: Path, progress: Progress) -> Decoder:
     rules = recipe.quantization
     if not recipe.is_calibrated:  # for static activations the target chooses the weights' integers too
         return load_quantized(checkpoint, rules, recipe.cache, recipe.weights)
     kept = _kept(checkpoint, recipe, windows)
-    decoder, record = load_calibrated(checkpoint, rules, recipe.cache, recipe.weights, windows, stage, kept)
+    decoder, record = load_calibrated(checkpoint, rules, recipe.cache, recipe.weights, windows, progress, kept)
     write_record(folder / FILE, record)
     return decoder
 
@@ -105,11 +104,11 @@ def _kept(checkpoint: Checkpoint, recipe: Recipe, windows: Windows) -> Path:
 
 
 def _prove(
-    folder: Path, name: str, manifest: Manifest, checkpoint: Checkpoint, stage: Stage, detail: Detail | None
+    folder: Path, name: str, manifest: Manifest, checkpoint: Checkpoint, progress: Progress, detail: Detail | None
 ) -> ParityReport:
     from lfm2_export.parity.prove import prove  # opens the runtimes: not needed to lower
 
-    report = prove(open_artifact(folder), checkpoint, progress=stage, detail=detail)
+    report = prove(open_artifact(folder), checkpoint, progress=progress, detail=detail)
     report.artifact = name  # not the temporary one it still has
     write_manifest(folder, manifest.model_copy(update={"parity": report.gates}))
     if not report.passed:

@@ -219,12 +219,12 @@ def test_of_two_exports_at_once_one_says_that_its_name_is_taken(
 ) -> None:
     output, raced = tmp_path / "out", []
 
-    def stage(name: str) -> None:
+    def progress(name: str) -> None:
         if name == "checksums" and not raced:
             raced.append(export("nano", "onnx-int4", output, overrides=["window=64"], verify=False))
 
     with pytest.raises(UsageError, match=r"out\.1"):
-        export("nano", "onnx-int8", output, overrides=["window=64"], verify=False, stage=stage)
+        export("nano", "onnx-int8", output, overrides=["window=64"], verify=False, progress=progress)
     assert code_of("inspect", str(output), "--json") == 0
     assert code_of("inspect", str(tmp_path / "out.1"), "--json") == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.1"]

@@ -52,7 +52,7 @@ def run(
         raise UsageError("--report shows the proof, and --no-verify leaves it out; choose one")
     detail = Detail() if outputs.wants_detail(paths) else None
     try:
-        with console.progress(quiet) as stage:
+        with console.progress(quiet) as progress:
             artifact, proof = export(
                 source,
                 recipe,
@@ -61,7 +61,7 @@ def run(
                 overrides=changes,
                 force=force,
                 verify=verify,
-                stage=stage,
+                progress=progress,
                 detail=detail,
             )
     except ParityError as failure:

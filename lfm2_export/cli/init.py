@@ -22,6 +22,6 @@ def run(
     from lfm2_export.model.random_init import init_checkpoint
 
     folder = output or Path(f"lfm2-{Path(size).stem}-random")
-    with console.progress(quiet) as stage:
-        init_checkpoint(size, folder, seed=seed, force=force, stage=stage)
+    with console.progress(quiet) as progress:
+        init_checkpoint(size, folder, seed=seed, force=force, progress=progress)
     console.out.print(f"wrote {folder} (random weights)", markup=False)

@@ -93,7 +93,7 @@ def run(arguments: list[str] | None = None) -> None:
             error.show()
             code = error.exit_code
         elif isinstance(error, OSError) and failures.is_known(error):
-            code = _fail(f"{error.filename or 'the system'}: {failures.one_line(error)}", 2, as_json)
+            code = _fail(f"{error.filename or 'the system'}: {failures.advice(error)}", 2, as_json)
         else:
             message = f"internal error: {type(error).__name__}: {one_line(error)} (--debug shows where)"
             code = _fail(message, 1, as_json)

@@ -42,13 +42,13 @@ def run(
     tokenizer = ChatTokenizer.load(opened.folder, from_dict(manifest.source.config, f"{artifact}: manifest.json"))
     if tokenizer is None or not tokenizer.eos_ids or (chat and not tokenizer.has_template):
         raise UsageError(f"{artifact} has no tokenizer{' or chat template' if chat else ''}; tasks are text")
-    with console.progress(quiet) as stage:
+    with console.progress(quiet) as progress:
         chosen = runtimes.find(runtime) if runtime else runtimes.first(manifest)
         if not chosen.runs(manifest):
             raise UsageError(f"runtime {runtime!r} does not run {manifest.target} artifacts")
-        stage(f"{chosen.name}: loading")
+        progress(f"{chosen.name}: loading")
         session = chosen.open_session(opened.folder, manifest)
-        stage(f"{chosen.name}: {', '.join(task)}")
+        progress(f"{chosen.name}: {', '.join(task)}")
         found = score(session, tokenizer, task, limit=limit, few_shot=few_shot, chat=chat, include=include)
     if as_json:
         console.print_json(json.dumps(found))

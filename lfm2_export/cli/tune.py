@@ -40,7 +40,7 @@ def run(
     if plot is not None:
         files.check(plot, force)
     source_text = {"source": "text", "file": str(text)} if text else {}
-    with console.progress(quiet) as stage:
+    with console.progress(quiet) as progress:
         recipe, found = tune(
             open_checkpoint(source),
             target,
@@ -49,7 +49,7 @@ def run(
             read=_bytes(read),
             kld=max_kld,
             text=Calibration.model_validate({**source_text, "windows": windows}),
-            stage=stage,
+            progress=progress,
         )
     write_recipe(output, recipe, force)
     if plot is not None:

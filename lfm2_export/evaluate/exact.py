@@ -23,7 +23,7 @@ Sequences = Sequence[tuple[int, ...]]
 
 
 class Reading(NamedTuple):
-    """Sequences to read, and how: keys and values in a precision of `CACHE_DTYPES`."""
+    """Sequences to read, and how: keys and values in a precision of `FLOAT_DTYPES`."""
 
     sequences: Sequences
     cache: str = "float32"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lfm2_export.errors import UsageError
+from lfm2_export.errors import UsageError, one_line
 
 _ADVICE = {
     errno.ENOSPC: "make room there, or choose a place on another disk",
@@ -35,7 +35,7 @@ def told(output: Path, within: Path | None = None) -> Iterator[None]:
         raise  # nothing about files
     except OSError as error:
         where = "" if error.filename is None or _is_in(error.filename, within, output) else f"{error.filename}: "
-        raise UsageError(f"cannot write {output}: {where}{one_line(error)}") from error
+        raise UsageError(f"cannot write {output}: {where}{advice(error)}") from error
 
 
 def is_known(error: OSError) -> bool:
@@ -43,9 +43,9 @@ def is_known(error: OSError) -> bool:
     return error.errno in _ADVICE
 
 
-def one_line(error: OSError) -> str:
-    """What the system says, and what to do."""
-    said = error.strerror or " ".join(str(error).split()) or type(error).__name__
+def advice(error: OSError) -> str:
+    """Return what the system says, and what to do about it, in one line."""
+    said = error.strerror or one_line(error)
     return f"{said}; {_ADVICE[error.errno]}" if error.errno in _ADVICE else said
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lfm2_export.errors import UsageError
 from lfm2_export.files import hidden, rename
-from lfm2_export.files.failures import one_line, told
+from lfm2_export.files.failures import advice, told
 from lfm2_export.files.interrupts import uninterrupted
 from lfm2_export.files.replacing import FileKind, FolderKind, check_free, check_free_file
 
@@ -115,7 +115,7 @@ def _give_name(folder: Path, output: Path, check: Check) -> None:
         else:
             rename.onto_free_name(new, output)
     except (UsageError, OSError) as error:
-        why = f"cannot write {output}: {one_line(error)}" if isinstance(error, OSError) else error
+        why = f"cannot write {output}: {advice(error)}" if isinstance(error, OSError) else error
         kept = hidden.put_beside(new, output, number=1)
         raise UsageError(f"{why}. What was made is whole and kept as {kept}; use it there or rename it") from error
 

@@ -11,7 +11,6 @@ import json
 import math
 import shutil
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from lfm2_export.checkpoint.source import RANDOM
 from lfm2_export.errors import CheckpointError, UsageError
 from lfm2_export.files import FolderKind, check_free, staged_folder
 from lfm2_export.model.load import tensor_shapes
+from lfm2_export.progress import Progress, silent
 
 _STD = 0.02  # transformers' initializer_range
 
@@ -65,7 +65,7 @@ def init_checkpoint(
     folder: Path,
     seed: int = 0,
     force: bool = False,
-    stage: Callable[[str], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> None:
     """Write config.json and a bf16 model.safetensors of `size`: a name in SIZES, the path of a config.json, a config.
 
@@ -78,7 +78,7 @@ def init_checkpoint(
         with staged_folder(folder, force, KIND) as staging:
             _check_space(config, staging)
             (staging / "config.json").write_text(json.dumps(_document(config), indent=2) + "\n", encoding="utf-8")
-            _write_weights(staging / SINGLE, config, seed, stage)
+            _write_weights(staging / SINGLE, config, seed, progress)
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror}") from error
 
@@ -137,7 +137,7 @@ def _check_space(config: LFM2Config, folder: Path) -> None:
         raise UsageError(f"{folder.parent}: {needed / 1e9:.1f} GB of weights do not fit the {free / 1e9:.1f} GB free")
 
 
-def _write_weights(path: Path, config: LFM2Config, seed: int, stage: Callable[[str], None]) -> None:
+def _write_weights(path: Path, config: LFM2Config, seed: int, progress: Progress) -> None:
     shapes = tensor_shapes(config)
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "lfm2_export": RANDOM, "seed": str(seed)}}
     offset = 0
@@ -147,7 +147,7 @@ def _write_weights(path: Path, config: LFM2Config, seed: int, stage: Callable[[s
         offset += size
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
-    stage(f"writing {offset / 1e6:.0f} MB of random weights")
+    progress(f"writing {offset / 1e6:.0f} MB of random weights")
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for name, shape in shapes.items():

@@ -19,7 +19,7 @@ from lfm2_export.model.block import LAYERS
 
 State = dict[str, Tensor]
 
-CACHE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOAT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def state_shapes(config: LFM2Config, window: int, batch: int = 1) -> dict[str, tuple[int, ...]]:
@@ -45,9 +45,9 @@ def is_cache(name: str) -> bool:
 
 
 def cache_bytes(config: LFM2Config, precision: str) -> int:
-    """Return the bytes of all keys and values for one token of the window, in one of `CACHE_DTYPES`."""
+    """Return the bytes of all keys and values for one token of the window, in one of `FLOAT_DTYPES`."""
     values = sum(math.prod(shape) for name, shape in state_shapes(config, 1).items() if is_cache(name))
-    return values * CACHE_DTYPES[precision].itemsize
+    return values * FLOAT_DTYPES[precision].itemsize
 
 
 def write_slices(state: State, new: State, position: Tensor, length: Tensor) -> None:

@@ -13,7 +13,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lfm2_export.errors import LoweringError, MissingDependencyError
+from lfm2_export.errors import LoweringError, MissingDependencyError, one_line
 from lfm2_export.progress.native_output import silenced
 from lfm2_export.qualcomm import soc as chips
 from lfm2_export.qualcomm.sdk import INSTALL, PACKAGE
@@ -61,7 +61,7 @@ def open_model(path: Path, soc: str, context: Path | None = None) -> Opened:
 
 def _why(path: Path, soc: str, error: Exception) -> str:
     """The operators that fell off; or the provider's own message."""
-    said = " ".join(str(error).split())[:200]
+    said = one_line(error)
     if "fallback" not in said:
         return f"QNN {version()} for {soc}: {said}"
     import onnxruntime

@@ -21,8 +21,8 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.model.mixer import Mixer
-from lfm2_export.model.state import CACHE_DTYPES
-from lfm2_export.quantize.grid import DTYPES, STEPS, grid_of, searched_scales
+from lfm2_export.model.state import FLOAT_DTYPES
+from lfm2_export.quantize.grid import STEPS, grid_of, searched_scales
 from lfm2_export.quantize.method import Method
 from lfm2_export.quantize.scheme import QuantizationRule, Rules, WeightScheme, rules_by_path
 
@@ -120,7 +120,7 @@ def round_caches(decoder: Decoder, cache: str) -> Decoder:
     """Set the precision of the KV cache, in place."""
     for module in decoder.modules():
         if isinstance(module, Mixer):
-            module.cache_dtype = CACHE_DTYPES[cache]
+            module.cache_dtype = FLOAT_DTYPES[cache]
     return decoder
 
 
@@ -191,7 +191,7 @@ def _fake_quantized(weight: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tenso
     from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
 
     config = IntxFakeQuantizeConfig(
-        _DTYPES[scheme.bits], group_size=scheme.group or weight.shape[1], scale_precision=DTYPES[scheme.scale]
+        _DTYPES[scheme.bits], group_size=scheme.group or weight.shape[1], scale_precision=FLOAT_DTYPES[scheme.scale]
     )
     quantizer = IntxFakeQuantizer(config)
     with torch.no_grad():

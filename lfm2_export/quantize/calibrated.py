@@ -24,6 +24,7 @@ from lfm2_export.graph.matrices import siblings
 from lfm2_export.graph.steps import layer_of
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
+from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.apply import install, integers, quantize_module, round_caches
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.freed_memory import return_at_once
@@ -36,7 +37,6 @@ from lfm2_export.quantize.scheme import Rules, rules_by_path
 from lfm2_export.quantize.smoothing import smooth
 from lfm2_export.quantize.streams import Stream
 
-Stage = Callable[[str], None]
 _EVEN = 1.0  # weight of plain error beside the head's mean one, for a matrix that is embedding and head at once
 
 
@@ -47,7 +47,7 @@ def load_calibrated(
     cache: str,
     method: Method,
     windows: Windows,
-    stage: Stage = lambda _: None,
+    progress: Progress = silent,
     kept: Path | None = None,
 ) -> tuple[Decoder, Record]:
     """The checkpoint, quantized with `windows` in view, and the record of it. Deterministic on one machine.
@@ -56,7 +56,7 @@ def load_calibrated(
     checkpoint's, these rules', this method's and these windows' own. Raises CheckpointError for NaN or infinity.
     """
     return_at_once()
-    walk = _Walk(checkpoint, rules, method, windows, stage, kept)
+    walk = _Walk(checkpoint, rules, method, windows, progress, kept)
     load_decoder(checkpoint, completed=walk.completed)
     return round_caches(walk.result.eval(), cache), walk.record
 
@@ -73,7 +73,7 @@ def place(weight: Tensor, grid: Grid, method: Method, seen: Moments) -> tuple[Te
     return (values.unflatten(1, (scales.shape[1], -1)) * scales.unsqueeze(-1)).flatten(1), scales
 
 
-def last_hidden_moment(checkpoint: Checkpoint, windows: Windows, stage: Stage = lambda _: None) -> Tensor:
+def last_hidden_moment(checkpoint: Checkpoint, windows: Windows, progress: Progress = silent) -> Tensor:
     """Σ x xᵀ of what the exact model's head is called with, `[H, H] fp32`. One layer is in memory at a time."""
     streams: list[Stream] = []
     found: list[Tensor] = []
@@ -83,7 +83,7 @@ def last_hidden_moment(checkpoint: Checkpoint, windows: Windows, stage: Stage = 
             streams.append(Stream(decoder, windows))
         elif (layer := layer_of(part)) is not None:
             layers = decoder.config.num_hidden_layers
-            stage(f"weights: inputs of the shared embedding and head, layer {layer + 1} of {layers}")
+            progress(f"weights: inputs of the shared embedding and head, layer {layer + 1} of {layers}")
             streams[0].advance(decoder, layer)
             decoder.layers[layer] = nn.Identity()
         elif part == "embedding_norm":
@@ -102,10 +102,11 @@ class _Walk:
         rules: Rules,
         method: Method,
         windows: Windows,
-        stage: Stage,
+        progress: Progress,
         kept: Path | None,
     ) -> None:
-        self.checkpoint, self.method, self.windows, self.stage, self.kept = checkpoint, method, windows, stage, kept
+        self.checkpoint, self.method, self.windows = checkpoint, method, windows
+        self.progress, self.kept = progress, kept
         self.rules = rules_by_path(checkpoint.config, rules)
         self.schemes = {path: scheme for path, rule in self.rules.items() if (scheme := integers(rule))}
         self.tied = checkpoint.config.tie_word_embeddings
@@ -142,7 +143,7 @@ class _Walk:
             return
         grid = grid_of(scheme)
         if self.shared:
-            hessian = last_hidden_moment(self.checkpoint, self.windows, self.stage)
+            hessian = last_hidden_moment(self.checkpoint, self.windows, self.progress)
             hessian = hessian / hessian.diagonal().mean() + _EVEN * torch.eye(len(hessian))
             placed = place(weight, grid, self.method, Moments(hessian, hessian))
         else:
@@ -152,7 +153,7 @@ class _Walk:
 
     def _layer(self, exact: Decoder, layer: int) -> None:
         part, block = f"layers.{layer}", exact.block(layer)
-        self.stage(f"weights: layer {layer + 1} of {exact.config.num_hidden_layers} by {self.method}")
+        self.progress(f"weights: layer {layer + 1} of {exact.config.num_hidden_layers} by {self.method}")
         self.result.layers[layer] = copy.deepcopy(block, {id(tensor): tensor for tensor in block.parameters()})
         unsmoothed = copy.deepcopy(block, {id(tensor): tensor for tensor in block.parameters()})
         self._done(part, lambda: self._place_layer(exact, layer))

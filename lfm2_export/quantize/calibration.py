@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -20,13 +19,13 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import ArtifactError, RecipeError
 from lfm2_export.model.load import load_decoder
+from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.own_text import continued
 
 FILE = "calibration.json"
 _SEED = 77  # of the prompts for "self"; they are training questions, parity asks held-out ones
 _MAX_BYTES = 64 << 20
 
-Stage = Callable[[str], None]
 Windows = tuple[tuple[int, ...], ...]  # token ids, one tuple per conversation
 
 
@@ -56,7 +55,7 @@ class Calibration(BaseModel):
 
 
 def calibration_windows(
-    wanted: Calibration, checkpoint: Checkpoint, tokenizer: ChatTokenizer | None, stage: Stage = lambda _: None
+    wanted: Calibration, checkpoint: Checkpoint, tokenizer: ChatTokenizer | None, progress: Progress = silent
 ) -> Windows:
     """The token windows for this checkpoint; the same arguments give the same windows.
 
@@ -64,7 +63,7 @@ def calibration_windows(
     the vocabulary.
     """
     if wanted.source == "self":
-        return _own_text(wanted, checkpoint, tokenizer, stage)
+        return _own_text(wanted, checkpoint, tokenizer, progress)
     path = Path(str(wanted.file))
     if not path.is_file():
         raise RecipeError(f"calibration.file: {path}: no such file")
@@ -103,7 +102,9 @@ def _document(windows: Windows) -> str:
     return json.dumps([list(window) for window in windows], separators=(",", ":")) + "\n"
 
 
-def _own_text(wanted: Calibration, checkpoint: Checkpoint, tokenizer: ChatTokenizer | None, stage: Stage) -> Windows:
+def _own_text(
+    wanted: Calibration, checkpoint: Checkpoint, tokenizer: ChatTokenizer | None, progress: Progress
+) -> Windows:
     if tokenizer is None or not tokenizer.has_template:
         raise RecipeError(
             f"calibration: source 'self' needs the checkpoint's tokenizer and chat template, {checkpoint.folder} has "
@@ -113,7 +114,7 @@ def _own_text(wanted: Calibration, checkpoint: Checkpoint, tokenizer: ChatTokeni
     for question in questions(_SEED, wanted.windows, split="train"):
         prompt = tokenizer.encode(tokenizer.render(question.messages, tools=question.tools or None))
         prompts.append(prompt[: wanted.tokens])
-    return continued(load_decoder(checkpoint), prompts, tokenizer.eos_ids, wanted.tokens, stage)
+    return continued(load_decoder(checkpoint), prompts, tokenizer.eos_ids, wanted.tokens, progress)
 
 
 def _text(path: Path, tokenizer: ChatTokenizer | None) -> list[int]:

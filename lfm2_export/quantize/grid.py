@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lfm2_export.model.state import FLOAT_DTYPES
 from lfm2_export.quantize.scheme import WeightScheme
 
 STEPS, _TIGHTEST = 40, 0.4  # ranges tried between this share of the largest weight and all of it
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ELEMENTS = 1 << 18  # of a matrix at a time: they stay in the processor's cache
 _SMALLEST = 2.0**-23  # scale of a group of zeros: fp16 can still store it
 
@@ -36,7 +36,7 @@ class Grid(NamedTuple):
 def grid_of(scheme: WeightScheme) -> Grid:
     """The grid of XNNPACK and onnxruntime: all 2^bits integers, scales in the scheme's own precision."""
     limit = 2 ** (scheme.bits - 1)
-    dtype = DTYPES[scheme.scale]
+    dtype = FLOAT_DTYPES[scheme.scale]
     return Grid(scheme.group, -limit, limit - 1, lambda scales: scales.to(dtype).float())
 
 

@@ -12,6 +12,7 @@ import torch
 
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import State, empty_state, write_slices
+from lfm2_export.progress import Progress, silent
 
 _ROWS = 32  # side by side: a bound on memory, whatever the number of prompts
 _TOLD_EVERY = 2.0  # seconds
@@ -22,7 +23,7 @@ def continued(
     prompts: Sequence[Sequence[int]],
     stop: Sequence[int],
     limit: int,
-    stage: Callable[[str], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> tuple[tuple[int, ...], ...]:
     """Each prompt with its greedy continuation, up to a stop token (included) or `limit` tokens in all.
 
@@ -33,7 +34,7 @@ def continued(
     for start in range(0, len(prompts), _ROWS):
         part = prompts[start : start + _ROWS]
         told = f"the model's own text: conversations {start + 1} to {start + len(part)} of {len(prompts)}"
-        found += _side_by_side(decoder, part, stop, limit, _seldom(told, stage))
+        found += _side_by_side(decoder, part, stop, limit, _seldom(told, progress))
     return tuple(found)
 
 
@@ -76,7 +77,7 @@ def _row(state: State, at: int) -> State:
     return {name: tensor[at : at + 1] for name, tensor in state.items()}
 
 
-def _seldom(told: str, stage: Callable[[str], None]) -> Callable[[int], None]:
+def _seldom(told: str, progress: Progress) -> Callable[[int], None]:
     """Tells how far it is, every few seconds."""
     last = time.monotonic()
 
@@ -84,6 +85,6 @@ def _seldom(told: str, stage: Callable[[str], None]) -> Callable[[int], None]:
         nonlocal last
         if time.monotonic() - last >= _TOLD_EVERY:
             last = time.monotonic()
-            stage(f"{told}, {tokens} tokens so far")
+            progress(f"{told}, {tokens} tokens so far")
 
     return tell

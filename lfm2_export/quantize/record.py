@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lfm2_export.checkpoint.source import Checkpoint
-from lfm2_export.errors import ArtifactError
+from lfm2_export.errors import ArtifactError, one_line
 from lfm2_export.files.failures import out_of
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
+from lfm2_export.model.state import FLOAT_DTYPES
 from lfm2_export.quantize.apply import install, integers, quantize_module, quantized_weight, round_caches
-from lfm2_export.quantize.grid import DTYPES
 from lfm2_export.quantize.scheme import QuantizationRule, Rules, WeightScheme, rules_by_path
 
 FILE = "quantized.safetensors"
@@ -39,7 +39,10 @@ def recorded(decoder: Decoder, path: str, scheme: WeightScheme) -> Record:
     values = grid.values
     if scheme.bits == 4:
         values = (values[:, 0::2] & 15 | values[:, 1::2] << 4).view(torch.uint8)
-    return {f"{path}.values": values.contiguous(), f"{path}.scales": grid.scales.to(DTYPES[scheme.scale]).contiguous()}
+    return {
+        f"{path}.values": values.contiguous(),
+        f"{path}.scales": grid.scales.to(FLOAT_DTYPES[scheme.scale]).contiguous(),
+    }
 
 
 def replay(decoder: Decoder, part: str, record: Record, rules: ByPath) -> None:
@@ -90,7 +93,7 @@ def read_record(path: Path) -> Record:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{path}: {' '.join(str(error).split())}") from error
+        raise ArtifactError(f"{path}: {one_line(error)}") from error
 
 
 def _within(name: str, part: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.graph.matrices import matrices
-from lfm2_export.quantize.grid import DTYPES
+from lfm2_export.model.state import FLOAT_DTYPES
 from lfm2_export.quantize.scheme import QuantizationRule, Rules, rule_for
 
 
@@ -16,7 +16,7 @@ def matrix_bytes(shape: tuple[int, int], rule: QuantizationRule | None) -> int:
     if rule.weight.bits == 16:
         return 2 * rows * columns
     scales = rows * (columns // (rule.weight.group or columns))
-    return rows * columns * rule.weight.bits // 8 + scales * DTYPES[rule.weight.scale].itemsize
+    return rows * columns * rule.weight.bits // 8 + scales * FLOAT_DTYPES[rule.weight.scale].itemsize
 
 
 def is_shared(config: LFM2Config, rules: Rules) -> bool:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.mixer import Call
+from lfm2_export.model.sequences import batched
 from lfm2_export.model.state import State, empty_state
 from lfm2_export.quantize.calibration import Windows
-
-_BATCH_TOKENS = 2048  # padding included
 
 
 class _CapturedError(Exception):
@@ -38,7 +37,7 @@ class Stream:
     """All windows at the same depth of one model: after the embedding, then after each `advance`."""
 
     def __init__(self, decoder: Decoder, windows: Windows) -> None:
-        self.batches = [_Batch(decoder, part) for part in _batched(windows)]
+        self.batches = [_Batch(decoder, part) for part in batched(windows)]
 
     def advance(self, decoder: Decoder, layer: int) -> None:
         """On through that layer."""
@@ -62,16 +61,6 @@ class Stream:
         """The stream itself through a norm, `[tokens, H]` for one batch after another."""
         for batch in self.batches:
             yield through(batch.x)[batch.valid]
-
-
-def _batched(windows: Windows) -> Iterator[list[tuple[int, ...]]]:
-    part: list[tuple[int, ...]] = []
-    for window in sorted(windows, key=len):
-        if part and len(window) * (len(part) + 1) > _BATCH_TOKENS:
-            yield part
-            part = []
-        part.append(window)
-    yield part
 
 
 def _capture(into: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

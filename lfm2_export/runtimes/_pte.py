@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lfm2_export.artifact.manifest import TAP, Manifest
-from lfm2_export.errors import ArtifactError, UsageError
+from lfm2_export.errors import ArtifactError, UsageError, one_line
 from lfm2_export.progress.native_output import silenced
 from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes._in_place_state import InPlaceState
@@ -56,7 +56,7 @@ class _Module:
                 self._module = portable_lib._load_for_executorch(str(path))
             found = self._module.method_names()
         except RuntimeError as error:
-            raise ArtifactError(f"{path}: ExecuTorch {version} cannot load it: {_one_line(error)}") from error
+            raise ArtifactError(f"{path}: ExecuTorch {version} cannot load it: {one_line(error)}") from error
         if self.method.name not in found:
             raise ArtifactError(f"{path}: no method {self.method.name!r}, only {', '.join(found)}")
 
@@ -81,7 +81,7 @@ class _Module:
             return self._module.run_method(self.method.name, inputs, clone_outputs=False)
         except RuntimeError as error:
             raise ArtifactError(
-                f"ExecuTorch {self._version} failed in {self.method.name}: {_one_line(error)}"
+                f"ExecuTorch {self._version} failed in {self.method.name}: {one_line(error)}"
             ) from error
 
 
@@ -152,7 +152,3 @@ class ResidentSession(_Conversation):
 
     def state(self) -> Snapshot:
         raise UsageError("a resident form keeps its state to itself; export with --form explicit for snapshots")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

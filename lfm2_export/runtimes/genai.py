@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lfm2_export.artifact.manifest import Manifest
-from lfm2_export.errors import ArtifactError, MissingDependencyError, UsageError
+from lfm2_export.errors import ArtifactError, MissingDependencyError, UsageError, one_line
 from lfm2_export.runtimes.runtime import Runtime
 from lfm2_export.runtimes.session import Session, Snapshot, check_room
 
@@ -78,7 +78,7 @@ class GenaiSession(Session):
             self._model = onnxruntime_genai.Model(config)
             self._generator = self._new_generator()
         except Exception as error:  # its exceptions have no common base of their own
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise ArtifactError(f"{folder}: onnxruntime-genai {self.version} cannot load it: {reason}") from error
 
     @property

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lfm2_export.artifact.manifest import TAP, Manifest, TensorSpec
-from lfm2_export.errors import ArtifactError, MissingDependencyError
+from lfm2_export.errors import ArtifactError, MissingDependencyError, one_line
 from lfm2_export.files import scratch_folder
 from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes.runtime import Runtime
@@ -78,7 +78,7 @@ class OnnxRuntimeSession(Session):
             with _widened(path) if float_activations else nullcontext(path) as model:
                 self._session = onnxruntime.InferenceSession(model, options, providers=list(self._providers))
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
-            raise ArtifactError(f"{path}: onnxruntime {self.version} cannot load it: {_first_line(error)}") from error
+            raise ArtifactError(f"{path}: onnxruntime {self.version} cannot load it: {one_line(error)}") from error
         pages.adopt()
         self.window = manifest.window
         self._position = 0
@@ -210,7 +210,3 @@ def _shape(spec: TensorSpec, window: int) -> list[int]:
 
 def _width(outputs: list[TensorSpec], name: str) -> int:
     return next(int(spec.shape[-1]) for spec in outputs if spec.name == name)
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

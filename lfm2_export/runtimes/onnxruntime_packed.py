@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lfm2_export.artifact.manifest import Manifest
-from lfm2_export.errors import ArtifactError
+from lfm2_export.errors import ArtifactError, one_line
 from lfm2_export.files import FolderKind, cache_root, staged_folder
 from lfm2_export.runtimes import onnxruntime
 from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession
@@ -110,7 +110,7 @@ def _pack(source: Path, target: Path) -> None:
     try:
         onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise ArtifactError(f"{source}: onnxruntime {RUNTIME.version()} cannot pack it: {reason}") from error
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lfm2_export.artifact.manifest import Manifest
-from lfm2_export.errors import ArtifactError, LoweringError
+from lfm2_export.errors import ArtifactError, LoweringError, one_line
 from lfm2_export.qualcomm import provider
 from lfm2_export.qualcomm import soc as chips
 from lfm2_export.runtimes.runtime import Runtime
@@ -59,7 +59,7 @@ class OnnxRuntimeQnn(Runtime):
                 for method in manifest.methods
             }
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise ArtifactError(f"{folder}: onnxruntime cannot load it: {reason}") from error
         return self._session(opened, manifest, "onnxruntime CPU")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfm2_export.artifact.manifest import Manifest
-from lfm2_export.errors import ArtifactError
+from lfm2_export.errors import ArtifactError, one_line
 from lfm2_export.progress.native_output import silenced
 from lfm2_export.qualcomm import sdk
 from lfm2_export.runtimes import executorch
@@ -66,7 +66,7 @@ class _Program:
                 self._loaded = [portable_lib._load_for_executorch(str(self.path))]
             found = self._loaded[0].method_names()
         except RuntimeError as error:
-            raise ArtifactError(f"{self.path}: ExecuTorch cannot load it: {' '.join(str(error).split())}") from error
+            raise ArtifactError(f"{self.path}: ExecuTorch cannot load it: {one_line(error)}") from error
         weakref.finalize(self, _unload, self._loaded)
         for method in manifest.methods:
             if method.name not in found:
@@ -77,7 +77,7 @@ class _Program:
             with silenced(1, 2):
                 return self._loaded[0].run_method(method, inputs, clone_outputs=False)
         except RuntimeError as error:
-            raise ArtifactError(f"{self.path}: {method} failed: {' '.join(str(error).split())[:200]}") from error
+            raise ArtifactError(f"{self.path}: {method} failed: {one_line(error)}") from error
 
 
 def _unload(loaded: list[Any]) -> None:

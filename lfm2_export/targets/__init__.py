@@ -8,9 +8,9 @@ import pkgutil
 
 from lfm2_export.errors import RecipeError
 from lfm2_export.targets.capabilities import Capabilities
-from lfm2_export.targets.target import Lowered, Methods, Stage, Target
+from lfm2_export.targets.target import Lowered, Methods, Target
 
-__all__ = ["Lowered", "Methods", "Stage", "Target", "find", "names"]
+__all__ = ["Lowered", "Methods", "Target", "find", "names"]
 
 
 def names() -> list[str]:

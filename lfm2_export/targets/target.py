@@ -11,6 +11,7 @@ from lfm2_export.artifact.manifest import MethodSpec, Npu
 from lfm2_export.errors import RecipeError
 from lfm2_export.graph.steps import Network
 from lfm2_export.graph.trace import trace
+from lfm2_export.progress import Progress
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.targets.capabilities import Capabilities
 from lfm2_export.targets.refusals import refusals
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from lfm2_export.model.decoder import Decoder
     from lfm2_export.recipes import Recipe
 
-Stage = Callable[[str], None]
 Methods = Mapping[str, Callable[..., Any]]  # name → the method's function of its input tensors
 
 
@@ -61,8 +61,10 @@ class Target(ABC):
             raise RecipeError(message)
 
     @abstractmethod
-    def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
-        """Write the artifact's files into `folder`, announcing each step through `stage("…")`.
+    def lower(
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
+    ) -> Lowered:
+        """Write the artifact's files into `folder`, announcing each step through `progress("…")`.
 
         The checkpoint's config, tokenizer and template are there already, for a target to add what its runtimes look
         for in them. `windows` are the tokens that static activations are calibrated on; empty when the recipe has none.
@@ -70,7 +72,7 @@ class Target(ABC):
         """
 
     def lower_with_probes(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
     ) -> Lowered | None:
         """Lower the explicit form once more, for `parity --trace`: its method also returns what goes in and comes out.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -13,14 +13,13 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError
 from lfm2_export.model.load import load_decoder
+from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.calibration import Calibration, calibration_windows
 from lfm2_export.quantize.scheme import QuantizationRule
 from lfm2_export.recipes import Recipe
 from lfm2_export.tune.allocation import Allocation, cheapest, front
 from lfm2_export.tune.choices import named, units
 from lfm2_export.tune.sensitivity import sensitivities, whole_cost
-
-Stage = Callable[[str], None]
 
 
 class Point(BaseModel):
@@ -54,7 +53,7 @@ def tune(
     read: float | None = None,
     kld: float | None = None,
     text: Calibration | None = None,
-    stage: Stage = lambda _: None,
+    progress: Progress = silent,
 ) -> tuple[Recipe, Tuning]:
     """The recipe `name` with the least KLD within so many `stored` or `read` bytes, or the smallest of at most `kld`.
 
@@ -64,14 +63,14 @@ def tune(
     if sum(each is not None for each in (stored, read, kld)) != 1:
         raise UsageError("tune needs exactly one limit: --budget, --read-budget or --max-kld")
     found = units(checkpoint.config, target)
-    stage("text to measure on")
+    progress("text to measure on")
     text = text or Calibration(windows=32)
-    windows = calibration_windows(text, checkpoint, ChatTokenizer.load(checkpoint.folder, checkpoint.config), stage)
+    windows = calibration_windows(text, checkpoint, ChatTokenizer.load(checkpoint.folder, checkpoint.config), progress)
     exact = load_decoder(checkpoint)
-    costs = sensitivities(exact, found, windows, stage)
+    costs = sensitivities(exact, found, windows, progress)
     bytes_stored = [[unit.stored(option) for option in unit.options] for unit in found]
     bytes_read = [[unit.read(option) for option in unit.options] for unit in found]
-    stage("choosing")
+    progress("choosing")
     if kld is not None:
         weights, best = bytes_stored, _swapped(cheapest(bytes_stored, costs, kld))
     else:
@@ -87,7 +86,7 @@ def tune(
             options=dict(sorted(counts.items())),
         )
 
-    stage("measuring the choice as a whole")
+    progress("measuring the choice as a whole")
     options = [unit.options[at] for unit, at in zip(found, best.chosen, strict=True)]
     tuning = Tuning(
         checkpoint=checkpoint.name,

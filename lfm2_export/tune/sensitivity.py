@@ -7,13 +7,14 @@ begins at its own layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.apply import quantize_module
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import WeightScheme
@@ -21,12 +22,10 @@ from lfm2_export.quantize.streams import Stream
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.tune.choices import Unit
 
-Stage = Callable[[str], None]
-
 
 @torch.inference_mode()
 def sensitivities(
-    exact: Decoder, units: Sequence[Unit], windows: Windows, stage: Stage = lambda _: None
+    exact: Decoder, units: Sequence[Unit], windows: Windows, progress: Progress = silent
 ) -> list[list[float]]:
     """Mean KLD in nats per token, `[unit][option]`, over every token of `windows`. Deterministic."""
     streams = [Stream(exact, windows)]
@@ -36,7 +35,7 @@ def sensitivities(
     expected = _log_probabilities(exact, streams[-1])
     found = []
     for number, unit in enumerate(units):
-        stage(f"measuring {unit.paths[0]} ({number + 1} of {len(units)})")
+        progress(f"measuring {unit.paths[0]} ({number + 1} of {len(units)})")
         found.append([_cost(exact, unit, option, windows, streams, expected) for option in unit.options])
     return found
 

@@ -20,6 +20,7 @@ from lfm2_export.graph.passes import norm_before_pick
 from lfm2_export.graph.steps import Network, Step
 from lfm2_export.graph.walk import probes, walk
 from lfm2_export.model.decoder import Decoder, skeleton
+from lfm2_export.progress import Progress
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets.onnx import companions
@@ -28,7 +29,7 @@ from lfm2_export.targets.onnx.capabilities import CAPABILITIES
 from lfm2_export.targets.onnx.passes import fused
 from lfm2_export.targets.onnx.table import TABLE, Site
 from lfm2_export.targets.onnx_graph import Graph
-from lfm2_export.targets.target import Lowered, Stage, Target
+from lfm2_export.targets.target import Lowered, Target
 
 # the first onnxruntime that runs it, and what the one before says (`runtime_tests/test_oldest_onnxruntime.py`)
 _OLDEST = "1.20.1"  # 1.20.0: SkipSimplifiedLayerNormalization misses its input in fp16
@@ -53,21 +54,23 @@ class OnnxTarget(Target):
         super().check(recipe, config)
         _check_head_width(recipe, self.network(config))
 
-    def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
+    def lower(
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
+    ) -> Lowered:
         """Write `onnx/model….onnx` (with `…_data`, `…_data_1` when the weights outgrow one file) and genai's config."""
-        return self._lower(decoder, recipe, folder, stage, probed=False)
+        return self._lower(decoder, recipe, folder, progress, probed=False)
 
     def lower_with_probes(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
     ) -> Lowered:
         """Write the same graph, which also returns what goes into and comes out of every module."""
-        return self._lower(decoder, recipe, folder, stage, probed=True)
+        return self._lower(decoder, recipe, folder, progress, probed=True)
 
-    def _lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, probed: bool) -> Lowered:
-        stage("building the ONNX graph")
+    def _lower(self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, probed: bool) -> Lowered:
+        progress("building the ONNX graph")
         graph = self._graph(decoder, recipe, probed)
         file = companions.model_file(recipe)
-        stage(f"packing weights into {file}")
+        progress(f"packing weights into {file}")
         (folder / file).parent.mkdir(exist_ok=True)
         chunks = len(graph.save(folder / file)) - 1
         companions.write_genai_config(folder, recipe, decoder.config)

@@ -10,13 +10,13 @@ import onnx
 
 from lfm2_export.artifact.manifest import TensorSpec
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.progress import Progress
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets.onnx_qnn.activation_ranges import activation_ranges
 from lfm2_export.targets.onnx_qnn.float_graph import build
 from lfm2_export.targets.onnx_qnn.probes import add_probes
 from lfm2_export.targets.onnx_qnn.qdq import hiding, quantized, with_mask
-from lfm2_export.targets.target import Stage
 
 _FAR = 1e4  # hides a column in fp16 and fp32 for good
 
@@ -34,7 +34,7 @@ def make_methods(
     recipe: Recipe,
     rows: Mapping[str, int],
     scratch: Path,
-    stage: Stage,
+    progress: Progress,
     windows: Windows,
     probed: bool = False,
 ) -> dict[str, Method]:
@@ -46,7 +46,7 @@ def make_methods(
     file, config, window, hide = scratch / "float.onnx", decoder.config, recipe.window, _FAR
     if windows:
         assert recipe.calibration is not None  # Recipe.check: windows come from it
-        stage("calibrating")
+        progress("calibrating")
         longest = max(rows.values())
         written = build(decoder, longest, window, _FAR)
         written.graph.save(file)
@@ -54,7 +54,7 @@ def make_methods(
         hide = hiding(ranges, written.scores)
     made = {}
     for name, count in rows.items():
-        stage(f"{'quantizing' if windows else 'building'} {name}")
+        progress(f"{'quantizing' if windows else 'building'} {name}")
         written = build(decoder, count, window, hide)
         written.graph.save(file)
         model = onnx.load(file)

@@ -18,6 +18,7 @@ from lfm2_export.errors import RecipeError
 from lfm2_export.graph.matrices import matrices
 from lfm2_export.graph.steps import Network
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.progress import Progress
 from lfm2_export.qualcomm import provider
 from lfm2_export.qualcomm.calls import DECODE, PREFILL
 from lfm2_export.quantize.calibration import Windows
@@ -29,7 +30,7 @@ from lfm2_export.targets.onnx_qnn.passes import heads_apart
 from lfm2_export.targets.onnx_qnn.shared_weights import save_sharing
 from lfm2_export.targets.onnx_qnn.stored_weights import as_stored, wrong_weights
 from lfm2_export.targets.onnx_qnn.table import TABLE
-from lfm2_export.targets.target import Lowered, Stage, Target
+from lfm2_export.targets.target import Lowered, Target
 
 _WEIGHTS = "weights.bin"
 _PROTOBUF = 2 << 30  # bytes that a model may have in memory while onnxruntime's tool quantizes it
@@ -50,15 +51,17 @@ class OnnxQnnTarget(Target):
         super().check(recipe, config)
         _check_model(recipe, config, self.network(config))
 
-    def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
+    def lower(
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
+    ) -> Lowered:
         """Write both graphs, and compile them for the SoC; LoweringError if an operator stays outside the NPU."""
-        return self._lower(decoder, recipe, folder, stage, windows, probed=False)
+        return self._lower(decoder, recipe, folder, progress, windows, probed=False)
 
     def lower_with_probes(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
     ) -> Lowered:
         """Write the same graphs, which also return what goes into and comes out of every module."""
-        return self._lower(decoder, recipe, folder, stage, windows, probed=True)
+        return self._lower(decoder, recipe, folder, progress, windows, probed=True)
 
     def weights_error(self, decoder: Decoder, folder: Path) -> float:
         """Return the share of the stored matrices that are not the decoder's, in fp16 or as the nearest integers."""
@@ -68,16 +71,16 @@ class OnnxQnnTarget(Target):
         return as_stored(decoder, recipe.quantization)
 
     def _lower(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows, probed: bool
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows, probed: bool
     ) -> Lowered:
         soc = CAPABILITIES.option(recipe, "soc")
         rows = {DECODE: 1, PREFILL: min(CAPABILITIES.option(recipe, "prefill_chunk"), recipe.window)}
         with tempfile.TemporaryDirectory(dir=folder, prefix=".float") as scratch:
-            made = make_methods(decoder, recipe, rows, Path(scratch), stage, windows, probed)
+            made = make_methods(decoder, recipe, rows, Path(scratch), progress, windows, probed)
         save_sharing({f"{name}.onnx": method.model for name, method in made.items()}, folder, _WEIGHTS)
         specs = []
         for name, method in made.items():
-            stage(f"compiling {name} for {soc}")
+            progress(f"compiling {name} for {soc}")
             file = f"{name}.{soc}.onnx" if CAPABILITIES.option(recipe, "context_binary") else f"{name}.onnx"
             context = folder / file if file != f"{name}.onnx" else None
             opened = provider.open_model(folder / f"{name}.onnx", soc, context)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lfm2_export.artifact.manifest import Delegation
-from lfm2_export.errors import LoweringError
+from lfm2_export.errors import LoweringError, one_line
 from lfm2_export.progress.native_output import silenced
 from lfm2_export.qualcomm.soc import Soc
 from lfm2_export.targets._delegation import outside
@@ -87,5 +87,5 @@ def _compiler_output() -> Iterator[None]:
             log.seek(0)
             lines = log.read().decode(errors="replace").splitlines()
             said = [line for line in lines if "[ERROR]" in line and line.partition("]:")[2].strip()]
-            reason = said[-1].partition("]:")[2].strip() if said else " ".join(str(error).split())
+            reason = said[-1].partition("]:")[2].strip() if said else one_line(error)
             raise LoweringError(f"QNN could not compile the model: {reason[:240]}") from error

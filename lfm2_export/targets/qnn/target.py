@@ -20,6 +20,7 @@ from lfm2_export.errors import LoweringError, RecipeError
 from lfm2_export.graph.matrices import matrices
 from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.progress import Progress
 from lfm2_export.qualcomm import sdk
 from lfm2_export.qualcomm import soc as chips
 from lfm2_export.qualcomm.calls import PREFILL
@@ -32,7 +33,7 @@ from lfm2_export.targets.qnn.border import FILE, example, method_spec, rows_of
 from lfm2_export.targets.qnn.capabilities import CAPABILITIES
 from lfm2_export.targets.qnn.capacity import first_layers, shards_needed
 from lfm2_export.targets.qnn.table import TABLE, HtpModule
-from lfm2_export.targets.target import Lowered, Methods, Stage, Target
+from lfm2_export.targets.target import Lowered, Methods, Target
 
 EMULATOR_FILE = "emulator.pte"
 
@@ -52,12 +53,14 @@ class QnnTarget(Target):
         _check_chip(recipe, config, chips.named(CAPABILITIES.option(recipe, "soc")), attends)
         sdk.version()
 
-    def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
+    def lower(
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
+    ) -> Lowered:
         """Write `model.pte`, and `emulator.pte` where the first cannot run on the emulator."""
         config, soc, rows = decoder.config, chips.named(CAPABILITIES.option(recipe, "soc")), _rows(recipe)
         half = not needs_calibration(recipe.quantization)
         grouped = any(rule.weight is not None and rule.weight.group is not None for rule in recipe.quantization)
-        programs = self._programs(decoder, recipe, windows, stage)
+        programs = self._programs(decoder, recipe, windows, progress)
         shared = bool(CAPABILITIES.option(recipe, "weight_sharing")) and soc.shares_weights
         files = {FILE: shared} | ({EMULATOR_FILE: False} if shared else {})
         from lfm2_export.targets.qnn.compile import compiled
@@ -68,7 +71,7 @@ class QnnTarget(Target):
         examples = {name: example(config, recipe.window, count) for name, count in rows.items()}
         with quiet(), no_collection(), torch.no_grad():
             for name, share in files.items():
-                stage(f"compiling {name} for {soc.name}" + (" (weights stored once)" if share else ""))
+                progress(f"compiling {name} for {soc.name}" + (" (weights stored once)" if share else ""))
                 reports = compiled(
                     programs, examples, soc, folder / name, half=half, share=share, grouped=grouped, starts=starts
                 )
@@ -94,16 +97,18 @@ class QnnTarget(Target):
             return None
         return self._programs(decoder, recipe, windows, lambda _: None)
 
-    def _programs(self, decoder: Decoder, recipe: Recipe, windows: Windows, stage: Stage) -> Mapping[str, GraphModule]:
+    def _programs(
+        self, decoder: Decoder, recipe: Recipe, windows: Windows, progress: Progress
+    ) -> Mapping[str, GraphModule]:
         """The methods in aten operators, with every scale chosen where the recipe has any."""
         sdk.prepare()
         if recipe.calibration is None:
-            stage("writing the network as the NPU takes it")
+            progress("writing the network as the NPU takes it")
             with quiet():
                 return self._exported(decoder, recipe)
-        stage(f"choosing the weights' scales ({recipe.weights})")
+        progress(f"choosing the weights' scales ({recipe.weights})")
         rounded = static_weights(decoder, recipe.quantization, windows, recipe.weights)
-        stage(f"calibrating on {sum(map(len, windows))} tokens")
+        progress(f"calibrating on {sum(map(len, windows))} tokens")
         with quiet():
             from lfm2_export.targets.qnn.pt2e import quantized
 

@@ -21,11 +21,12 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.graph.steps import Network
 from lfm2_export.model.decoder import Decoder, skeleton
 from lfm2_export.model.resident import Resident
-from lfm2_export.model.state import CACHE_DTYPES, State
+from lfm2_export.model.state import FLOAT_DTYPES, State
+from lfm2_export.progress import Progress
 from lfm2_export.quantize.calibration import Windows
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets._compiling import no_collection, quiet
-from lfm2_export.targets.target import Lowered, Stage, Target
+from lfm2_export.targets.target import Lowered, Target
 from lfm2_export.targets.xnnpack.border import inputs, native_state, runner_metadata
 from lfm2_export.targets.xnnpack.capabilities import CAPABILITIES, MAX_TOKENS
 from lfm2_export.targets.xnnpack.delegation import delegation
@@ -49,15 +50,17 @@ class XnnpackTarget(Target):
     def network(self, config: LFM2Config) -> Network:
         return prepared(skeleton(config))
 
-    def lower(self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()) -> Lowered:
+    def lower(
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
+    ) -> Lowered:
         """Write `model.pte`. Raises LoweringError if the delegate left a matrix product or convolution behind."""
-        return _lower(decoder, recipe, folder, stage)
+        return _lower(decoder, recipe, folder, progress)
 
     def lower_with_probes(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, windows: Windows = ()
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
     ) -> Lowered:
         """Lower the explicit form; its method also returns what goes into and comes out of every module."""
-        return _lower(decoder, recipe.model_copy(update={"form": "explicit"}), folder, stage, probed=True)
+        return _lower(decoder, recipe.model_copy(update={"form": "explicit"}), folder, progress, probed=True)
 
     def weights_error(self, decoder: Decoder, folder: Path) -> float:
         """Return the share of the delegate's stored weights, scales, norms and kernels that are not the decoder's.
@@ -72,14 +75,14 @@ class XnnpackTarget(Target):
 TARGET = XnnpackTarget()
 
 
-def _lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, probed: bool = False) -> Lowered:
+def _lower(decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, probed: bool = False) -> Lowered:
     limit = min(recipe.window, CAPABILITIES.option(recipe, "max_tokens"))
-    state = native_state(decoder.config, recipe.window, CACHE_DTYPES[recipe.cache])
+    state = native_state(decoder.config, recipe.window, FLOAT_DTYPES[recipe.cache])
     explicit = recipe.form == "explicit"
     with quiet(), no_collection(), torch.no_grad():
-        stage("packing weights for XNNPACK")
+        progress("packing weights for XNNPACK")
         network = DelegatedNetwork(decoder, limit, probed).eval()
-        stage("tracing")
+        progress("tracing")
         program = _exported(network, state if explicit else None, state, limit)
         edge = to_edge(
             {METHOD: program},
@@ -88,7 +91,7 @@ def _lower(decoder: Decoder, recipe: Recipe, folder: Path, stage: Stage, probed:
         )
         drop_state_copies(edge.exported_program(METHOD))
         report = delegation(edge.exported_program(METHOD).graph_module, network.operators)
-        stage("writing the .pte")
+        progress("writing the .pte")
         # the caller's own tensors serve as inputs: an arena copy of the KV cache would cost its size again
         planning = MemoryPlanningPass(alloc_graph_input=not explicit)
         final = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
