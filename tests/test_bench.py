@@ -105,7 +105,7 @@ def test_the_picture_has_two_panels_and_a_line_per_contender(report, tmp_path):
     assert all(len(axes.containers) == 3 for axes in drawing.axes[:2])
     unknown = [contender.model_copy(update={"stages": None}) for contender in report.contenders]
     assert len(figure(report.model_copy(update={"contenders": unknown})).axes) == 2
-    write(figure(report), tmp_path / "speed.png")
+    write(figure(report), tmp_path / "speed.png", force=False)
     content = (tmp_path / "speed.png").read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", content[16:24])
@@ -210,10 +210,10 @@ def test_a_file_that_is_no_llm_program_is_one_line(artifact, tmp_path, capsys):
 
 
 def test_without_llama_cpp_the_message_says_what_to_install(artifact, tmp_path, monkeypatch, capsys):
-    from lfm2_export.bench import spec
+    from lfm2_export.environment import extras
 
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr(spec, "find_spec", lambda name: None if name == "llama_cpp" else find_spec(name))
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "llama_cpp" else find_spec(name))
     assert code_of("bench", str(artifact), "--vs", str(tmp_path / "model.gguf"), *QUICK) == 2
     assert "pip install 'lfm2-export[bench]'" in capsys.readouterr().err
 

@@ -24,6 +24,16 @@ Contents = Callable[[Path], dict[str, bytes]]
 KIND = FolderKind("test", lambda _: {"one"})
 
 
+@pytest.fixture(autouse=True)
+def _as_a_terminal_starts_it() -> Iterator[None]:
+    """Under nohup, hang-ups are ignored from the start, by these tests and by what they start."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def hidden_in(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name.endswith(hidden.SUFFIX)]
 
@@ -180,13 +190,6 @@ class TestFiles:
 
 
 class TestInterrupts:
-    @pytest.fixture(autouse=True)
-    def _as_it_was(self) -> Iterator[None]:
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        yield
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
     def test_what_belongs_together_is_done_to_its_end(self, number: signal.Signals) -> None:
         done = []
