@@ -1,4 +1,4 @@
-"""Every command, disturbed at every call that changes the file system (`make faults`).
+"""Every command, disturbed at every call that changes the file system (not part of `make test` yet).
 
     PYTHONPATH=tests python -m faults [--every N] [--only NAME] [--list]
 

@@ -50,9 +50,12 @@ class Ended(NamedTuple):
     injected: bool
 
 
-def found() -> str | None:
-    """The strace program, from Debian or from the folder that `setup.sh` unpacks."""
-    unpacked = Path(sys.executable).parents[1] / "strace" / "usr" / "bin" / "strace"
+_UNPACKED = Path(sys.prefix) / "strace" / "usr"  # by setup.sh
+
+
+def program() -> str | None:
+    """The strace program: the one that setup.sh unpacked, or one that is installed."""
+    unpacked = _UNPACKED / "bin" / "strace"
     return str(unpacked) if unpacked.is_file() else shutil.which("strace")
 
 
@@ -110,12 +113,14 @@ def _become(words: list[str], work: Path, shown: Path, plainly: bool) -> NoRetur
 
 
 def _attach(child: int, log: Path, inject: str | None) -> subprocess.Popen[str]:
-    program = found()
-    assert program is not None
-    words = [program, "-ff", "-y", "-s", "300", "-o", str(log), "-p", str(child)]
+    strace = program()
+    assert strace is not None, "strace is missing: tests/faults/setup.sh .venv/strace"
+    libraries = os.pathsep.join(str(folder.parent) for folder in _UNPACKED.glob("lib/*/libunwind.so.*"))
+    words = [strace, "-ff", "-y", "-s", "300", "-o", str(log), "-p", str(child)]
     words += ["-e", "trace=" + ",".join(f"?{name}" for name in (*OPENS, *CHANGES))]
     words += ["-e", f"inject={inject}"] if inject else []
-    tracer = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    around = {**os.environ, "LD_LIBRARY_PATH": libraries} if libraries else None
+    tracer = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=around)
     assert tracer.stderr is not None
     said = tracer.stderr.readline()
     if "attached" not in said:

@@ -158,7 +158,7 @@ class Ground:
         for output in self.scenario.outputs:
             path = Path(output)
             is_file = _part(self.after, output).keys() == {""}
-            beside = str(path.with_name(f"{path.stem}.1{path.suffix}")) if is_file else f"{output}.1"
+            beside = str(path.with_name(f"{path.stem}.1{path.suffix}" if is_file else f"{path.name}.1"))
             if (name == beside or name.startswith(f"{beside}/")) and f"kept as {beside}" in ended.shown:
                 return _part(found, beside) == _part(self.after, output)
         return False
