@@ -1,7 +1,9 @@
 """The JavaScript that a web bundle needs, out of npm packages: pinned to the byte, never out of a CDN.
 
 It is not part of this project's wheel (onnxruntime's WebAssembly alone is 14 MB). It comes from a `node_modules` folder
-that the user names, or through the user's own npm into a cache; either way each file must have the SHA-256 below.
+that the user names, or through the user's own npm into a cache; either way each file must have the SHA-256 below. npm's
+own check, by a lock file, is of packages as downloaded: it says nothing of a folder that was there already, and would
+unpack whole packages for four files.
 """
 
 from __future__ import annotations

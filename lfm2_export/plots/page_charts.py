@@ -6,9 +6,8 @@ Text stays text, so that it prints and can be searched. Equal input gives equal 
 from __future__ import annotations
 
 import io
-import re
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# drawn in colours that nothing else has, then replaced by the page's own
+for _prefix, _uri in (("", "http://www.w3.org/2000/svg"), ("xlink", "http://www.w3.org/1999/xlink")):
+    ET.register_namespace(_prefix, _uri)
+
+# matplotlib knows no CSS: drawn in colours that nothing else has, then replaced by the page's own
 _INK, _GRID, _SERIES = "#010203", "#040506", tuple(f"#0a0b0{number}" for number in range(1, 7))
 _NAMES = {_INK: "currentColor", _GRID: "var(--line)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)
@@ -183,22 +185,20 @@ def _legend(axes: Axes, handles: Sequence[Artist] | None = None, labels: Sequenc
 
 
 def _svg(figure: Figure, label: str) -> str:
-    """The drawing as an element of a page: no XML header, no ids of matplotlib's, the page's colours."""
+    """The drawing as an element of a page, in the page's colours."""
     import matplotlib as mpl
 
     file = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(
-        r' id="(?:figure|axes|patch|matplotlib|xtick|ytick|line2d|text|legend|LineCollection)[^"]*"', "", text
-    )
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    drawing = file.getvalue()
     for drawn, shown in _NAMES.items():
-        text = text.replace(drawn, shown)
-    text = re.sub(r'font: ([\d.]+)px [^;"]*', r"font: \1px var(--font)", text)
-    sizes = re.search(r'viewBox="0 0 [\d.]+ [\d.]+"', text)
-    assert sizes is not None  # matplotlib always writes it
-    start = f'<svg class="chart" role="img" aria-label="{escape(label)}" {sizes[0]} xmlns:xlink="http://www.w3.org/1999/xlink">'
-    return start + text[text.index(">") + 1 :].rstrip()
+        drawing = drawing.replace(drawn, shown)
+    root = ET.fromstring(drawing)
+    for element in root.iter():
+        # matplotlib numbers the parts of each drawing from 1, and a page has several: only what is referred to is named
+        name = element.get("id")
+        if name is not None and f'"#{name}"' not in drawing and f"url(#{name})" not in drawing:
+            del element.attrib["id"]
+    root.attrib = {"class": "chart", "role": "img", "aria-label": label, "viewBox": root.attrib["viewBox"]}
+    return ET.tostring(root, encoding="unicode")
