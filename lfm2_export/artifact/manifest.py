@@ -32,12 +32,12 @@ class TensorSpec(_Strict):
 
 
 def point_name(path: str, side: Literal["in", "out"]) -> str:
-    """What goes into or comes out of a module of the decoder, as traces and tapped methods call it."""
+    """Return the name, in traces and probed methods, of what goes into or comes out of a module of the decoder."""
     return f"{path}:{side}"
 
 
 class Delegation(_Strict):
-    """Where a method's operators ended up: calls into the delegate, operators inside it, operators left outside."""
+    """The places of a method's operators: calls into the delegate, operators inside it, operators left outside."""
 
     backend: str
     calls: int
@@ -111,7 +111,7 @@ class Manifest(_Strict):
 
     @property
     def shipped(self) -> dict[str, FileEntry]:
-        """Every file but those that only a proof reads."""
+        """Return every file but those that only a proof reads."""
         return {name: entry for name, entry in self.files.items() if not entry.for_proof}
 
     @property

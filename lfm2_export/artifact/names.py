@@ -12,7 +12,7 @@ _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt"
 
 
 def unsafe(name: str) -> str | None:
-    """What is wrong with a file's name, as the end of a sentence; None for a plain relative path with slashes."""
+    """Say what is wrong with a file's name, as the end of a sentence; None for a plain relative path with slashes."""
     parts = name.split("/")
     if not name or name.startswith("/") or ".." in parts or "\\" in name or name[1:2] == ":":
         return "leaves the folder"
@@ -30,7 +30,7 @@ def unsafe(name: str) -> str | None:
 
 
 def clash(names: Iterable[str]) -> str | None:
-    """Two of the names that are one file on a system without case, or a file that is also a folder; None if none."""
+    """Return two names that are one file on a system without case, or a file that is also a folder; else None."""
     seen: dict[str, str] = {}
     for name in sorted(names):
         key = unicodedata.normalize("NFC", name.casefold())

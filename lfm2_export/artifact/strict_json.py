@@ -24,7 +24,7 @@ def parse_json(data: bytes, where: str) -> Any:
 
 
 def check_version(document: Any, known: int, where: str) -> None:
-    """ArtifactError for a document of another schema version than the one this code reads."""
+    """Raise ArtifactError for a document of another schema version than the one this code reads."""
     version = document.get("schema_version") if isinstance(document, dict) else None
     if type(version) is not int or version != known:
         raise ArtifactError(

@@ -71,7 +71,7 @@ class BenchReport(BaseModel):
 
     @property
     def random_weights(self) -> bool:
-        """Whether a contender is known to have them: its speed counts, its answers do not."""
+        """Tell whether a contender is known to have them: its speed counts, its answers do not."""
         return any(contender.random_weights for contender in self.contenders)
 
 

@@ -27,7 +27,7 @@ class Spec(BaseModel):
 
 
 def parse(text: str) -> Spec:
-    """`FOLDER` of an artifact or of onnxruntime-genai's builder, `FILE.gguf`, `FILE.pte` of (tokens, position) →
+    """Read a contender: a `FOLDER` (artifact, or genai's builder), `FILE.gguf`, `FILE.pte` of (tokens, position) →
     logits, or `eager:CHECKPOINT`.
 
     Raises UsageError for a place that is none of them, ArtifactError or CheckpointError for one that does not hold

@@ -35,7 +35,7 @@ class _Profiled(OnnxRuntimeSession):
         options.profile_file_prefix = str(self._prefix)
 
     def finish(self) -> list[dict[str, Any]]:
-        """Every event of the profile."""
+        """Return every event of the profile."""
         events: list[dict[str, Any]] = json.loads(Path(self._session.end_profiling()).read_bytes())
         return events
 

@@ -23,7 +23,7 @@ _PREFILLS = 2  # samples per length and round
 
 
 class Job(BaseModel):
-    """What to measure. Context c: the last of `steps` single tokens is the c-th of the conversation."""
+    """The measurements to take. Context c: the last of `steps` single tokens is the c-th of the conversation."""
 
     spec: Spec
     contexts: list[int]

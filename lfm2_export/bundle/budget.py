@@ -20,7 +20,7 @@ def parse_size(text: str) -> int:
 
 
 def check_budget(size: int, limit: int | None, largest: str) -> None:
-    """UsageError when `size` bytes exceed the limit; `largest` is what takes most of them."""
+    """Raise UsageError when `size` bytes exceed the limit; `largest` is what takes most of them."""
     if limit is not None and size > limit:
         raise UsageError(
             f"{size / 1e6:.1f} MB, {(size - limit) / 1e6:.1f} MB more than --max-size {limit / 1e6:g} MB; "

@@ -21,7 +21,7 @@ _MAX_FILES = 10_000
 
 
 class Container(ABC):
-    """`sizes` are the files in order, in bytes; `form` says in what they lie. Every name is a safe one."""
+    """A bundle's files: `sizes` in order, in bytes; `form` says in what they lie. Every name is a safe one."""
 
     form: str
 

@@ -24,7 +24,7 @@ KINDS = ("android", "ios", "desktop", "web")
 
 
 class Description(BaseModel):
-    """`bundle.json`. Only a web bundle has the fields from `model` on."""
+    """The contents of `bundle.json`. Only a web bundle has the fields from `model` on."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -95,7 +95,7 @@ KIND = FolderKind("bundle", _listed)
 
 
 def web_fields(manifest: Manifest) -> dict[str, Any]:
-    """What the web page reads beside the rest: which files to load, and the state's tensors."""
+    """Return what the web page reads beside the rest: which files to load, and the state's tensors."""
     method = manifest.methods[0]
     data = sorted((name for name in manifest.files if name.startswith(f"{method.file}_data")), key=_chunk)
     return {

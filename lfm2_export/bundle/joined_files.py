@@ -48,7 +48,7 @@ class JoinedFiles:
             filled += count
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset` on."""
+        """Return `length` bytes from `offset` on."""
         data = bytearray(length if offset + length <= self.size else 0)
         if len(data) != length:
             raise BundleError(f"{self._where}: truncated at byte {self.size}")

@@ -30,7 +30,7 @@ _NPU = ("qnn", "onnx_qnn")  # targets for Qualcomm's NPU
 
 
 class Bundle(NamedTuple):
-    """What was written: an archive, a folder of parts, or for the web a folder of files."""
+    """The output that was written: an archive, a folder of parts, or for the web a folder of files."""
 
     path: Path
     description: Description

@@ -101,7 +101,7 @@ KIND = FolderKind("bundle --split", _listed)
 
 
 def parts_beside(first: Path) -> list[Path]:
-    """`NAME.zip.001` and those that follow it, where there is no index."""
+    """Return `NAME.zip.001` and those that follow it, where there is no index."""
     paths = [first]
     while (following := first.with_suffix(f".{len(paths) + 1:03}")).is_file() and len(paths) < _MAX_PARTS:
         paths.append(following)

@@ -33,7 +33,7 @@ _LICENCE = re.compile(r"(licen[cs]e|copying|notice)", re.I)
 
 
 class Verification(BaseModel):
-    """What was checked and found good."""
+    """The facts that were checked and found good."""
 
     path: str
     kind: Literal["artifact", "android", "ios", "desktop", "web"]

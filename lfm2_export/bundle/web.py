@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 
 
 def check(artifact: Artifact) -> None:
-    """UsageError for an artifact that no browser runtime here runs."""
+    """Raise UsageError for an artifact that no browser runtime here runs."""
     manifest, folder = artifact.manifest, artifact.folder
     if manifest.target != "onnx":
         raise UsageError(

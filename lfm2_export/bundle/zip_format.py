@@ -42,7 +42,7 @@ class Entry(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where everything of an archive lies."""
+    """The place of everything in an archive."""
 
     headers: list[tuple[int, bytes]]  # each entry's local header and its offset; the content follows at once
     tail: bytes  # central directory and end records
@@ -54,7 +54,7 @@ class Layout(NamedTuple):
 
 
 def lay_out(entries: Iterable[Entry]) -> Layout:
-    """Every byte of the archive that is not file content."""
+    """Return every byte of the archive that is not file content."""
     headers, central, offset = [], [], 0
     for entry in entries:
         local = _local(entry)

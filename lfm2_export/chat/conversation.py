@@ -28,7 +28,7 @@ Message = dict[str, Any]
 
 @dataclass
 class Speed:
-    """Of the last reply. The first token's time is the prefill's."""
+    """The speed of the last reply. The first token's time is the prefill's."""
 
     prompt_tokens: int = 0  # fed
     prompt_seconds: float = 0.0
@@ -37,7 +37,7 @@ class Speed:
     cached_tokens: int = 0  # of the prompt, not fed: the state had them already
 
     def line(self) -> str:
-        """For people: `prefill 31 tokens (512 more from cache) at 812 tok/s, decode 12 tokens at 402 tok/s`."""
+        """Return `prefill 31 tokens (512 more from cache) at 812 tok/s, decode 12 tokens at 402 tok/s`, for people."""
         prefill = self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
         decode = self.new_tokens / self.new_seconds if self.new_seconds else 0.0
         cached = f" ({self.cached_tokens} more from cache)" if self.cached_tokens else ""
@@ -158,7 +158,7 @@ class Conversation:
         self._prefix = self._here()
 
     def need_state(self) -> None:
-        """UsageError when the artifact's form, or the runtime, hides the state."""
+        """Raise UsageError when the artifact's form, or the runtime, hides the state."""
         if not self.session.has_state:
             raise UsageError(
                 f"{self.session.runtime} keeps the state of this artifact to itself; this needs --form explicit at "

@@ -23,7 +23,7 @@ class IncrementalSnapshot:
 
     @classmethod
     def after(cls, parent: IncrementalSnapshot | None, snapshot: Snapshot) -> IncrementalSnapshot:
-        """Of a state that came from `parent`'s by feeding tokens alone (None: from anything)."""
+        """Keep a state that came from `parent`'s by feeding tokens alone (None: from anything)."""
         start = parent.position if parent else 0
         tensors = {
             name: tensor[:, :, start:].copy() if is_cache(name) else tensor for name, tensor in snapshot.tensors.items()

@@ -56,7 +56,7 @@ class _Header(BaseModel):
 
 @dataclass(frozen=True)
 class SavedState:
-    """What a state file holds: the snapshot, the tokens that led to it, and of a chat also the messages and tools."""
+    """The contents of a state file: the snapshot, the tokens that led to it, and a chat's messages and tools."""
 
     snapshot: Snapshot
     tokens: tuple[int, ...]

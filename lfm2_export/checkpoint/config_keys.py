@@ -86,7 +86,7 @@ class _Document(BaseModel):
 
 
 class RopeKeys(_Document):
-    """`rope_parameters`, or `rope_scaling` in the older spelling."""
+    """The keys of `rope_parameters`, or of `rope_scaling` in the older spelling."""
 
     rope_type: _Scaling = "default"
     type: _Scaling = "default"
@@ -101,7 +101,7 @@ class EndKeys(_Document):
 
 
 class ConfigKeys(_Document):
-    """`config.json`, each key by itself; what they mean together is `config.py`'s."""
+    """The keys of `config.json`, each by itself; `config.py` says what they mean together."""
 
     model_type: Annotated[Literal["lfm2"], _only("only 'lfm2' is supported")] = _required
     quantization_config: Annotated[None, _only("expected none, plain F32, F16 or BF16 weights")] = None

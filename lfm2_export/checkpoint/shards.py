@@ -31,7 +31,7 @@ def weight_files(folder: Path) -> list[WeightFile]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """`folder/name`, unless it is a link out of the folder. The hub's cache links its files to its own `blobs/`."""
+    """Return `folder/name`, refusing a link out of the folder. The hub's cache links its files to its own `blobs/`."""
     root = folder.resolve()
     roots = [root]
     if root.parent.name == "snapshots":

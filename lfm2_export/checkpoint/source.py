@@ -43,11 +43,11 @@ class Checkpoint:
 
     @property
     def random_weights(self) -> bool:
-        """Whether `lfm2-export init` made it."""
+        """Tell whether `lfm2-export init` made it."""
         return self.weights.metadata.get("lfm2_export") == RANDOM
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every (name, tensor), memory-mapped, in its stored dtype; CheckpointError for NaN or infinity."""
+        """Yield every (name, tensor), memory-mapped, in its stored dtype. Raise CheckpointError for NaN or infinity."""
         return self.weights.tensors()
 
     def digest(self) -> str:
@@ -59,7 +59,7 @@ class Checkpoint:
         return digest.hexdigest()
 
     def companions(self) -> dict[str, Path]:
-        """What an artifact carries along, by file name: configs, tokenizer, chat template, licence."""
+        """Return the files that an artifact carries along, by name: configs, tokenizer, chat template, licence."""
         names = [name for name in _COMPANIONS if (self.folder / name).is_file()]
         names += sorted(path.name for path in self.folder.glob("LICENSE*") if path.is_file())
         return {name: inside(self.folder, name) for name in names}

@@ -30,7 +30,7 @@ class RefusalError(Exception):
 
 
 class GenerationBlock(Extension):
-    """`{% generation %}` marks the assistant's text for training; rendered, it is only its content."""
+    """The tag `{% generation %}`: it marks the assistant's text for training; rendered, it is only its content."""
 
     tags = {"generation"}  # noqa: RUF012  jinja declares it so, and a ClassVar would not match
 
@@ -97,7 +97,7 @@ def render(template: jinja2.Template, values: dict[str, Any], longest: int) -> s
 
 
 def answer(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `work()` returns, or why it failed. A template can raise anything."""
+    """Return what `work()` returns, or why it failed. A template can raise anything."""
     try:
         return work()
     except RefusalError as error:

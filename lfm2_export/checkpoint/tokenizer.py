@@ -51,7 +51,7 @@ class ChatTokenizer:
 
     @classmethod
     def load(cls, folder: Path, config: LFM2Config) -> ChatTokenizer | None:
-        """None when the folder has no tokenizer. CheckpointError for one that is broken or does not fit the model."""
+        """Load the folder's tokenizer; None when it has none. Raise CheckpointError for a broken or an unfit one."""
         if not (folder / _TOKENIZER).is_file():
             return None
         path = inside(folder, _TOKENIZER)
@@ -112,7 +112,7 @@ class ChatTokenizer:
 
 
 class TextStream:
-    """Token by token to text; a piece appears once its bytes form whole characters."""
+    """A decoder, token by token, to text; a piece appears once its bytes form whole characters."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, where: Path) -> None:
         self._tokenizer = tokenizer

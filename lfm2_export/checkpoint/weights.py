@@ -48,7 +48,7 @@ class Weights:
         return merged
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor in the order expected, memory-mapped, in its stored dtype; not to be written to.
+        """Yield every tensor in the order expected, memory-mapped, in its stored dtype; not to be written to.
 
         Raises CheckpointError for NaN or infinite values, naming file and tensor.
         """

@@ -97,7 +97,7 @@ def _choose(devices: dict[str, str], serial: str | None) -> str:
 
 
 def quoted(text: str) -> str:
-    """For the phone's shell."""
+    """Quote a word for the phone's shell."""
     return shlex.quote(text)
 
 

@@ -63,7 +63,7 @@ def valid(name: str, output: np.ndarray, tokens: int) -> np.ndarray:
 
 
 def cut(tokens: Sequence[int], chunk: int, steps: int, window: int) -> list[tuple[str, Sequence[int]]]:
-    """What is asked: two prefill chunks, the second on top of the first, then `steps` single tokens; with names."""
+    """Return the named calls: two prefill chunks, the second on top of the first, then `steps` single tokens."""
     chunk = max(1, min(chunk, (min(window, len(tokens)) - 1) // 2))
     steps = min(steps, window - 2 * chunk, len(tokens) - 2 * chunk)
     chunks = [(f"prefill {i}", tokens[i * chunk : (i + 1) * chunk]) for i in range(2)]

@@ -10,7 +10,7 @@ from lfm2_export.files.hidden import Leftover, leftovers, size_of
 
 
 def found() -> list[Leftover]:
-    """In the working directory and the folders in it, among temporary files and in the cache."""
+    """Return what lies in the working directory and the folders in it, among temporary files and in the cache."""
     cache = cache_root()
     places = [
         Path.cwd(),

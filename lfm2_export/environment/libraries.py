@@ -37,7 +37,7 @@ class Part(NamedTuple):
 
 
 def parts() -> list[Part]:
-    """Every library the project relies on, against the versions that this release declares."""
+    """Check every library the project relies on against the versions that this release declares."""
     declared: dict[str, tuple[Requirement, bool]] = {}
     for line in metadata.requires("lfm2-export") or []:
         requirement = Requirement(line)

@@ -26,7 +26,7 @@ _LONGEST_REPLY = 256  # tokens, where a task does not say
 
 
 class ArtifactLM(TemplateLM):
-    """What the harness calls a model, over one session. What does not fit the window is cut on the left."""
+    """The model that the harness asks, over one session. What does not fit the window is cut on the left."""
 
     def __init__(self, session: Session, tokenizer: ChatTokenizer) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class ArtifactLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without a beginning: what the tokenizer itself puts there."""
+        """Return what stands before a text without a beginning: what the tokenizer itself puts there."""
         return next(iter(self._text.encode("", add_special_tokens=True)), self.eot_token_id)
 
     @property

@@ -36,7 +36,7 @@ def rms_error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def clear_top1(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> tuple[int, int]:
-    """(agreeing, counted) argmax over the rows whose margin exceeds the allowed error, `tolerance` · max|expected|.
+    """Return (agreeing, counted) argmax over rows whose margin exceeds the error `tolerance` · max|expected|.
 
     With a smaller margin either token is a fair answer to that error, so such rows prove nothing.
     """
@@ -48,7 +48,7 @@ def clear_top1(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> tu
 
 @dataclass(frozen=True)
 class QuantizationLoss:
-    """What quantization cost over teacher-forced tokens, against fp32 eager. KLD and margins in nats per token."""
+    """The cost of quantization over teacher-forced tokens, against fp32 eager. KLD and margins in nats per token."""
 
     tokens: int
     mean_kld: float
@@ -75,7 +75,7 @@ class Rows(NamedTuple):
 
 
 def compare_rows(actual: np.ndarray, expected: np.ndarray, targets: np.ndarray) -> Rows:
-    """Two models' logits `[rows, vocab]` before the tokens `targets [rows]`, row by row."""
+    """Compare two models' logits `[rows, vocab]` before the tokens `targets [rows]`, row by row."""
     quantized, reference = (F.log_softmax(torch.from_numpy(x).double(), dim=-1) for x in (actual, expected))
     kld = F.kl_div(quantized, reference, reduction="none", log_target=True).sum(-1)
     count = min(5, reference.shape[-1])
@@ -89,7 +89,7 @@ def compare_rows(actual: np.ndarray, expected: np.ndarray, targets: np.ndarray) 
 
 
 def summary(rows: Rows) -> QuantizationLoss:
-    """Of at least one row."""
+    """Return the figures of all rows together; there is at least one."""
     clear, flipped = rows.margin >= 1.0, ~rows.same
     return QuantizationLoss(
         tokens=len(rows.kld),

@@ -29,7 +29,7 @@ class EvaluationText:
 def evaluation_text(
     config: LFM2Config, tokenizer: ChatTokenizer | None, window: int, tokens: int, seed: int = _SEED
 ) -> EvaluationText:
-    """At least `tokens` predicted tokens, in sequences that fit the artifact's window."""
+    """Return text with at least `tokens` tokens to predict, in sequences that fit the artifact's window."""
     if tokenizer is None or not tokenizer.has_template:
         length = min(64, window)
         count = -(-tokens // (length - 1))

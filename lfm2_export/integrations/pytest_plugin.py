@@ -57,7 +57,7 @@ def _lfm2_proofs(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.
 
 @pytest.fixture
 def lfm2_prove(_lfm2_proofs: Prove, record_property: Callable[[str, object], None]) -> Prove:
-    """`lfm2_prove(source, recipe, *overrides)`: export, prove, fail the test if a gate fails."""
+    """Call `lfm2_prove(source, recipe, *overrides)` to export and prove; a failed gate fails the test."""
     from lfm2_export.errors import Lfm2ExportError
     from lfm2_export.parity.report import ParityReport
 

@@ -19,7 +19,7 @@ from lfm2_export.runtimes.session import Session
 
 @dataclass(frozen=True)
 class Detail:
-    """How much of it is measured."""
+    """The extent to which details are measured."""
 
     drift_steps: int = 2000  # decode steps; fewer where the window ends
     drift_samples: int = 40  # of them, where the states are compared
@@ -60,7 +60,7 @@ class Drift(BaseModel):
 
 
 class Details(BaseModel):
-    """Of one runtime."""
+    """The details of one runtime."""
 
     tokens: TokenDivergence | None = None
     layers: list[LayerError] = []
@@ -85,13 +85,13 @@ def from_reference(
 
 
 def add_cost_by_layer(found: Details, quantized: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> None:
-    """How far quantization has moved the residual stream after each layer, in place."""
+    """Add how far quantization has moved the residual stream after each layer, in place."""
     for layer, ours, theirs in zip(found.layers, quantized, exact, strict=True):
         layer.quantization = rounded(rms_error(ours, theirs))
 
 
 def token_divergence(rows: Rows, sequences: TokenSequences) -> TokenDivergence:
-    """Every prediction of the evaluation text by itself."""
+    """Return the divergence of every prediction of the evaluation text by itself."""
     return TokenDivergence(
         kld=[rounded(max(float(kld), 0.0)) for kld in rows.kld],
         position=[at for tokens in sequences for at in range(1, len(tokens))],
@@ -99,7 +99,7 @@ def token_divergence(rows: Rows, sequences: TokenSequences) -> TokenDivergence:
 
 
 def state_errors(session: Session, reference: Session, config: LFM2Config, tokens: Sequence[int]) -> list[LayerError]:
-    """After a prefill of the same tokens: where along the layers does the state first differ?"""
+    """Return each layer's error of the state after a prefill of the same tokens: where does it first differ?"""
     session.reset()
     reference.reset()
     session.prefill(tokens)
@@ -114,7 +114,7 @@ def state_errors(session: Session, reference: Session, config: LFM2Config, token
 
 
 def residual_stream(eager: EagerSession, tokens: Sequence[int]) -> list[np.ndarray]:
-    """After each layer of an eager model, `[T, hidden]`."""
+    """Return the residual stream after each layer of an eager model, `[T, hidden]`."""
     eager.reset()
     with recorded(eager.decoder) as taps:
         eager.score(tokens)

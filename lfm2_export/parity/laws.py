@@ -28,7 +28,7 @@ class OtherForm(NamedTuple):
 
 @dataclass(frozen=True)
 class LawContext:
-    """What a law may use: the artifact's session, the model's shape, text, and what the other form says."""
+    """The things a law may use: the artifact's session, the model's shape, text, and what the other form says."""
 
     session: Session
     config: LFM2Config
@@ -51,7 +51,7 @@ class LawResult(NamedTuple):
 
 
 def state_laws(context: LawContext) -> Iterator[LawResult]:
-    """Every law, in a fixed order."""
+    """Yield the result of every law, in a fixed order."""
     for law in (_reset, _chunks, _padding, _window_edge, _forms, _snapshot):
         context.session.reset()
         yield law(context)

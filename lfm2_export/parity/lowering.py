@@ -49,7 +49,7 @@ class TwinFigures:
 
 
 def noise_rules(gates: LoweringGates, floor: Distance) -> bool:
-    """Whether eager differs from its own disturbed self by so much that the recipe's limit cannot be asked for."""
+    """Tell whether eager differs from its disturbed self by so much that the recipe's limit cannot be asked for."""
     return NOISE_MAX * floor.max_error > gates.max_error
 
 
@@ -125,8 +125,8 @@ def same_greedy_text(
 
 
 def median_step(session: Session, truth: Truth, tokens: tuple[int, ...]) -> float:
-    """Of a step's error, logits and states. Each step starts from the truth's state: a systematic fault shows in every
-    one, a rounding flip in a few."""
+    """Return the median over steps of a step's error, logits and states. Each step starts from the truth's state: a
+    systematic fault shows in every one, a rounding flip in a few."""
     errors = []
     for step in truth.steps(tokens):
         session.restore(step.before)

@@ -24,7 +24,7 @@ from lfm2_export.runtimes.session import Session
 
 
 def reference(artifact: Artifact, decoder: Decoder) -> Session:
-    """What the artifact must equal, in eager: the quantized decoder, or what its target makes of it by calibration.
+    """Return what the artifact must equal, in eager: the quantized decoder, or what its target makes of it.
 
     Raises ArtifactError when the artifact's calibration tokens are missing or wrong.
     """
@@ -39,7 +39,7 @@ def reference(artifact: Artifact, decoder: Decoder) -> Session:
 
 
 def quantized_model(artifact: Artifact, checkpoint: Checkpoint, float_activations: bool = False) -> Decoder:
-    """In eager PyTorch. With `float_activations` no activation is rounded, nor the KV cache.
+    """Return the model in eager PyTorch. With `float_activations` no activation is rounded, nor the KV cache.
 
     Raises CheckpointError, and ArtifactError when the stored integers are missing or another model's.
     """

@@ -78,7 +78,7 @@ class ParityReport(BaseModel):
     @computed_field  # type: ignore[prop-decorator]  # pydantic's own documented spelling
     @property
     def passed(self) -> bool:
-        """Whether something was proven and nothing failed; a skipped runtime or gate proves nothing."""
+        """Tell whether something was proven and nothing failed; a skipped runtime or gate proves nothing."""
         statuses = [runtime.status for runtime in self.runtimes]
         return "pass" in statuses and "fail" not in statuses
 

@@ -25,12 +25,12 @@ _MESSAGES = ("Hello", "What color is the sky?")
 
 
 def runs(manifest: Manifest) -> bool:
-    """Whether the stock runner is meant for such an artifact."""
+    """Tell whether the stock runner is meant for such an artifact."""
     return manifest.target == "xnnpack" and manifest.form == "resident"
 
 
 def prove(artifact: Artifact, tokenizer: ChatTokenizer | None, decoder: Decoder, progress: Progress) -> RuntimeReport:
-    """Two conversations and the first one again; `decoder` is the same quantized model in eager."""
+    """Hold two conversations, and the first one again; `decoder` is the same quantized model in eager."""
     report = RuntimeReport(runtime=NAME)
     if tokenizer is None or not tokenizer.has_template:
         report.reason = "the checkpoint has no tokenizer or chat template, and this runner takes only text"

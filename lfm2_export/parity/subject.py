@@ -21,7 +21,7 @@ from lfm2_export.recipes import Recipe
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured."""
+    """The extent to which an artifact is measured."""
 
     quality_tokens: int = 2000
     questions: int = 60  # of nano's held-out ones
@@ -36,7 +36,7 @@ EMULATED_CPU = Effort(quality_tokens=600, questions=24, prompts=2, continuation=
 
 @dataclass
 class Subject:
-    """What is on trial, and the references it is judged against."""
+    """The artifact on trial, and the references it is judged against."""
 
     artifact: Artifact
     checkpoint: Checkpoint

@@ -33,7 +33,7 @@ def visited(decoder: Decoder, visit: Visit) -> Iterator[None]:
 
 @contextmanager
 def recorded(decoder: Decoder) -> Iterator[Taps]:
-    """Every point of the calls made inside the block; of several calls, the last one's."""
+    """Record every point of the calls made inside the block; of several calls, the last one's."""
     taps: Taps = {}
 
     def keep(point: str, value: Tensor) -> None:
@@ -52,7 +52,7 @@ def block_outputs(decoder: Decoder, taps: Mapping[str, np.ndarray]) -> list[np.n
 
 
 def describe(point: str, layers: int) -> tuple[int | None, str]:
-    """(layer, operation) that made a point's value; no layer for the embedding, the final norm and the head."""
+    """Return (layer, operation) that made a point's value; no layer for the embedding, the final norm and the head."""
     path, _, side = point.rpartition(":")
     head, _, rest = path.partition(".")
     layer, _, module = rest.partition(".")

@@ -17,7 +17,7 @@ class TracePoint(BaseModel):
 
 
 class Trace(BaseModel):
-    """Where an artifact first leaves eager PyTorch."""
+    """The place where an artifact first leaves eager PyTorch."""
 
     runtime: str
     method: str  # what was compared, in a sentence

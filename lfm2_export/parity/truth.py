@@ -23,7 +23,7 @@ _DISTURBANCE = 2.0**-20  # relative, standard deviation: what an fp32 sum of a t
 
 
 class Answer(NamedTuple):
-    """To a case: the logits after each call, `[calls, vocab] fp32`, and the state after the last; None if hidden."""
+    """The answer to a case: logits after each call, `[calls, vocab] fp32`, and the last state; None if hidden."""
 
     logits: np.ndarray
     state: Snapshot | None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def figure(report: BenchReport) -> Figure:
-    """Two panels and a legend; below them the stages of a decode step, if any contender's are known."""
+    """Draw two panels and a legend; below them the stages of a decode step, if any contender's are known."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -28,14 +28,14 @@ _INK, _GRID, _SERIES = "#010203", "#040506", tuple(f"#0a0b0{number}" for number 
 _NAMES = {_INK: "currentColor", _GRID: "var(--line)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)
 }
-_MARKERS = "os^Dvx"  # beside the colour, for who prints it in grey
+_MARKERS = "os^Dvx"  # beside the colour, for readers who print in grey
 _LONGEST = 40  # characters of a name in a legend
 _SMALLEST = 1e-9  # what a logarithmic axis shows of a zero
 _BUCKETS = 40
 
 
 def kld_histogram(found: TokenDivergence) -> str:
-    """How many tokens have which divergence, on a logarithmic axis."""
+    """Draw how many tokens have which divergence, on a logarithmic axis."""
     values = np.maximum(np.array(found.kld), _SMALLEST)
     low, high = np.floor(np.log10(values.min())), np.ceil(np.log10(values.max()))
     figure, axes = _figure("KL divergence from fp32 (nats per token)", "tokens")
@@ -54,7 +54,7 @@ def kld_histogram(found: TokenDivergence) -> str:
 
 
 def kld_by_position(found: TokenDivergence) -> str:
-    """Mean divergence by how many tokens came before: a state that decays would show as a slope."""
+    """Draw the mean divergence by how many tokens came before: a state that decays would show as a slope."""
     position, kld = np.array(found.position), np.array(found.kld)
     edges = np.unique(np.linspace(1, position.max() + 1, min(_BUCKETS, position.max()) + 1).astype(int))
     bucket = np.digitize(position, edges[1:-1])
@@ -71,7 +71,7 @@ def kld_by_position(found: TokenDivergence) -> str:
 
 
 def error_by_layer(layers: Sequence[LayerError]) -> str:
-    """Two bars a layer: what lowering did to its state, and what quantization did to the residual stream."""
+    """Draw two bars a layer: what lowering did to its state, and quantization to the residual stream."""
     figure, axes = _figure("layer", "RMS error, relative")
     lowering = [each.lowering for each in layers]
     quantization = [each.quantization for each in layers]
@@ -93,7 +93,7 @@ def error_by_layer(layers: Sequence[LayerError]) -> str:
 
 
 def state_drift(found: Drift) -> str:
-    """Logits, conv states and new cache columns (each of its worst layer) along one long conversation."""
+    """Draw logits, conv states and new cache columns (each of its worst layer) along one long conversation."""
     figure, axes = _figure("decode steps", "RMS error, relative")
     steps = [sample.step for sample in found.samples]
     for name, label, colour in (
@@ -110,7 +110,7 @@ def state_drift(found: Drift) -> str:
 
 
 def speed(contenders: Sequence[tuple[str, Sequence[Speed]]], what: str, x: str) -> str:
-    """Tokens per second by contexts or lengths, a line for each contender: medians, and bars from least to most.
+    """Draw tokens per second by contexts or lengths, a line for each contender: medians, and bars from least to most.
 
     Some contender must have been measured somewhere.
     """

@@ -19,7 +19,7 @@ class Row(BaseModel):
 
 
 class Comparison(BaseModel):
-    """Two sides and their rows, section by section."""
+    """The two sides and their rows, section by section."""
 
     left: str
     right: str

@@ -22,7 +22,7 @@ _LABELS = {
 
 
 def figures(loss: Any) -> list[tuple[str, str]]:
-    """(label, value) of everything that is known of a quantization loss."""
+    """Return (label, value) of everything that is known of a quantization loss."""
     known = vars(loss)
     return [(label, number(known[name])) for name, label in _LABELS.items() if known.get(name) is not None]
 

@@ -16,7 +16,10 @@ _NEEDS = {".json": (), ".md": (), ".html": ("matplotlib",), ".xml": ("junitparse
 
 
 def check(paths: Sequence[Path], force: bool, suffixes: Sequence[str] = tuple(_NEEDS)) -> None:
-    """UsageError for a name that says no format or cannot be written, MissingDependencyError for a missing library."""
+    """Raise UsageError for a name that says no format or cannot be written.
+
+    Raise MissingDependencyError where a format's library is absent.
+    """
     for path in paths:
         if path.suffix not in suffixes:
             raise UsageError(f"--report {path}: expected a name that ends in {', '.join(suffixes)}")
@@ -26,7 +29,7 @@ def check(paths: Sequence[Path], force: bool, suffixes: Sequence[str] = tuple(_N
 
 
 def wants_detail(paths: Sequence[Path]) -> bool:
-    """Whether one of the files shows more than the gates."""
+    """Tell whether one of the files shows more than the gates."""
     return any(path.suffix in (".html", ".json") for path in paths)
 
 

@@ -29,12 +29,12 @@ def parity_html(report: ParityReport, bench: BenchReport | None = None) -> str:
 
 
 def parity_markdown(report: ParityReport, bench: BenchReport | None = None) -> str:
-    """What fits under a pull request."""
+    """Return the Markdown that fits under a pull request."""
     return _environment(autoescape=False).get_template("parity.md.jinja").render(r=report, bench=bench)
 
 
 def comparison(found: Comparison, suffix: str) -> str:
-    """Two sides as one of `COMPARISONS`."""
+    """Return two sides in one of the formats `COMPARISONS`."""
     if suffix == ".json":
         return found.model_dump_json(indent=2) + "\n"
     return _environment(autoescape=suffix == ".html").get_template(f"compare{suffix}.jinja").render(c=found)

@@ -13,7 +13,7 @@ _MAX_BYTES = 64 << 20
 
 
 def read_bench(path: Path | None) -> BenchReport | None:
-    """What `bench --json` printed. UsageError for anything else."""
+    """Return what `bench --json` printed. Raise UsageError for anything else."""
     if path is None:
         return None
     try:

@@ -36,12 +36,12 @@ class Contender(Protocol):
         ...
 
     def stages(self, context: int, steps: int) -> dict[str, float] | None:
-        """What share of a decode step each kind of operator takes; None where nothing here can tell."""
+        """Return the share of a decode step that each kind of operator takes; None where nothing here can tell."""
         ...
 
 
 class Memory(NamedTuple):
-    """Of the process that holds the model, in bytes."""
+    """The memory of the process that holds the model, in bytes."""
 
     baseline: int  # with its library, before the model
     peak: int  # so far

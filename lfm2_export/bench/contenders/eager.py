@@ -29,7 +29,7 @@ def load(path: Path, threads: int, room: int) -> EagerContender:
 
 
 class EagerContender:
-    """`Lfm2ForCausalLM` with its own cache."""
+    """The eager model of transformers, `Lfm2ForCausalLM`, with its own cache."""
 
     def __init__(self, path: Path) -> None:
         import transformers

@@ -12,7 +12,7 @@ from lfm2_export.runtimes._runner_session import RunnerSession
 
 
 def prepare(path: Path, threads: int) -> None:
-    """Whether the runner is there; it is told its threads when it starts."""
+    """Check that the runner is there; it is told its threads when it starts."""
     native.RUNTIME.version()
 
 
@@ -31,6 +31,6 @@ class NativeContender(ArtifactContender):
         self._runner = session.runner
 
     def memory(self) -> Memory:
-        """Of the runner's process."""
+        """Return the memory of the runner's process, in bytes."""
         now = self._runner.ask("memory")[0]
         return Memory(baseline=self._runner.hello["baseline_bytes"], peak=now["peak_bytes"])

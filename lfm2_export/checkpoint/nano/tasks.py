@@ -209,7 +209,7 @@ def split_of(question: Question) -> str:
 
 
 def questions(seed: int, count: int, split: str = "train", kinds: Sequence[str] = KINDS) -> list[Question]:
-    """`count` distinct questions of a split, kinds taking turns; the same arguments give the same list."""
+    """Return `count` distinct questions of a split, kinds taking turns; the same arguments give the same list."""
     if split not in ("train", "heldout"):
         raise ValueError(f'split must be "train" or "heldout", not {split!r}')
     rng = random.Random(f"{split}:{seed}")
