@@ -66,7 +66,7 @@ def test_everything_measured_is_on_the_page(html):
         "Speed was not measured",
     ):
         assert expected in text
-    assert html.count('<svg class="chart"') == 4
+    assert html.count('class="chart" role="img"') == html.count("<svg ") == 4
 
 
 def test_the_page_asks_for_nothing_and_runs_nothing(html):
@@ -156,7 +156,7 @@ def test_measured_speed_is_shown(tmp_path):
     assert "decode 128 100 90 to 110" in text
     assert "past the window" in text
     assert "a processor, 2 threads" in text
-    assert '<svg class="chart" role="img" aria-label="Decode speed by context"' in page.parity_html(quick, bench)
+    assert 'class="chart" role="img" aria-label="Decode speed by context"' in page.parity_html(quick, bench)
     assert "Prefill speed by prompt" not in page.parity_html(quick, bench)  # nothing of it was measured
     assert "decode 100 tok/s at 128" in page.parity_markdown(a_report(), bench)
     (tmp_path / "bench.json").write_text("{}")
