@@ -33,6 +33,8 @@ def resolved(python: str, platform: str, *extras: str) -> str:
         text=True,
         check=False,
     )
+    if "client error (Connect)" in done.stderr or "dns error" in done.stderr:
+        pytest.skip("the package index cannot be reached, and what it has is what is asked")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
