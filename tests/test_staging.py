@@ -26,9 +26,10 @@ KIND = FolderKind("test", lambda _: {"one"})
 
 @pytest.fixture(autouse=True)
 def _as_a_terminal_starts_it() -> Iterator[None]:
-    """Under nohup, hang-ups are ignored from the start, by these tests and by what they start."""
+    """Under nohup, or behind an &, some signals are ignored from the start, by these tests and by what they start."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
