@@ -185,11 +185,11 @@ def test_probes_change_nothing_of_the_graphs_they_watch(name, tmp_path):
         assert [list(array.shape) for array in arrays] == [spec.shape for spec in made[-1].outputs]
         run.append(dict(zip(names, arrays, strict=True)))
     plain, watched = (method.model.graph for method in made)
-    assert list(plain.node) == [node for node in watched.node if not node.name.startswith("tap:")]
+    assert list(plain.node) == [node for node in watched.node if not node.name.startswith("probe:")]
     assert sorted(map(str, plain.initializer)) == sorted(map(str, watched.initializer))
-    taps = run[1].keys() - run[0].keys()
+    probes = run[1].keys() - run[0].keys()
     leaves = [path for path, module in decoder.named_modules() if not any(module.children())]
-    assert taps == {f"tap:{path}:{side}" for path in leaves for side in ("in", "out")} - {"tap:embed_tokens:in"}
+    assert probes == {f"probe:{path}:{side}" for path in leaves for side in ("in", "out")} - {"probe:embed_tokens:in"}
     for key, values in run[0].items():
         np.testing.assert_array_equal(values, run[1][key])
 

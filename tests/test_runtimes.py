@@ -108,7 +108,7 @@ def test_a_new_runtime_is_one_file(toy: str, artifact: Artifact, capsys: pytest.
         np.testing.assert_allclose(ours.prefill(chunk), theirs.prefill(chunk), atol=1e-4)
     np.testing.assert_allclose(ours.decode(11), theirs.decode(11), atol=1e-4)
     assert ours.position == theirs.position == 7
-    assert ours.taps() == {}
+    assert ours.probes() == {}
     with pytest.raises(UsageError, match="keeps the state of this form to itself"):
         ours.restore(theirs.state())
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
-TAP = "tap:"  # how the outputs of a tapped method begin; the point follows
+PROBE = "probe:"  # how the further outputs of a probed method begin; the point follows
 
 
 class _Strict(BaseModel):

@@ -12,7 +12,7 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.evaluate.metrics import Rows, rms_error
 from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.model.state import is_cache
-from lfm2_export.parity.taps import block_outputs, recorded
+from lfm2_export.parity.probes import block_outputs, recorded
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
@@ -116,9 +116,9 @@ def state_errors(session: Session, reference: Session, config: LFM2Config, token
 def residual_stream(eager: EagerSession, tokens: Sequence[int]) -> list[np.ndarray]:
     """Return the residual stream after each layer of an eager model, `[T, hidden]`."""
     eager.reset()
-    with recorded(eager.decoder) as taps:
+    with recorded(eager.decoder) as probes:
         eager.score(tokens)
-    return [stream[0] for stream in block_outputs(eager.decoder, taps)]
+    return [stream[0] for stream in block_outputs(eager.decoder, probes)]
 
 
 def drift(session: Session, reference: Session, tokens: Sequence[int], asked: int, samples: int) -> Drift:

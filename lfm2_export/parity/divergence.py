@@ -25,9 +25,9 @@ from lfm2_export.errors import UsageError
 from lfm2_export.evaluate.metrics import relative_error
 from lfm2_export.files import scratch_folder
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.parity.probes import ProbeValues, describe, recorded, visited
 from lfm2_export.parity.reference import quantized_model, reference
 from lfm2_export.parity.subject import traced_text
-from lfm2_export.parity.taps import Taps, describe, recorded, visited
 from lfm2_export.parity.trace_result import Trace, TracePoint
 from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.calibration import read_windows
@@ -53,7 +53,7 @@ def find_divergence(
 
     With static activations, on an NPU, it is `max_error` itself: a value beyond its calibrated range is cut off there.
 
-    Raises UsageError where nothing can be compared: no tapped lowering, and a state that is hidden.
+    Raises UsageError where nothing can be compared: no probed lowering, and a state that is hidden.
     """
     recipe = Recipe.model_validate(artifact.manifest.recipe)
     limit = tolerance or _worst_limit(recipe)
@@ -81,7 +81,7 @@ def _by_points(session: Session, eager: EagerSession, tokens: Sequence[int], lim
     leader = EagerSession(eager.decoder, eager.window)
     for call in _calls(tokens):
         session.prefill(call)
-        ours = session.taps()
+        ours = session.probes()
         with recorded(eager.decoder) as theirs:
             eager.prefill(call)
         order = [point for point in theirs if point in ours and not _is_repeated(point, theirs, ours)]
@@ -115,7 +115,7 @@ def _typical_limit(point: str, recipe: Recipe) -> float:
     return _TYPICAL_HALF if half or attended else _TYPICAL
 
 
-def _lead(eager: EagerSession, call: Sequence[int], ours: Taps, errors: Errors, typical: Errors) -> None:
+def _lead(eager: EagerSession, call: Sequence[int], ours: ProbeValues, errors: Errors, typical: Errors) -> None:
     """Run eager with each value replaced by the artifact's as soon as it has been compared with it."""
 
     def visit(point: str, value: Tensor) -> Tensor | None:
@@ -188,7 +188,7 @@ def _point(point: str, layers: int, own: float, typical: float, accumulated: flo
     )
 
 
-def _is_repeated(point: str, theirs: Taps, ours: Taps) -> bool:
+def _is_repeated(point: str, theirs: ProbeValues, ours: ProbeValues) -> bool:
     """Whether an input is only what another module gave out: the same values, with nothing computed in between."""
     return point.endswith(":in") and any(
         name in ours

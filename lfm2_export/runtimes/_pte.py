@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfm2_export.artifact.manifest import TAP, Manifest
+from lfm2_export.artifact.manifest import PROBE, Manifest
 from lfm2_export.errors import ArtifactError, UsageError, one_line
 from lfm2_export.progress.native_output import silenced
 from lfm2_export.runtimes._huge_pages import HugePages
@@ -49,7 +49,7 @@ class _Module:
         self._version = version
         self.method = manifest.methods[0]
         self._called = False
-        self.taps: dict[str, np.ndarray] = {}
+        self.probes: dict[str, np.ndarray] = {}
         path = folder / self.method.file
         try:
             with silenced(2):
@@ -64,7 +64,7 @@ class _Module:
         """The method's one output, logits `[1, vocab]`, copied out as `[vocab]`."""
         outputs = self._run(inputs) if self._called else self._first_run(inputs)
         shown = zip(self.method.outputs[1:], outputs[1:], strict=False)
-        self.taps = {spec.name.removeprefix(TAP): tensor.numpy().copy() for spec, tensor in shown}
+        self.probes = {spec.name.removeprefix(PROBE): tensor.numpy().copy() for spec, tensor in shown}
         return outputs[0][0].numpy().copy()  # it aliases the program's memory until the next call
 
     def _first_run(self, inputs: list[Tensor]) -> list[Tensor]:
@@ -102,8 +102,8 @@ class _Conversation(Session):
     def position(self) -> int:
         return self._position
 
-    def taps(self) -> dict[str, np.ndarray]:
-        return self._module.taps
+    def probes(self) -> dict[str, np.ndarray]:
+        return self._module.probes
 
     def reset(self) -> None:
         self._position = 0

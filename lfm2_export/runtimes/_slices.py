@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfm2_export.artifact.manifest import TAP, Manifest
+from lfm2_export.artifact.manifest import PROBE, Manifest
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.model.state import State, is_cache
 from lfm2_export.qualcomm.calls import DECODE, PREFILL, call_inputs, graph_inputs, npu_state, write_back
@@ -91,7 +91,7 @@ class GraphSession(SliceSession):
         """Take onnxruntime's sessions, by method."""
         self._opened = opened
         self._rows = {method.name: method.max_tokens for method in manifest.methods}
-        self._probes = {m.name: [o.name for o in m.outputs if o.name.startswith(TAP)] for m in manifest.methods}
+        self._probes = {m.name: [o.name for o in m.outputs if o.name.startswith(PROBE)] for m in manifest.methods}
         self._seen: list[dict[str, np.ndarray]] = []  # each method call's points, of the last `prefill`
         super().__init__(self._graph, manifest, runtime, version)
 
@@ -99,7 +99,7 @@ class GraphSession(SliceSession):
         self._seen.clear()
         return super().prefill(tokens, pad_to)
 
-    def taps(self) -> dict[str, np.ndarray]:
+    def probes(self) -> dict[str, np.ndarray]:
         seen = self._seen
         return {point: np.concatenate([call[point] for call in seen]) for point in seen[0]} if seen else {}
 
@@ -109,7 +109,7 @@ class GraphSession(SliceSession):
         names = ["logits", *(f"new_{name}" for name in state)]
         found = self._opened[method].run([*names, *probes], {name: tensor.numpy() for name, tensor in inputs.items()})
         points = zip(probes, found[len(names) :], strict=True)
-        self._seen.append({name.removeprefix(TAP): _valid(value, rows, len(tokens)) for name, value in points})
+        self._seen.append({name.removeprefix(PROBE): _valid(value, rows, len(tokens)) for name, value in points})
         return [torch.from_numpy(output) for output in found[: len(names)]]
 
 

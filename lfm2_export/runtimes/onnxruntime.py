@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lfm2_export.artifact.manifest import TAP, Manifest, TensorSpec
+from lfm2_export.artifact.manifest import PROBE, Manifest, TensorSpec
 from lfm2_export.errors import ArtifactError, MissingDependencyError, one_line
 from lfm2_export.files import scratch_folder
 from lfm2_export.runtimes._huge_pages import HugePages
@@ -86,7 +86,7 @@ class OnnxRuntimeSession(Session):
         states = [spec for spec in method.inputs if spec.name.startswith("past_")]
         types = {given.name: _NUMPY[given.type] for given in self._session.get_inputs()}
         self._buffers = {spec.name: np.zeros(_shape(spec, self.window), dtype=types[spec.name]) for spec in states}
-        self._tapped = [spec.name for spec in method.outputs if spec.name.startswith(TAP)]
+        self._probes = [spec.name for spec in method.outputs if spec.name.startswith(PROBE)]
         self._binding = self._session.io_binding()
         self._bind_buffers()
 
@@ -108,16 +108,16 @@ class OnnxRuntimeSession(Session):
         }
         for name, array in inputs.items():
             self._binding.bind_cpu_input(name, array)
-        for name in self._tapped:
+        for name in self._probes:
             self._binding.bind_output(name, "cpu")  # anew: it would keep the last call's shape
         self._session.run_with_iobinding(self._binding)
         self._position += count
         return self._logits[0, 0].copy()
 
-    def taps(self) -> dict[str, np.ndarray]:
-        shown = self._binding.copy_outputs_to_cpu()[-len(self._tapped) :] if self._tapped else []
-        values = zip(self._tapped, shown, strict=True)
-        return {name.removeprefix(TAP): array.astype(np.float32) for name, array in values}
+    def probes(self) -> dict[str, np.ndarray]:
+        shown = self._binding.copy_outputs_to_cpu()[-len(self._probes) :] if self._probes else []
+        values = zip(self._probes, shown, strict=True)
+        return {name.removeprefix(PROBE): array.astype(np.float32) for name, array in values}
 
     def reset(self) -> None:
         """Conv states start from zero; old keys need no clearing, attention sees only columns below the position."""

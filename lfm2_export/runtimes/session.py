@@ -67,7 +67,7 @@ class Session(ABC):
         """
         self.state()  # refuses
 
-    def taps(self) -> dict[str, np.ndarray]:
+    def probes(self) -> dict[str, np.ndarray]:
         """Return what the last call's points held, by point, fp32 `[…, width]`, where the method outputs them.
 
         Rows that only the last token has may be fewer. Empty for an ordinary artifact.

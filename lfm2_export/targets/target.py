@@ -76,7 +76,7 @@ class Target(ABC):
     ) -> Lowered | None:
         """Lower the explicit form once more, for `parity --trace`: its method also returns what goes in and comes out.
 
-        An output `tap:<point>` for every module of the decoder that has weights (`point_name`). None where the target
+        An output `probe:<point>` for every module of the decoder that has weights (`point_name`). None where the target
         cannot: it is traced by its state.
         """
         return None

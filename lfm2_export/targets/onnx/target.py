@@ -13,7 +13,7 @@ from typing import cast
 
 import onnx
 
-from lfm2_export.artifact.manifest import TAP, MethodSpec, point_name
+from lfm2_export.artifact.manifest import PROBE, MethodSpec, point_name
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.graph.passes import norm_before_pick
@@ -112,7 +112,7 @@ TARGET = OnnxTarget()
 def _add_probes(graph: Graph, steps: Iterable[Step], values: dict[str, str]) -> None:
     """Make what goes into and comes out of every module an output too, `[B, rows, width]`."""
     for path, side, value in probes(steps):
-        name = f"{TAP}{point_name(path, side)}"
+        name = f"{PROBE}{point_name(path, side)}"
         graph.op("Identity", name, values[value])
         graph.output(name, graph.real, *(f"{name}/{axis}" for axis in ("batch", "rows", "width")))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from lfm2_export.artifact.manifest import TAP, TensorSpec
+from lfm2_export.artifact.manifest import PROBE, TensorSpec
 
 
 def add_probes(model: onnx.ModelProto, written: Path, points: Mapping[str, str]) -> list[TensorSpec]:
@@ -24,7 +24,7 @@ def add_probes(model: onnx.ModelProto, written: Path, points: Mapping[str, str])
     quantizers = {node.input[0]: node for node in model.graph.node if node.op_type == "QuantizeLinear"}
     specs = []
     for point, value in points.items():
-        name = f"{TAP}{point}"
+        name = f"{PROBE}{point}"
         if value in quantizers:
             quantizer = quantizers[value]
             given = [quantizer.output[0], *quantizer.input[1:]]

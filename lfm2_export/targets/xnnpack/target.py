@@ -16,7 +16,7 @@ from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 from executorch.exir.passes import MemoryPlanningPass
 from torch.export import Dim, ExportedProgram
 
-from lfm2_export.artifact.manifest import TAP, MethodSpec, TensorSpec
+from lfm2_export.artifact.manifest import PROBE, MethodSpec, TensorSpec
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.graph.steps import Network
 from lfm2_export.model.decoder import Decoder, skeleton
@@ -101,7 +101,7 @@ def _lower(decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, p
             tidy(Path(raw.name), folder / FILE)
     given = inputs(state if explicit else {}, "position" if explicit else "start_pos")
     logits = TensorSpec(name="logits", dtype="float32", shape=[1, decoder.config.vocab_size])
-    probes = [TensorSpec(name=f"{TAP}{point}", dtype="float32", shape=[]) for point in network.points]
+    probes = [TensorSpec(name=f"{PROBE}{point}", dtype="float32", shape=[]) for point in network.points]
     method = MethodSpec(
         name=METHOD, file=FILE, inputs=given, outputs=[logits, *probes], max_tokens=limit, delegation=report
     )

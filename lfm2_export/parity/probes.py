@@ -17,7 +17,7 @@ from torch import Tensor
 from lfm2_export.artifact.manifest import point_name
 from lfm2_export.model.decoder import Decoder
 
-Taps = dict[str, np.ndarray]  # point → values fp32, in the order in which they are computed
+ProbeValues = dict[str, np.ndarray]  # point → values fp32, in the order in which they are computed
 Visit = Callable[[str, Tensor], Tensor | None]  # may return what shall be used instead
 
 
@@ -32,23 +32,23 @@ def visited(decoder: Decoder, visit: Visit) -> Iterator[None]:
 
 
 @contextmanager
-def recorded(decoder: Decoder) -> Iterator[Taps]:
+def recorded(decoder: Decoder) -> Iterator[ProbeValues]:
     """Record every point of the calls made inside the block; of several calls, the last one's."""
-    taps: Taps = {}
+    probes: ProbeValues = {}
 
     def keep(point: str, value: Tensor) -> None:
-        taps.pop(point, None)
-        taps[point] = value.numpy().copy()
+        probes.pop(point, None)
+        probes[point] = value.numpy().copy()
 
     with visited(decoder, keep):
-        yield taps
+        yield probes
 
 
-def block_outputs(decoder: Decoder, taps: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def block_outputs(decoder: Decoder, probes: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """The residual stream after each layer: what enters the next layer's norm, or the final one."""
     layers = len(decoder.layers)
     following = [f"layers.{layer}.operator_norm" for layer in range(1, layers)] + ["embedding_norm"]
-    return [taps[point_name(path, "in")] for path in following]
+    return [probes[point_name(path, "in")] for path in following]
 
 
 def describe(point: str, layers: int) -> tuple[int | None, str]:
