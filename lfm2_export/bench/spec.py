@@ -16,13 +16,15 @@ _EAGER = "eager:"
 
 
 class Spec(BaseModel):
-    """One contender: its kind (the module of `contenders/` that runs it), where it lies, its name in the tables."""
+    """One contender: its kind (the module of `contenders/` that runs it), where it lies, its name in the tables, and of
+    an artifact the runtime, if not its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["artifact", "native", "onnxruntime-packed", "gguf", "eager", "pte", "genai"]
+    kind: Literal["artifact", "native", "gguf", "eager", "pte", "genai"]
     path: Path
     name: str
+    runtime: str | None = None
     random_weights: bool | None = None  # None where the file does not say
 
 
@@ -65,13 +67,12 @@ def through(spec: Spec, runtime: str) -> Spec:
         raise UsageError(f"runtime {runtime!r} does not run {spec.path}")
     if chosen is runtimes.first(manifest):
         return spec
-    if runtime not in ("native", "onnxruntime-packed"):
-        raise UsageError(
-            f"bench runs an artifact through its own runtime, native or onnxruntime-packed, not {runtime!r}"
-        )
+    if chosen.emulates:
+        raise UsageError(f"runtime {runtime!r} emulates a processor, so its speed says nothing")
     chosen.version()
     chosen.prepare(spec.path, manifest)  # before any clock runs
-    return spec.model_copy(update={"kind": runtime, "name": f"{spec.name} {runtime}"})
+    kind = "native" if chosen.name == "native" else spec.kind  # its model lives in a process of its own
+    return spec.model_copy(update={"kind": kind, "name": f"{spec.name} {runtime}", "runtime": runtime})
 
 
 def distinct(specs: Sequence[Spec]) -> list[Spec]:

@@ -72,10 +72,10 @@ def measure(job: Job) -> Result:
 def _work(job: Job) -> Result:
     child.bind(job.threads)
     kind = find(job.spec.kind)
-    kind.prepare(job.spec.path, job.threads)
+    kind.prepare(job.spec, job.threads)
     baseline = _resident()
     started = time.perf_counter()
-    contender = kind.load(job.spec.path, job.threads, job.room)
+    contender = kind.load(job.spec, job.threads, job.room)
     contender.feed([0])  # some runtimes load a file's methods only when they are called
     loaded = time.perf_counter() - started
     tokens = _tokens(job, contender)

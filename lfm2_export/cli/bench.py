@@ -23,7 +23,7 @@ def run(
     ] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option(help="Run ARTIFACT by its own runtime, native or onnxruntime-packed (repeatable). [its own]"),
+        typer.Option(help="Run ARTIFACT by this runtime, such as native or onnxruntime-cuda (repeatable). [its own]"),
     ] = None,
     contexts: Annotated[str, typer.Option(help="Decode at these contexts, in tokens.")] = "128,1024",
     prefill: Annotated[str, typer.Option(help="Prefill prompts of these lengths, in tokens.")] = "128,512",

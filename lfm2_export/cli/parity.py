@@ -18,6 +18,9 @@ def run(
     runtime: Annotated[
         list[str] | None, typer.Option(help="Only this runtime (repeatable); absent is an error.")
     ] = None,
+    reference: Annotated[
+        str, typer.Option(help="Where eager PyTorch computes what it must equal: cpu or cuda.")
+    ] = "cpu",
     text: Annotated[
         Path | None, typer.Option(help="Judge what quantization cost on this UTF-8 text, not on held-out chats.")
     ] = None,
@@ -43,6 +46,7 @@ def run(
     from lfm2_export.errors import UsageError
     from lfm2_export.parity.detail import Detail
     from lfm2_export.parity.prove import prove
+    from lfm2_export.parity.reference import reference_device
     from lfm2_export.parity.subject import checkpoint_of
     from lfm2_export.report import outputs, reading
 
@@ -51,12 +55,13 @@ def run(
     speeds = reading.read_bench(bench)
     if drift_steps < 1 or (tolerance is not None and tolerance <= 0):
         raise UsageError("--drift-steps and --tolerance are above 0")
+    device = reference_device(reference)
     opened = open_artifact(artifact)
     detail = Detail(drift_steps=drift_steps) if outputs.wants_detail(paths) else None
     with console.progress(quiet) as progress:
         progress("checking the checkpoint")
         made_from = checkpoint_of(opened, checkpoint)
-        result = prove(opened, made_from, only=runtime or (), progress=progress, text=text, detail=detail)
+        result = prove(opened, made_from, runtime or (), progress=progress, text=text, detail=detail, device=device)
         if trace:
             from lfm2_export.parity.divergence import find_divergence
 

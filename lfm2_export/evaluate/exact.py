@@ -39,21 +39,24 @@ class Exact:
     @torch.inference_mode()
     def logits(self, sequence: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Return `[rows, vocab] fp32` after the tokens `start` to `stop` of that sequence."""
-        return self._head(self._hidden[sequence][start:stop])
+        return self._head(self._hidden[sequence][start:stop]).cpu()
 
 
 @torch.inference_mode()
-def read_exactly(checkpoint: Checkpoint, readings: Sequence[Reading], layers_of: Sequences = ()) -> list[Exact]:
+def read_exactly(
+    checkpoint: Checkpoint, readings: Sequence[Reading], layers_of: Sequences = (), device: str = "cpu"
+) -> list[Exact]:
     """Read all sequences, each layer's weights once. Raises CheckpointError for NaN or infinity.
 
     Of the sequences `layers_of` the residual stream after each layer, `[T, H]`, is kept as well: they make
-    one more reading, the last of those returned.
+    one more reading, the last of those returned. PyTorch computes on `device`.
     """
     readings = [*readings, Reading(layers_of)] if layers_of else list(readings)
     streams: list[Stream] = []
     seen: list[list[Tensor]] = [[] for _ in layers_of]
 
     def completed(decoder: Decoder, part: str) -> None:
+        decoder.get_submodule(part).to(device)
         if part == "embed_tokens":
             streams.extend(Stream(decoder, tuple(each.sequences)) for each in readings)
         elif part.startswith("layers."):
@@ -63,7 +66,7 @@ def read_exactly(checkpoint: Checkpoint, readings: Sequence[Reading], layers_of:
                 stream.advance(decoder, layer)
             if layers_of:
                 for rows, residual in zip(seen, _by_sequence(streams[-1], layers_of, nn.Identity()), strict=True):
-                    rows.append(residual)
+                    rows.append(residual.cpu())
             decoder.layers[layer] = nn.Identity()
 
     decoder = load_decoder(checkpoint, completed=completed)

@@ -58,6 +58,11 @@ class Decoder(nn.Module, StoresOtherwise):
             x = operators.last_valid(x, length)
         return self.lm_head(self.embedding_norm(x)), new
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and where a call's tensors must be."""
+        return self.embed_tokens.weight.device
+
     def block(self, layer: int) -> Block:
         """The residual block of that layer, callable by itself: `(x, state, call) → (x, the layer's new state)`."""
         return cast(Block, self.layers[layer])

@@ -34,9 +34,16 @@ def state_shapes(config: LFM2Config, window: int, batch: int = 1) -> dict[str, t
     }
 
 
-def empty_state(config: LFM2Config, window: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> State:
+def empty_state(
+    config: LFM2Config,
+    window: int,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+) -> State:
     """The state of a new conversation: all zeros."""
-    return {name: torch.zeros(shape, dtype=dtype) for name, shape in state_shapes(config, window, batch).items()}
+    shapes = state_shapes(config, window, batch)
+    return {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
 
 
 def is_cache(name: str) -> bool:

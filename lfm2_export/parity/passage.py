@@ -46,7 +46,7 @@ class Passage:
         network = trace(self._decoder.config, padded=True)
         (picked,) = (step.output for step in network.of_kind("last_valid"))
         rows = self._hidden[torch.tensor([end - 1 for end in ends])]
-        return interpret(network, self._decoder, {picked: rows}, [network.logits])[network.logits].numpy()
+        return interpret(network, self._decoder, {picked: rows}, [network.logits])[network.logits].cpu().numpy()
 
     def state(self, position: int) -> Snapshot:
         """Return the state after that many tokens."""
@@ -70,25 +70,27 @@ def passages(
     A disturbance `[T, H]` is what a sequence's embedded tokens are multiplied by.
     """
     network = trace(decoder.config, padded=True)
-    longest = max(map(len, sequences))
-    tokens = torch.tensor([[*each, *[0] * (longest - len(each))] for each in sequences])
-    lengths = torch.tensor([len(each) for each in sequences])
+    longest, device = max(map(len, sequences)), decoder.device
+    tokens = torch.tensor([[*each, *[0] * (longest - len(each))] for each in sequences], device=device)
+    lengths = torch.tensor([len(each) for each in sequences], device=device)
     embedded = decoder.embed_tokens(tokens)
     for row, disturbance in enumerate(disturbances):
         if disturbance is not None:
-            embedded[row, : len(disturbance)] *= disturbance
-    given = {STATE + name: tensor for name, tensor in empty_state(decoder.config, 1, len(sequences)).items()}
+            embedded[row, : len(disturbance)] *= disturbance.to(device)
+    state = empty_state(decoder.config, 1, len(sequences), device=device)
+    given = {STATE + name: tensor for name, tensor in state.items()}
     given |= {TOKENS: tokens, POSITION: torch.zeros_like(lengths), LENGTH: lengths, _lookup(network): embedded}
     (hidden,) = (step.inputs[0] for step in network.of_kind("last_valid"))
     sources = {name: _column_source(network, name) for name in network.state}
     found = interpret(network, decoder, given, [hidden, *sources.values()])
+    columns = {name: found[value].cpu() for name, value in sources.items()}
     return [
         Passage(
             decoder,
             found[hidden][row, :length],
             {
-                name: found[value][row, :, :length] if is_cache(name) else found[value][row, :length]
-                for name, value in sources.items()
+                name: columns[name][row, :, :length] if is_cache(name) else columns[name][row, :length]
+                for name in columns
             },
         )
         for row, length in enumerate(lengths.tolist())
@@ -101,17 +103,17 @@ def steps_from(
     """Take single steps side by side: of each token from its own state, its embedding times its `[1, H]`."""
     network = trace(decoder.config, padded=True)
     columns = max(1, *(state.position for state in before))
-    state = empty_state(decoder.config, columns, len(tokens))
+    state = empty_state(decoder.config, columns, len(tokens), device=decoder.device)
     for row, snapshot in enumerate(before):
         for name, values in snapshot.tensors.items():
             target = state[name][row, :, : snapshot.position] if is_cache(name) else state[name][row]
             target.copy_(torch.from_numpy(values[0]))
-    ids = torch.tensor(tokens).unsqueeze(1)
-    position = torch.tensor([snapshot.position for snapshot in before])
+    ids = torch.tensor(tokens, device=decoder.device).unsqueeze(1)
+    position = torch.tensor([snapshot.position for snapshot in before], device=decoder.device)
     given = {STATE + name: tensor for name, tensor in state.items()}
     given |= {TOKENS: ids, POSITION: position, LENGTH: torch.ones_like(position)}
-    given[_lookup(network)] = decoder.embed_tokens(ids) * torch.stack(list(disturbances))
-    found = interpret(network, decoder, given, network.results)
+    given[_lookup(network)] = decoder.embed_tokens(ids) * torch.stack(list(disturbances)).to(decoder.device)
+    found = {name: value.cpu() for name, value in interpret(network, decoder, given, network.results).items()}
     for row, (token, snapshot) in enumerate(zip(tokens, before, strict=True)):
         after = {
             name: np.concatenate((snapshot.tensors[name], new.numpy()), axis=2) if is_cache(name) else new.numpy()

@@ -38,7 +38,7 @@ def recorded(decoder: Decoder) -> Iterator[ProbeValues]:
 
     def keep(point: str, value: Tensor) -> None:
         probes.pop(point, None)
-        probes[point] = value.numpy().copy()
+        probes[point] = value.cpu().numpy().copy()
 
     with visited(decoder, keep):
         yield probes

@@ -37,7 +37,7 @@ from lfm2_export.parity.lowering import (
     same_greedy_text,
 )
 from lfm2_export.parity.noise import noise_floor
-from lfm2_export.parity.reference import quantized_model, reference
+from lfm2_export.parity.reference import quantized_model, reference, reference_version
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.parity.reproduce import commands
 from lfm2_export.parity.subject import EMULATED, EMULATED_CPU, Effort, Subject
@@ -59,6 +59,7 @@ def prove(
     progress: Progress = silent,
     text: Path | None = None,
     detail: Detail | None = None,
+    device: str = "cpu",
 ) -> ParityReport:
     """Run the whole ladder on an artifact made from `checkpoint`; with `detail`, measure what only a report shows.
 
@@ -66,9 +67,11 @@ def prove(
 
     `only` names the runtimes to use; UsageError if one of them does not run such an artifact, and
     MissingDependencyError if it is not installed. Without `only`, an absent runtime is reported as skipped.
+
+    `device` is where eager PyTorch computes what the artifact must equal (see `reference_device`).
     """
     with torch_threads(checkpoint.config):
-        return _prove(artifact, checkpoint, only, effort, progress, text, detail)
+        return _prove(artifact, checkpoint, only, effort, progress, text, detail, device)
 
 
 def _prove(
@@ -79,9 +82,10 @@ def _prove(
     progress: Progress,
     text: Path | None,
     detail: Detail | None,
+    device: str,
 ) -> ParityReport:
     return_at_once()  # logits and weights come and go by the megabyte
-    subject = Subject(artifact, checkpoint, effort or Effort(), progress, text, detail)
+    subject = Subject(artifact, checkpoint, effort or Effort(), progress, text, detail, device)
     reports = [RuntimeReport(runtime=name) for name in _runtimes_for(artifact, only)]
     sessions = {report.runtime: session for report in reports if (session := _open(subject, report, bool(only)))}
     opened = [report for report in reports if report.runtime in sessions]
@@ -108,7 +112,7 @@ def _prove(
         cache=cache,
         delegation=[method.delegation for method in manifest.methods if method.delegation],
         size_bytes=manifest.shipped_bytes,
-        versions=manifest.versions,
+        versions=manifest.versions | {"reference": reference_version(device)},
         settings=manifest.recipe,
         files={name: entry.size for name, entry in manifest.files.items()},
         quantization=manifest.quantization,
@@ -158,7 +162,7 @@ def _question_1(
     stored = targets.find(subject.artifact.manifest.target).weights_error(decoder, subject.artifact.folder)
     spoken = subject.tokens[: min(subject.window // 2, subject.effort.law_tokens)]
     other = _other_form(subject, decoder, spoken)
-    unpack(decoder)  # its grids have served, and every call is many times faster without them
+    unpack(decoder).to(subject.device)  # its grids have served, and every call is many times faster without them
     prompts = [tokens[: min(32, subject.window - 1)] for tokens in subject.text.sequences[: subject.effort.prompts]]
     cases_of = {
         name: lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
@@ -168,6 +172,8 @@ def _question_1(
     common: Truth = SessionTruth(eager)
     if isinstance(eager, EagerSession):
         common = EagerTruth(decoder, subject.window, everything)
+    elif subject.device != "cpu":
+        raise UsageError(f"what {subject.artifact.manifest.target} artifacts must equal is computed on the CPU only")
     for report in reports:
         session, own = sessions[report.runtime], references.get(report.runtime)
         truth = SessionTruth(own) if own is not None else common
@@ -212,7 +218,7 @@ def _run_weights_alone(subject: Subject, reports: list[RuntimeReport]) -> None:
         subject.progress(f"{report.runtime}: the stored weights, with activations in float")
         decoder = quantized_model(subject.artifact, subject.checkpoint, float_activations=True)
         cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
-        truth = EagerTruth(unpack(decoder), subject.window, cases)
+        truth = EagerTruth(unpack(decoder).to(subject.device), subject.window, cases)
         report.weights_error = distance(session, truth, cases).max_error
 
 
@@ -231,7 +237,7 @@ def _question_2(
     readings = [Reading(subject.text.sequences)] + ([Reading(cached, narrow)] if narrow != "float32" else [])
     layers_of = [subject.tokens[: subject.window]] if subject.residual_stream is not None else []
     subject.progress("fp32: layer by layer over all tokens")
-    exact, *others = read_exactly(subject.checkpoint, readings, layers_of)
+    exact, *others = read_exactly(subject.checkpoint, readings, layers_of, subject.device)
     for report in reports:
         asked = references[report.runtime] if report.runtime in references else sessions[report.runtime]
         report.quality_of = asked.runtime
@@ -251,7 +257,7 @@ def _question_2(
     if tokenizer is None or not subject.has_tasks:
         return None, cache
     subject.progress("eager: nano's held-out questions")
-    fp32 = EagerSession(load_decoder(subject.checkpoint), subject.window)
+    fp32 = EagerSession(load_decoder(subject.checkpoint).to(subject.device), subject.window)
     return task_accuracy(fp32, tokenizer, subject.effort.questions), cache
 
 

@@ -8,11 +8,14 @@ show, that these integers are this checkpoint's, shows in the quality gates: the
 
 from __future__ import annotations
 
+import platform
+
 import torch
 
 from lfm2_export import targets
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.checkpoint.source import Checkpoint
+from lfm2_export.errors import MissingDependencyError, UsageError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.quantize.calibration import read_windows
@@ -36,6 +39,24 @@ def reference(artifact: Artifact, decoder: Decoder) -> Session:
         return EagerSession(decoder, manifest.window)
     call = pte_call(lambda name, inputs: methods[name](*inputs), manifest)
     return SliceSession(call, manifest, "eager", torch.__version__)
+
+
+def reference_device(name: str) -> str:
+    """Return the device, as torch spells it, of a reference on the `name`d processor: "cpu" or "cuda".
+
+    Raises UsageError for another name, and MissingDependencyError where PyTorch finds no such processor.
+    """
+    if name not in ("cpu", "cuda"):
+        raise UsageError(f"no reference {name!r}; there are cpu and cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MissingDependencyError(f"PyTorch {torch.__version__} finds no CUDA GPU for --reference cuda")
+    return name
+
+
+def reference_version(device: str) -> str:
+    """Return which PyTorch computes a reference, and on what."""
+    on = torch.cuda.get_device_name() if device == "cuda" else f"the CPU ({platform.machine()})"
+    return f"PyTorch {torch.__version__} on {on}"
 
 
 def quantized_model(artifact: Artifact, checkpoint: Checkpoint, float_activations: bool = False) -> Decoder:

@@ -44,6 +44,7 @@ class Subject:
     progress: Progress
     own_text: Path | None = None
     detail: Detail | None = None
+    device: str = "cpu"  # where eager PyTorch computes, as torch spells it
     residual_stream: list[np.ndarray] | None = None  # of the quantized eager model, layer by layer, for a report
 
     def __post_init__(self) -> None:

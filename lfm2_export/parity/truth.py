@@ -17,6 +17,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import empty_state, write_slices
 from lfm2_export.parity.cases import Case
 from lfm2_export.parity.passage import Passage, Step, Tokens, passages, steps_from
+from lfm2_export.runtimes.eager import eager_on
 from lfm2_export.runtimes.session import Session, Snapshot
 
 _DISTURBANCE = 2.0**-20  # relative, standard deviation: what an fp32 sum of a thousand terms leaves open
@@ -92,13 +93,13 @@ class SessionTruth(Truth):
 
 
 class EagerTruth(Truth):
-    """A model in eager PyTorch: whole sequences at once, each of them only once however many cases begin with it."""
-
-    runtime = "eager"
+    """A model in eager PyTorch, on the device that holds it: whole sequences at once, each of them only once however
+    many cases begin with it."""
 
     def __init__(self, decoder: Decoder, window: int, cases: Sequence[Case] = ()) -> None:
         """`cases` are known beforehand, so that all their sequences go through the model side by side."""
         self.decoder, self.window = decoder, window
+        self.runtime = eager_on(decoder.device)
         self._cases = tuple(cases)
 
     @cached_property
@@ -153,10 +154,10 @@ class EagerTruth(Truth):
     @torch.inference_mode()
     def continuations(self, prompts: Sequence[Tokens], limit: int) -> list[Continuation]:
         """Reply to all prompts side by side."""
-        rows, longest = len(prompts), max(map(len, prompts))
-        state = empty_state(self.decoder.config, min(self.window, longest + limit), rows)
-        tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
-        length = torch.tensor([len(prompt) for prompt in prompts])
+        rows, longest, device = len(prompts), max(map(len, prompts)), self.decoder.device
+        state = empty_state(self.decoder.config, min(self.window, longest + limit), rows, device=device)
+        tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
+        length = torch.tensor([len(prompt) for prompt in prompts], device=device)
         position = torch.zeros_like(length)
         said: list[list[int]] = [[] for _ in prompts]
         logits: list[list[np.ndarray]] = [[] for _ in prompts]
@@ -167,15 +168,15 @@ class EagerTruth(Truth):
             position = position + length
             for row in range(rows):
                 if int(length[row]):
-                    logits[row].append(found[row].numpy())
+                    logits[row].append(found[row].cpu().numpy())
             going = [len(each) < limit and int(at) < self.window for each, at in zip(logits, position, strict=True)]
             if not any(going):
                 return [Continuation(tuple(a), np.stack(b)) for a, b in zip(said, logits, strict=True)]
-            tokens = torch.zeros(rows, 1, dtype=torch.long)
+            tokens = torch.zeros(rows, 1, dtype=torch.long, device=device)
             for row in (row for row in range(rows) if going[row]):
                 said[row].append(greedy(logits[row][-1], ()))
                 tokens[row, 0] = said[row][-1]
-            length = torch.tensor(going, dtype=torch.long)
+            length = torch.tensor(going, dtype=torch.long, device=device)
 
 
 def answer(session: Session, case: Case) -> Answer:

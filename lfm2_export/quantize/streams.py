@@ -25,11 +25,12 @@ class _Batch:
     """Windows of similar length, right-padded (causal layers never see that), each from an empty state."""
 
     def __init__(self, decoder: Decoder, windows: Sequence[tuple[int, ...]]) -> None:
-        longest = max(map(len, windows))
-        ids = torch.tensor([[*window, *[0] * (longest - len(window))] for window in windows])
-        self.valid = torch.arange(longest) < torch.tensor([[len(window)] for window in windows])  # [B, T]
-        self.state: State = empty_state(decoder.config, 1, len(windows))
-        self.call: Call = decoder.call(ids, torch.zeros(len(windows), dtype=torch.long))
+        longest, device = max(map(len, windows)), decoder.device
+        ids = torch.tensor([[*window, *[0] * (longest - len(window))] for window in windows], device=device)
+        lengths = torch.tensor([[len(window)] for window in windows], device=device)
+        self.valid = torch.arange(longest, device=device) < lengths  # [B, T]
+        self.state: State = empty_state(decoder.config, 1, len(windows), device=device)
+        self.call: Call = decoder.call(ids, torch.zeros_like(lengths[:, 0]))
         self.x: Tensor = decoder.embed_tokens(ids)  # [B, T, H]
 
 

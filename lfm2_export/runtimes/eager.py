@@ -16,9 +16,8 @@ from lfm2_export.runtimes.session import Session, Snapshot, check_room, check_sn
 
 
 class EagerSession(Session):
-    """One conversation with a `Decoder` (fp32 or quantized) in explicit form."""
+    """One conversation with a `Decoder` (fp32 or quantized) in explicit form, on the device that holds it."""
 
-    runtime = "eager"
     version = str(torch.__version__)
     pads = True
 
@@ -28,12 +27,16 @@ class EagerSession(Session):
         self.reset()
 
     @property
+    def runtime(self) -> str:  # type: ignore[override]  # the decoder may move after this was opened
+        return eager_on(self.decoder.device)
+
+    @property
     def position(self) -> int:
         return self._position
 
     def reset(self) -> None:
         self._position = 0
-        self._state = empty_state(self.decoder.config, self.window)
+        self._state = empty_state(self.decoder.config, self.window, device=self.decoder.device)
 
     def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
         return self._run(tokens, pad_to, all_logits=False)[0]
@@ -44,7 +47,7 @@ class EagerSession(Session):
 
     def state(self) -> Snapshot:
         cut = {
-            name: (tensor[:, :, : self._position] if is_cache(name) else tensor).numpy().copy()
+            name: (tensor[:, :, : self._position] if is_cache(name) else tensor).cpu().numpy().copy()
             for name, tensor in self._state.items()
         }
         return Snapshot(self._position, cut)
@@ -63,15 +66,21 @@ class EagerSession(Session):
     @torch.inference_mode()
     def _run(self, tokens: Sequence[int], pad_to: int | None, all_logits: bool) -> np.ndarray:
         check_room(self._position, len(tokens), self.window, self.decoder.config.vocab_size, tokens)
-        rows = list(tokens) + [0] * max(0, (pad_to or 0) - len(tokens))
-        position = torch.tensor([self._position])
-        length = torch.tensor([len(tokens)])
-        logits, new = self.decoder(torch.tensor([rows]), position, length, self._filled(), all_logits)
+        device = self.decoder.device
+        rows = torch.tensor([[*tokens, *[0] * max(0, (pad_to or 0) - len(tokens))]], device=device)
+        position = torch.tensor([self._position], device=device)
+        length = torch.tensor([len(tokens)], device=device)
+        logits, new = self.decoder(rows, position, length, self._filled(), all_logits)
         write_slices(self._state, new, position, length)
         self._position += len(tokens)
-        return logits.numpy()
+        return logits.cpu().numpy()
 
     def _filled(self) -> dict[str, torch.Tensor]:
         """The state with the caches cut to their filled part: masked columns cost time and add exact zeros."""
         columns = max(1, self._position)
         return {name: t[:, :, :columns] if is_cache(name) else t for name, t in self._state.items()}
+
+
+def eager_on(device: torch.device) -> str:
+    """Return what a report calls eager PyTorch on that device."""
+    return "eager" if device.type == "cpu" else f"eager on {device.type}"

@@ -28,6 +28,7 @@ class OnnxRuntimeCuda(Runtime):
 
     name = "onnxruntime-cuda"
     targets = ("onnx",)
+    computes_on = "GPU"
 
     def version(self) -> str:
         """Return the version of the installed onnxruntime-gpu.
@@ -55,6 +56,9 @@ class OnnxRuntimeCuda(Runtime):
     def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> CudaSession:
         """Load an artifact for one conversation. ArtifactError names nodes that would fall back to the CPU."""
         self.version()  # without a GPU onnxruntime would silently take the CPU
+        import onnxruntime
+
+        onnxruntime.preload_dlls()  # CUDA's libraries from NVIDIA's wheels, which no loader's path leads to
         return CudaSession(folder, manifest, threads=threads)
 
 

@@ -23,6 +23,7 @@ class Runtime(ABC):
     # "first": its targets' own runtime, with which chat and bench begin; "always": by every proof as well;
     # "on request": only when it is named, since it repeats a target's own kernels on the same file
     taken: ClassVar[Literal["first", "always", "on request"]] = "always"
+    computes_on: ClassVar[Literal["CPU", "GPU", "NPU"]] = "CPU"
     # hardware that it stands in for, which makes it slow: `parity` asks an emulator less
     emulates: ClassVar[Literal["CPU", "NPU"] | None] = None
     # processor → the runtime for it, found as `NAME/PROCESSOR`, of one that can emulate several

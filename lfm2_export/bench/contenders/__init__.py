@@ -2,8 +2,8 @@
 
 A module has two functions, called in this order in a process of its own:
 
-- `prepare(path, threads)`: import the library and hold it to that many threads;
-- `load(path, threads, room)`: load the model; `room` is the most tokens that will be asked for, for runtimes that
+- `prepare(spec, threads)`: import the library and hold it to that many threads;
+- `load(spec, threads, room)`: load the model; `room` is the most tokens that will be asked for, for runtimes that
   size their cache when they load.
 """
 
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple, Protocol, cast, runtime_checkable
+
+from lfm2_export.bench.spec import Spec
 
 CALL = 512  # tokens a call, where the contender leaves the choice to its caller
 
@@ -55,9 +56,9 @@ class InOwnProcess(Protocol):
 
 
 class Kind(Protocol):
-    def prepare(self, path: Path, threads: int) -> None: ...
+    def prepare(self, spec: Spec, threads: int) -> None: ...
 
-    def load(self, path: Path, threads: int, room: int) -> Contender: ...
+    def load(self, spec: Spec, threads: int, room: int) -> Contender: ...
 
 
 def find(kind: str) -> Kind:

@@ -1,19 +1,20 @@
-"""An artifact of ours, through its own runtime's Session."""
+"""An artifact of ours, through a runtime's Session: its own, or the one that the spec names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
 from lfm2_export import runtimes
 from lfm2_export.artifact.folder import Artifact, open_artifact
 from lfm2_export.bench.bytes_read import cache_bytes, weight_bytes
+from lfm2_export.bench.spec import Spec
 from lfm2_export.bench.stages import decode_stages
 from lfm2_export.model.state import is_cache
 from lfm2_export.runtimes import onnxruntime
+from lfm2_export.runtimes.runtime import Runtime
 from lfm2_export.runtimes.session import Session, Snapshot
 
 _FILLER = 1  # any token will do
@@ -22,16 +23,23 @@ _FILLER = 1  # any token will do
 _opened = cache(open_artifact)  # checked once, before the clock runs: no other contender compares checksums
 
 
-def prepare(path: Path, threads: int) -> None:
+def prepare(spec: Spec, threads: int) -> None:
     """Check the artifact and import its runtime's library, which is told the number of threads when it loads."""
-    runtimes.first(_opened(path).manifest).load_library()
+    _runtime(spec).load_library()
 
 
-def load(path: Path, threads: int, room: int) -> ArtifactContender:
-    """Open the artifact with the first runtime meant for it; its window is its own, whatever `room` is."""
-    artifact = _opened(path)
-    session = runtimes.first(artifact.manifest).open_session(artifact.folder, artifact.manifest, threads)
-    return ArtifactContender(artifact, session, threads)
+def load(spec: Spec, threads: int, room: int) -> ArtifactContender:
+    """Open the artifact; its window is its own, whatever `room` is."""
+    artifact, runtime = _opened(spec.path), _runtime(spec)
+    session = runtime.open_session(artifact.folder, artifact.manifest, threads)
+    contender = ArtifactContender(artifact, session, threads)
+    if runtime.computes_on != "CPU":
+        contender.weight_bytes = contender.cache_bytes = None  # nobody measured that memory's bandwidth
+    return contender
+
+
+def _runtime(spec: Spec) -> Runtime:
+    return runtimes.find(spec.runtime) if spec.runtime else runtimes.first(_opened(spec.path).manifest)
 
 
 class ArtifactContender:
@@ -44,8 +52,8 @@ class ArtifactContender:
         self.window = self._session.window
         self.vocab = int(manifest.source.config["vocab_size"])
         self.size = sum(entry.size for name, entry in manifest.files.items() if _is_model(name, artifact))
-        self.weight_bytes = weight_bytes(manifest)
-        self.cache_bytes = cache_bytes(manifest)
+        self.weight_bytes: int | None = weight_bytes(manifest)
+        self.cache_bytes: int | None = cache_bytes(manifest)
         self._one_token: Snapshot | None = None
 
     def stand(self, position: int) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from lfm2_export.bench.contenders import CALL
+from lfm2_export.bench.spec import Spec
 from lfm2_export.checkpoint.config import read_config
 from lfm2_export.model.state import cache_bytes
 
 _FILLER = 1
 
 
-def prepare(path: Path, threads: int) -> None:
+def prepare(spec: Spec, threads: int) -> None:
     """Import the library and hold torch to `threads`."""
     import transformers
 
@@ -23,9 +24,9 @@ def prepare(path: Path, threads: int) -> None:
     transformers.logging.set_verbosity_error()
 
 
-def load(path: Path, threads: int, room: int) -> EagerContender:
+def load(spec: Spec, threads: int, room: int) -> EagerContender:
     """Load the checkpoint; its cache grows as it goes, whatever `room` is."""
-    return EagerContender(path)
+    return EagerContender(spec.path)
 
 
 class EagerContender:

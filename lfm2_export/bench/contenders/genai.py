@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 
 from lfm2_export.bench.contenders import CALL
-from lfm2_export.bench.spec import GENAI
+from lfm2_export.bench.spec import GENAI, Spec
 from lfm2_export.errors import ArtifactError, one_line
 from lfm2_export.runtimes import genai
 
 _FILLER = 1
 
 
-def prepare(path: Path, threads: int) -> None:
+def prepare(spec: Spec, threads: int) -> None:
     """Import the library; it is told the number of threads per model."""
     genai.RUNTIME.version()
 
 
-def load(path: Path, threads: int, room: int) -> GenaiContender:
+def load(spec: Spec, threads: int, room: int) -> GenaiContender:
     """Load the folder with a cache of `room` tokens. ArtifactError when the library refuses it."""
-    return GenaiContender(path, threads, room)
+    return GenaiContender(spec.path, threads, room)
 
 
 class GenaiContender:

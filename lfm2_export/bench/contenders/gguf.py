@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lfm2_export.bench.contenders import CALL
+from lfm2_export.bench.spec import Spec
 from lfm2_export.errors import ArtifactError
 
 _FILLER = 1
 _PROBE = (64, 256)  # tokens; the state's growth between them is the KV cache of the difference
 
 
-def prepare(path: Path, threads: int) -> None:
+def prepare(spec: Spec, threads: int) -> None:
     """Import the library and silence it."""
     import llama_cpp
 
@@ -22,9 +23,9 @@ def prepare(path: Path, threads: int) -> None:
     llama_cpp.llama_backend_init()
 
 
-def load(path: Path, threads: int, room: int) -> GgufContender:
+def load(spec: Spec, threads: int, room: int) -> GgufContender:
     """Load the model with a cache of `room` tokens. ArtifactError when llama.cpp refuses it."""
-    return GgufContender(path, threads, room)
+    return GgufContender(spec.path, threads, room)
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lfm2_export.artifact.folder import Artifact, open_artifact
 from lfm2_export.bench.contenders import Memory
 from lfm2_export.bench.contenders.artifact import ArtifactContender
+from lfm2_export.bench.spec import Spec
 from lfm2_export.runtimes import native
 from lfm2_export.runtimes._runner_session import RunnerSession
 
 
-def prepare(path: Path, threads: int) -> None:
+def prepare(spec: Spec, threads: int) -> None:
     """Check that the runner is there; it is told its threads when it starts."""
     native.RUNTIME.version()
 
 
-def load(path: Path, threads: int, room: int) -> NativeContender:
+def load(spec: Spec, threads: int, room: int) -> NativeContender:
     """Start a runner on the artifact; its window is its own, whatever `room` is."""
-    artifact = open_artifact(path)
+    artifact = open_artifact(spec.path)
     session = native.RUNTIME.open_session(artifact.folder, artifact.manifest, threads)
     return NativeContender(artifact, session, threads)
 

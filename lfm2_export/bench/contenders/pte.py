@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from lfm2_export.bench.contenders import CALL
+from lfm2_export.bench.spec import Spec
 from lfm2_export.errors import ArtifactError, one_line
 from lfm2_export.runtimes import _pte, executorch
 from lfm2_export.runtimes._huge_pages import HugePages
@@ -18,14 +19,14 @@ from lfm2_export.runtimes._huge_pages import HugePages
 _FILLER = 1
 
 
-def prepare(path: Path, threads: int) -> None:
+def prepare(spec: Spec, threads: int) -> None:
     """Import ExecuTorch and size its thread pool, before a program captures it."""
     _pte.set_threads(threads)
 
 
-def load(path: Path, threads: int, room: int) -> PteContender:
+def load(spec: Spec, threads: int, room: int) -> PteContender:
     """Load the file. ArtifactError when ExecuTorch refuses it or it does not tell its sizes."""
-    return PteContender(path)
+    return PteContender(spec.path)
 
 
 class PteContender:
