@@ -21,7 +21,7 @@ from lfm2_export.qualcomm import soc
 from lfm2_export.qualcomm.calls import graph_inputs, npu_state
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.quantize.calibration import Calibration
-from lfm2_export.runtimes._slices import GraphSession
+from lfm2_export.runtimes._slices import SliceSession, graph_call
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.targets.onnx_qnn.activation_ranges import activation_ranges
 from lfm2_export.targets.onnx_qnn.float_graph import build
@@ -36,7 +36,7 @@ WINDOW, CHUNK = 40, 8
 CHUNKS = [8, 3, 1, 1, 11, 2, 1]
 
 
-def on_cpu(decoder: Decoder, folder: Path) -> GraphSession:
+def on_cpu(decoder: Decoder, folder: Path) -> SliceSession:
     """The float graphs, run by onnxruntime's CPU provider."""
     rows = {"decode": 1, "prefill": CHUNK}
     for name, count in rows.items():
@@ -45,7 +45,7 @@ def on_cpu(decoder: Decoder, folder: Path) -> GraphSession:
     manifest = artifact_of(decoder.config, WINDOW, target="onnx_qnn", methods=methods).manifest
     cpu = ["CPUExecutionProvider"]
     sessions = {name: onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=cpu) for name in rows}
-    return GraphSession(sessions, manifest, "cpu", "")
+    return SliceSession(graph_call(sessions, manifest), manifest, "cpu", "")
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())

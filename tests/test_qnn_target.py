@@ -25,6 +25,7 @@ from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.random_init import SIZES
 from lfm2_export.model.state import state_shapes
+from lfm2_export.parity.leading import GuidedMethods
 from lfm2_export.qualcomm import sdk
 from lfm2_export.qualcomm.calls import DECODE, MASKED, PREFILL, call_inputs, npu_state
 from lfm2_export.quantize.apply import quantize
@@ -34,7 +35,7 @@ from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes._slices import SliceSession, pte_call
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.targets.qnn import target
-from lfm2_export.targets.qnn.border import FILE, example, method_spec
+from lfm2_export.targets.qnn.border import FILE, example, method_spec, probed_values
 from lfm2_export.targets.qnn.capacity import first_layers, shards_needed
 from lfm2_export.targets.qnn.table import TABLE, HtpModule
 from lfm2_export.targets.qnn.target import TARGET
@@ -317,8 +318,8 @@ class TestArtifact:
         assert session.position == WINDOW
 
 
-def graphs(made_by: Recipe, decoder: Decoder) -> Any:
-    methods = TARGET.reference(decoder, made_by, WINDOWS)
+def graphs(made_by: Recipe, decoder: Decoder, probed: bool = False) -> Any:
+    methods = TARGET.reference(decoder, made_by, WINDOWS, probed)
     assert methods is not None
     return methods
 
@@ -370,6 +371,36 @@ class TestQuantized:
         pairs = [(full, narrow) for (_, full), (_, narrow) in zip(*steps, strict=True)]
         assert all(narrow <= full * 1.0001 for full, narrow in pairs)
         assert observer == "mse" or sum(narrow < full * 0.99 for full, narrow in pairs) > 5
+
+    def test_probes_change_no_scale_and_no_result(self) -> None:
+        decoder = random_decoder(layer_types=("conv", "full_attention"))
+        points = probed_values(TARGET.network(decoder.config))
+        plain, probed = graphs(recipe(), decoder), graphs(recipe(), decoder, probed=True)
+        for name, rows in ((DECODE, 1), (PREFILL, CHUNK)):
+            assert activation_steps(probed[name]) == activation_steps(plain[name])
+            inputs = example(decoder.config, WINDOW, rows)
+            expected, found = plain[name](*inputs), probed[name](*inputs)
+            assert len(found) == len(expected) + len(points)
+            assert all(map(torch.equal, found, expected))
+
+    def test_led_along_other_values_only_what_reads_them_changes(self) -> None:
+        decoder = random_decoder(layer_types=("conv", "full_attention"))
+        points = probed_values(TARGET.network(decoder.config))
+        rows = {DECODE: 1, PREFILL: CHUNK}
+        specs = [method_spec(name, count, decoder.config, WINDOW, None, points) for name, count in rows.items()]
+        facts = {"methods": specs, "transport": "slice", "cache_layout": "heads-time", "versions": {}}
+        made = manifest(recipe(), decoder.config, **facts, runtime_requirement="")
+        methods = graphs(recipe(), decoder, probed=True)
+        sound, changed = GuidedMethods(methods, made), GuidedMethods(methods, made)
+        for count in (CHUNK + 3, CHUNK + 1, 1):  # padded, then a token decoded, then nothing else
+            free = sound.free(tokens(count))
+            assert set(free) == set(points)
+            for point, values in sound.led(tokens(count), free).items():
+                np.testing.assert_array_equal(values, free[point])
+            read = "layers.1.ffn_norm:out"
+            led = changed.led(tokens(count), free | {read: free[read] / 2})
+            different = {point for point, values in led.items() if not np.array_equal(values, free[point])}
+            assert different == {"layers.1.feed_forward.w1:out", "layers.1.feed_forward.w3:out"}
 
     def test_the_sigmoid_has_all_16_bits_for_its_0_to_1(self) -> None:
         steps = activation_steps(graphs(recipe(), random_decoder(layer_types=("conv",)))[DECODE])

@@ -56,6 +56,11 @@ class MethodSpec(_Strict):
     max_tokens: int  # most tokens a single call may take
     delegation: Delegation | None = None
 
+    @property
+    def probes(self) -> list[str]:
+        """The names of the outputs that a probed method has behind its own; none of an ordinary artifact's."""
+        return [output.name for output in self.outputs if output.name.startswith(PROBE)]
+
 
 class Npu(_Strict):
     """The Qualcomm chip that an artifact was compiled for. Another chip needs another export."""

@@ -3,8 +3,9 @@
 The network is lowered again from the checkpoint, with what goes into and comes out of every module as outputs, and run
 in its runtime. Eager then runs twice: freely, which shows how errors accumulate, and led along the artifact's own
 values, so that each operation is judged on the inputs the artifact gave it. The first gives the size of the damage,
-the second the culprit. A rounding that falls the other way shows in one token, a wrong weight in all: the median token
-is held to a limit hundreds of times tighter than the worst one.
+the second the culprit. (Eager is the decoder or, where the target chooses scales, the graph that has them.) A rounding
+that falls the other way shows in one token, a wrong weight in all: the median token is held to a limit hundreds of
+times tighter than the worst one.
 
 A target that cannot lower such a network is traced by the state of the artifact at hand, which every explicit form
 shows: a layer is found, not an operation.
@@ -15,8 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lfm2_export import runtimes, targets
 from lfm2_export.artifact.folder import Artifact
@@ -25,7 +24,8 @@ from lfm2_export.errors import UsageError
 from lfm2_export.evaluate.metrics import relative_error
 from lfm2_export.files import scratch_folder
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.parity.probes import ProbeValues, describe, recorded, visited
+from lfm2_export.parity.leading import Guided, GuidedDecoder, GuidedMethods, aligned
+from lfm2_export.parity.probes import ProbeValues, describe
 from lfm2_export.parity.reference import quantized_model, reference
 from lfm2_export.parity.subject import traced_text
 from lfm2_export.parity.trace_result import Trace, TracePoint
@@ -34,7 +34,6 @@ from lfm2_export.quantize.calibration import read_windows
 from lfm2_export.quantize.scheme import needs_calibration
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.recipes import Recipe
-from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
 _OWN = 0.01  # most that one operation may be off by: one rounding to int8 the other way is 0.001 on nano
@@ -69,31 +68,38 @@ def find_divergence(
         manifest = artifact.manifest.model_copy(update={"form": "explicit", **lowered._asdict()})
         session = runtimes.first(manifest).open_session(folder, manifest)
         progress(f"{session.runtime}: point by point against eager")
-        eager = EagerSession(unpack(target.as_stored(decoder, recipe)), recipe.window)
-        return _by_points(session, eager, tokens, limit, recipe)
+        methods = target.reference(decoder, recipe, windows, probed=True)
+        eager: Guided
+        if methods is None:
+            eager = GuidedDecoder(unpack(target.as_stored(decoder, recipe)), recipe.window)
+        else:
+            eager = GuidedMethods(methods, manifest)
+        return _by_points(session, eager, decoder.config.num_hidden_layers, tokens, limit, recipe)
 
 
-def _by_points(session: Session, eager: EagerSession, tokens: Sequence[int], limit: float, recipe: Recipe) -> Trace:
+def _by_points(
+    session: Session, eager: Guided, layers: int, tokens: Sequence[int], limit: float, recipe: Recipe
+) -> Trace:
     typical: Errors = {}
     free: Errors = {}
-    led: Errors = {}
+    own: Errors = {}
     order: list[str] = []
-    leader = EagerSession(eager.decoder, eager.window)
     for call in _calls(tokens):
         session.prefill(call)
         ours = session.probes()
-        with recorded(eager.decoder) as theirs:
-            eager.prefill(call)
+        theirs = eager.free(call)
         order = [point for point in theirs if point in ours and not _is_repeated(point, theirs, ours)]
         for point in order:
-            free[point] = _worse(free.get(point), relative_error(_aligned(ours[point], theirs[point]), theirs[point]))
-        _lead(leader, call, ours, led, typical)
-    layers = len(eager.decoder.layers)
-    points = [_point(point, layers, led[point], typical[point], free[point]) for point in order]
+            free[point] = _worse(free.get(point), relative_error(aligned(ours[point], theirs[point]), theirs[point]))
+        for point, expected in eager.led(call, ours).items():
+            given = aligned(ours[point], expected)
+            own[point] = _worse(own.get(point), relative_error(given, expected))
+            typical[point] = _worse(typical.get(point), _median_token(given, expected))
+    points = [_point(point, layers, own[point], typical[point], free[point]) for point in order]
     beyond = [
         point
         for point in order
-        if not (led[point] <= limit and typical[point] <= min(limit, _typical_limit(point, recipe)))
+        if not (own[point] <= limit and typical[point] <= min(limit, _typical_limit(point, recipe)))
     ]
     method = (
         "Lowered again from the checkpoint with every module's input and output shown. Own error: of one operation, "
@@ -113,22 +119,6 @@ def _typical_limit(point: str, recipe: Recipe) -> float:
     half = any(rule.activation == "float16" for rule in recipe.quantization) or "float16" in recipe.options.values()
     attended = point.endswith("self_attn.out_proj:in") and recipe.cache != "float32"
     return _TYPICAL_HALF if half or attended else _TYPICAL
-
-
-def _lead(eager: EagerSession, call: Sequence[int], ours: ProbeValues, errors: Errors, typical: Errors) -> None:
-    """Run eager with each value replaced by the artifact's as soon as it has been compared with it."""
-
-    def visit(point: str, value: Tensor) -> Tensor | None:
-        if point not in ours:
-            return None
-        expected = value.numpy()
-        given = _aligned(ours[point], expected)
-        errors[point] = _worse(errors.get(point), relative_error(given, expected))
-        typical[point] = _worse(typical.get(point), _median_token(given, expected))
-        return torch.from_numpy(given.copy())
-
-    with visited(eager.decoder, visit):
-        eager.prefill(call)
 
 
 def _by_state(artifact: Artifact, decoder: Decoder, tokens: Sequence[int], limit: float, progress: Progress) -> Trace:
@@ -207,12 +197,6 @@ def _median_token(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def _calls(tokens: Sequence[int]) -> list[Sequence[int]]:
     return [tokens[: _CALLS[0]], tokens[_CALLS[0] :]]
-
-
-def _aligned(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """In eager's shape; where eager has fewer rows, the last token's, the artifact's last ones."""
-    width = theirs.shape[-1]
-    return ours.reshape(-1, width)[-(theirs.size // width) :].reshape(theirs.shape)
 
 
 def _worse(known: float | None, error: float) -> float:

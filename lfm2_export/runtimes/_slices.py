@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfm2_export.artifact.manifest import PROBE, Manifest
+from lfm2_export.artifact.manifest import PROBE, Manifest, MethodSpec
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.model.state import State, is_cache
 from lfm2_export.qualcomm.calls import DECODE, PREFILL, call_inputs, graph_inputs, npu_state, write_back
 from lfm2_export.runtimes.session import Session, Snapshot, check_room, check_snapshot
 
-# (method, tokens, position, state) → logits and the new pieces of the state, in its order; valid until the next call
+# (method, tokens, position, state) → logits, the new pieces of the state in its order, what probes show; valid until
+# the next call
 Call = Callable[[str, Sequence[int], int, State], Sequence[Tensor]]
 
 
@@ -25,6 +26,20 @@ def pte_call(run: Callable[[str, tuple[Tensor, ...]], Sequence[Tensor]], manifes
 
     def call(method: str, tokens: Sequence[int], position: int, state: State) -> Sequence[Tensor]:
         return run(method, call_inputs(tokens, rows[method], position, manifest.window, state))
+
+    return call
+
+
+def graph_call(opened: Mapping[str, Any], manifest: Manifest) -> Call:
+    """Return a call of the ONNX graphs that these onnxruntime sessions, by method, have opened."""
+    config = from_dict(manifest.source.config, "manifest.json")
+    methods = {method.name: method for method in manifest.methods}
+
+    def call(method: str, tokens: Sequence[int], position: int, state: State) -> Sequence[Tensor]:
+        inputs = graph_inputs(config, tokens, position, methods[method].max_tokens, manifest.window) | state
+        names = ["logits", *(f"new_{name}" for name in state), *methods[method].probes]
+        outputs = opened[method].run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
+        return [torch.from_numpy(output) for output in outputs]
 
     return call
 
@@ -42,7 +57,8 @@ class SliceSession(Session):
         self.runtime, self.version, self.window = runtime, version, manifest.window
         self._call = call
         self._config = from_dict(manifest.source.config, "manifest.json")
-        self._chunk = next(method.max_tokens for method in manifest.methods if method.name == PREFILL)
+        self._methods = {method.name: method for method in manifest.methods}
+        self._seen: list[dict[str, np.ndarray]] = []  # of each call of the last `prefill`
         self.reset()
 
     @property
@@ -55,8 +71,10 @@ class SliceSession(Session):
 
     def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
         check_room(self._position, len(tokens), self.window, self._config.vocab_size, tokens)
-        for start in range(0, len(tokens), self._chunk):
-            chunk = tokens[start : start + self._chunk]
+        self._seen.clear()
+        most = self._methods[PREFILL].max_tokens
+        for start in range(0, len(tokens), most):
+            chunk = tokens[start : start + most]
             logits = self._run(DECODE if len(chunk) == 1 and pad_to is None else PREFILL, chunk)
         return logits
 
@@ -71,6 +89,10 @@ class SliceSession(Session):
         for name, values in snapshot.tensors.items():
             self._view(name).copy_(torch.from_numpy(values))
 
+    def probes(self) -> dict[str, np.ndarray]:
+        calls = self._seen
+        return {point: np.concatenate([call[point] for call in calls]) for point in calls[0]} if calls else {}
+
     def _view(self, name: str) -> Tensor:
         """A state tensor in the contract's shape, a cache cut to the position."""
         tensor = self._state[name]
@@ -78,41 +100,28 @@ class SliceSession(Session):
 
     @torch.no_grad()
     def _run(self, method: str, tokens: Sequence[int]) -> np.ndarray:
-        logits, *new = self._call(method, tokens, self._position, self._state)
+        logits, *rest = self._call(method, tokens, self._position, self._state)
+        new, shown = rest[: len(self._state)], rest[len(self._state) :]
+        self._seen.append(_probed(self._methods[method], shown, len(tokens)))
         write_back(self._state, new, self._position, len(tokens))
         self._position += len(tokens)
         return logits.reshape(-1).numpy().copy()
 
 
-class GraphSession(SliceSession):
-    """The same with a pair of ONNX graphs, opened by onnxruntime, and the points that they output."""
-
-    def __init__(self, opened: Mapping[str, Any], manifest: Manifest, runtime: str, version: str) -> None:
-        """Take onnxruntime's sessions, by method."""
-        self._opened = opened
-        self._rows = {method.name: method.max_tokens for method in manifest.methods}
-        self._probes = {m.name: [o.name for o in m.outputs if o.name.startswith(PROBE)] for m in manifest.methods}
-        self._seen: list[dict[str, np.ndarray]] = []  # each method call's points, of the last `prefill`
-        super().__init__(self._graph, manifest, runtime, version)
-
-    def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
-        self._seen.clear()
-        return super().prefill(tokens, pad_to)
-
-    def probes(self) -> dict[str, np.ndarray]:
-        seen = self._seen
-        return {point: np.concatenate([call[point] for call in seen]) for point in seen[0]} if seen else {}
-
-    def _graph(self, method: str, tokens: Sequence[int], position: int, state: State) -> Sequence[Tensor]:
-        rows, probes = self._rows[method], self._probes[method]
-        inputs = graph_inputs(self._config, tokens, position, rows, self.window) | state
-        names = ["logits", *(f"new_{name}" for name in state)]
-        found = self._opened[method].run([*names, *probes], {name: tensor.numpy() for name, tensor in inputs.items()})
-        points = zip(probes, found[len(names) :], strict=True)
-        self._seen.append({name.removeprefix(PROBE): _valid(value, rows, len(tokens)) for name, value in points})
-        return [torch.from_numpy(output) for output in found[: len(names)]]
+def _probed(method: MethodSpec, values: Sequence[Tensor], count: int) -> dict[str, np.ndarray]:
+    """What a call's probes show of its `count` tokens, by point."""
+    return {
+        name.removeprefix(PROBE): _by_row(value, method.max_tokens)[:count].numpy().copy()
+        for name, value in zip(method.probes, values, strict=True)
+    }
 
 
-def _valid(value: np.ndarray, rows: int, count: int) -> np.ndarray:
-    """`[1, rows·n, width]` → `[count, n·width]`, without the padding; what only the last token has stays one row."""
-    return value[0] if value.shape[1] < rows else value.reshape(rows, -1)[:count]
+def _by_row(value: Tensor, rows: int) -> Tensor:
+    """Return a view `[rows, width]` of what a module of a method gets or gives, heads side by side.
+
+    `value` is `[1, rows, width]`, or by head `[1, rows·heads, D]` or `[1, heads, rows, D]`; what only the last token
+    has, `[1, 1, width]`, stays one row.
+    """
+    if value.dim() == 4:
+        value = value.transpose(1, 2)
+    return value[0] if value.shape[1] < rows else value.reshape(rows, -1)

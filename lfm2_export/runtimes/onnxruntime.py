@@ -86,7 +86,7 @@ class OnnxRuntimeSession(Session):
         states = [spec for spec in method.inputs if spec.name.startswith("past_")]
         types = {given.name: _NUMPY[given.type] for given in self._session.get_inputs()}
         self._buffers = {spec.name: np.zeros(_shape(spec, self.window), dtype=types[spec.name]) for spec in states}
-        self._probes = [spec.name for spec in method.outputs if spec.name.startswith(PROBE)]
+        self._probes = method.probes
         self._binding = self._session.io_binding()
         self._bind_buffers()
 

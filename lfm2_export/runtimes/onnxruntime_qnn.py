@@ -64,9 +64,9 @@ class OnnxRuntimeQnn(Runtime):
         return self._session(opened, manifest, "onnxruntime CPU")
 
     def _session(self, opened: Mapping[str, Any], manifest: Manifest, name: str) -> Session:
-        from lfm2_export.runtimes._slices import GraphSession
+        from lfm2_export.runtimes._slices import SliceSession, graph_call
 
-        return GraphSession(opened, manifest, name, self.version())
+        return SliceSession(graph_call(opened, manifest), manifest, name, self.version())
 
 
 RUNTIME = OnnxRuntimeQnn()

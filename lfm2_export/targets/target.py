@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from lfm2_export.artifact.manifest import MethodSpec, Npu
 from lfm2_export.errors import RecipeError
@@ -17,11 +17,13 @@ from lfm2_export.targets.capabilities import Capabilities
 from lfm2_export.targets.refusals import refusals
 
 if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
     from lfm2_export.checkpoint.config import LFM2Config
     from lfm2_export.model.decoder import Decoder
     from lfm2_export.recipes import Recipe
 
-Methods = Mapping[str, Callable[..., Any]]  # name → the method's function of its input tensors
+Methods = Mapping[str, "GraphModule"]  # name → the method, of its input tensors
 
 
 class Lowered(NamedTuple):
@@ -89,9 +91,10 @@ class Target(ABC):
         """Return the share of the stored weights that are not the decoder's; None where they are judged by running."""
         return None
 
-    def reference(self, decoder: Decoder, recipe: Recipe, windows: Windows) -> Methods | None:
+    def reference(self, decoder: Decoder, recipe: Recipe, windows: Windows, probed: bool = False) -> Methods | None:
         """Return the artifact's methods in eager PyTorch, where the target itself quantizes.
 
-        None where `decoder` already is the model that the artifact must equal.
+        When `probed` they are those of `lower_with_probes`, and the probes their last outputs. None where `decoder`
+        already is the model that the artifact must equal.
         """
         return None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lfm2_export.artifact.manifest import Delegation, MethodSpec, TensorSpec
+from lfm2_export.artifact.manifest import PROBE, Delegation, MethodSpec, TensorSpec, point_name
 from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.graph.steps import Network
+from lfm2_export.graph.walk import probes
 from lfm2_export.qualcomm.calls import DECODE, PREFILL, call_inputs, npu_state
 
 FILE = "model.pte"
@@ -50,8 +53,18 @@ def example(config: LFM2Config, window: int, rows: int) -> tuple[Tensor, ...]:
     return call_inputs([0] * rows, rows, 0, window, npu_state(config, window))
 
 
-def method_spec(name: str, rows: int, config: LFM2Config, window: int, report: Delegation | None) -> MethodSpec:
-    """Return how the manifest describes a method of `rows` rows."""
+def probed_values(network: Network) -> dict[str, str]:
+    """Return the points of a network (`point_name`) and the value that each one is; every value once."""
+    points: dict[str, str] = {}  # by value
+    for path, side, value in probes(network.steps):
+        points.setdefault(value, point_name(path, side))
+    return {point: value for value, point in points.items()}
+
+
+def method_spec(
+    name: str, rows: int, config: LFM2Config, window: int, report: Delegation | None, points: Iterable[str] = ()
+) -> MethodSpec:
+    """Return how the manifest describes a method of `rows` rows; `points` are those it also returns, of any shape."""
     state = npu_state(config, window)
     inputs = [
         TensorSpec(name="tokens", dtype="int32", shape=[1, rows]),
@@ -62,6 +75,7 @@ def method_spec(name: str, rows: int, config: LFM2Config, window: int, report: D
     ]
     outputs = [TensorSpec(name="logits", dtype="float32", shape=[1, 1, config.vocab_size])]
     outputs += [_new(f"new_{key}", tensor, rows) for key, tensor in state.items()]
+    outputs += [TensorSpec(name=f"{PROBE}{point}", dtype="float32", shape=[]) for point in points]
     return MethodSpec(name=name, file=FILE, inputs=inputs, outputs=outputs, max_tokens=rows, delegation=report)
 
 

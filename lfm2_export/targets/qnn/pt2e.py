@@ -152,7 +152,7 @@ def _converse(
         rows = chunk if len(tokens) - position >= chunk else 1
         inputs = call_inputs(tokens[position : position + rows], rows, position, window, state)
         _, *new = methods[PREFILL if rows > 1 else DECODE](*inputs)
-        write_back(state, new, position, rows)
+        write_back(state, new[: len(state)], position, rows)  # what probes show follows
         position += rows
 
 

@@ -11,6 +11,7 @@ are `[1, L-1, channels]`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from lfm2_export.graph.steps import LENGTH, POSITION, STATE, TOKENS, Network, Step
+from lfm2_export.graph.walk import walk
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.operators import rotary_tables
 from lfm2_export.targets.qnn.border import Border, Call
@@ -118,7 +120,7 @@ class _ShortConv(Entry):
         self.taps = nn.ParameterList(_constant(tap.view(1, 1, -1).clone()) for tap in module.kernel)
         self.bias = None if module.bias is None else _constant(module.bias)
 
-    def forward(self, call: Call, gated: Tensor, state: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, call: Call, gated: Tensor, state: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
         rows, columns = gated.shape[1], torch.cat((state, gated), dim=1)
         mixed = columns[:, :rows] * self.taps[0]
         for tap in range(1, len(self.taps)):
@@ -168,26 +170,26 @@ TABLE: dict[str, type[Entry]] = {
 class HtpModule(nn.Module):
     """A network for calls of exactly `rows` tokens; `qualcomm/calls.py` says what goes in and out.
 
+    It returns the network's results and, behind them, the `further` values named.
+
     Every step's entry is a module, and its path deliberate: the decoder's for a step that is a module of it (a recipe's
     rules find a matrix by it), and below that of the module around it for one that is not (`layers.0.add`). So every
     node traced from here names its layer.
     """
 
-    def __init__(self, network: Network, decoder: Decoder, window: int, rows: int) -> None:
+    def __init__(self, network: Network, decoder: Decoder, window: int, rows: int, further: Iterable[str] = ()) -> None:
         super().__init__()
-        self.network, self.rows = network, rows
+        self.network, self.returned = network, (*network.results, *further)
         self.border = Border(decoder.config, rows)
         for step in network.steps:
             _place(self, entry_path(step), TABLE[step.kind](step, decoder.get_submodule(step.path), window))
 
     def forward(self, tokens: Tensor, position: Tensor, length: Tensor, mask: Tensor, *state: Tensor) -> list[Tensor]:
         call = self.border(position, length, mask)
-        values = {TOKENS: tokens, POSITION: position, LENGTH: length}
-        values |= {f"{STATE}{name}": tensor for name, tensor in zip(self.network.state, state, strict=True)}
-        for step in self.network.steps:
-            made = self.get_submodule(entry_path(step))(call, *(values[name] for name in step.inputs if name))
-            values |= zip(step.outputs, (made,) if isinstance(made, Tensor) else made, strict=False)
-        return [values[name] for name in self.network.results]
+        given: dict[str, Tensor | None] = {"": None, TOKENS: tokens, POSITION: position, LENGTH: length}
+        given |= {f"{STATE}{name}": tensor for name, tensor in zip(self.network.state, state, strict=True)}
+        values = walk(self.network, given, lambda step, inputs: self.get_submodule(entry_path(step))(call, *inputs))
+        return [cast(Tensor, values[name]) for name in self.returned]
 
     def exported(self, inputs: tuple[Tensor, ...]) -> GraphModule:
         """Return it in aten operators, for calls of the shapes of `inputs`; weights keep their paths."""

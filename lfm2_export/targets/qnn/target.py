@@ -18,7 +18,6 @@ from lfm2_export.artifact.manifest import Delegation, Npu
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import LoweringError, RecipeError
 from lfm2_export.graph.matrices import matrices
-from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.progress import Progress
 from lfm2_export.qualcomm import sdk
@@ -29,7 +28,7 @@ from lfm2_export.quantize.scheme import needs_calibration, rule_for
 from lfm2_export.quantize.static_weights import static_weights
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets._compiling import no_collection, quiet
-from lfm2_export.targets.qnn.border import FILE, example, method_spec, rows_of
+from lfm2_export.targets.qnn.border import FILE, example, method_spec, probed_values, rows_of
 from lfm2_export.targets.qnn.capabilities import CAPABILITIES
 from lfm2_export.targets.qnn.capacity import first_layers, shards_needed
 from lfm2_export.targets.qnn.table import TABLE, HtpModule
@@ -49,7 +48,7 @@ class QnnTarget(Target):
     def check(self, recipe: Recipe, config: LFM2Config) -> None:
         """Refuse what this target cannot do, and say so when Qualcomm's libraries are missing."""
         super().check(recipe, config)
-        attends = "attention" in trace(config, self.padded).kinds()
+        attends = "attention" in self.network(config).kinds()
         _check_chip(recipe, config, chips.named(CAPABILITIES.option(recipe, "soc")), attends)
         sdk.version()
 
@@ -57,11 +56,26 @@ class QnnTarget(Target):
         self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
     ) -> Lowered:
         """Write `model.pte`, and `emulator.pte` where the first cannot run on the emulator."""
+        return self._lower(decoder, recipe, folder, progress, windows, probed=False)
+
+    def lower_with_probes(
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
+    ) -> Lowered:
+        """Write a `model.pte` for the emulator whose methods also return what goes into and comes out of every module.
+
+        With integers that changes no scale, and no bit of the other results. In fp16 the compiler fuses other operators
+        then, so results differ by its rounding.
+        """
+        return self._lower(decoder, recipe, folder, progress, windows, probed=True)
+
+    def _lower(
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows, probed: bool
+    ) -> Lowered:
         config, soc, rows = decoder.config, chips.named(CAPABILITIES.option(recipe, "soc")), _rows(recipe)
         half = not needs_calibration(recipe.quantization)
         grouped = any(rule.weight is not None and rule.weight.group is not None for rule in recipe.quantization)
-        programs = self._programs(decoder, recipe, windows, progress)
-        shared = bool(CAPABILITIES.option(recipe, "weight_sharing")) and soc.shares_weights
+        programs = self._programs(decoder, recipe, windows, progress, probed)
+        shared = bool(CAPABILITIES.option(recipe, "weight_sharing")) and soc.shares_weights and not probed
         files = {FILE: shared} | ({EMULATOR_FILE: False} if shared else {})
         from lfm2_export.targets.qnn.compile import compiled
 
@@ -76,8 +90,11 @@ class QnnTarget(Target):
                     programs, examples, soc, folder / name, half=half, share=share, grouped=grouped, starts=starts
                 )
                 _refuse_fallback(reports, recipe)
+        points = probed_values(self.network(config)) if probed else ()
         return Lowered(
-            methods=[method_spec(name, count, config, recipe.window, reports[name]) for name, count in rows.items()],
+            methods=[
+                method_spec(name, count, config, recipe.window, reports[name], points) for name, count in rows.items()
+            ],
             transport="slice",
             cache_layout="heads-time",
             versions={name: version(name) for name in ("executorch", "torch", "torchao")} | {"qnn": sdk.version()},
@@ -91,34 +108,36 @@ class QnnTarget(Target):
             ),
         )
 
-    def reference(self, decoder: Decoder, recipe: Recipe, windows: Windows) -> Methods | None:
+    def reference(self, decoder: Decoder, recipe: Recipe, windows: Windows, probed: bool = False) -> Methods | None:
         """Return the same quantized model in eager PyTorch, by method; None in fp16, where that is the decoder."""
         if not needs_calibration(recipe.quantization):
             return None
-        return self._programs(decoder, recipe, windows, lambda _: None)
+        return self._programs(decoder, recipe, windows, lambda _: None, probed)
 
     def _programs(
-        self, decoder: Decoder, recipe: Recipe, windows: Windows, progress: Progress
+        self, decoder: Decoder, recipe: Recipe, windows: Windows, progress: Progress, probed: bool = False
     ) -> Mapping[str, GraphModule]:
         """The methods in aten operators, with every scale chosen where the recipe has any."""
         sdk.prepare()
         if recipe.calibration is None:
             progress("writing the network as the NPU takes it")
             with quiet():
-                return self._exported(decoder, recipe)
+                return self._exported(decoder, recipe, probed)
         progress(f"choosing the weights' scales ({recipe.weights})")
         rounded = static_weights(decoder, recipe.quantization, windows, recipe.weights)
         progress(f"calibrating on {sum(map(len, windows))} tokens")
         with quiet():
             from lfm2_export.targets.qnn.pt2e import quantized
 
-            programs, soc = self._exported(rounded.decoder, recipe), chips.named(CAPABILITIES.option(recipe, "soc"))
+            programs = self._exported(rounded.decoder, recipe, probed)
+            soc = chips.named(CAPABILITIES.option(recipe, "soc"))
             return quantized(programs, rounded.scales, decoder.config, recipe, soc, windows, _rows(recipe)[PREFILL])
 
-    def _exported(self, decoder: Decoder, recipe: Recipe) -> dict[str, GraphModule]:
-        config, network = decoder.config, trace(decoder.config, self.padded)
+    def _exported(self, decoder: Decoder, recipe: Recipe, probed: bool) -> dict[str, GraphModule]:
+        config, network, window = decoder.config, self.network(decoder.config), recipe.window
+        further = probed_values(network).values() if probed else ()
         return {
-            name: HtpModule(network, decoder, recipe.window, rows).exported(example(config, recipe.window, rows))
+            name: HtpModule(network, decoder, window, rows, further).exported(example(config, window, rows))
             for name, rows in _rows(recipe).items()
         }
 
