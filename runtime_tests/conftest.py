@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import cache
 
 import pytest
 import torch
 from artifacts import ARTIFACTS, WINDOW, need_qnn
+from filelock import FileLock
 
-from lfm2_export.artifact.folder import Artifact
+from lfm2_export.artifact.folder import Artifact, open_artifact
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder, open_checkpoint
@@ -27,14 +29,21 @@ def _same_numbers_in_any_order() -> None:
 
 
 @pytest.fixture(scope="session")
-def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """(recipe, form, more overrides) → an unproven nano artifact, lowered once."""
+def make_artifact(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Make:
+    """(recipe, form, more overrides) → an unproven nano artifact, only to be read: lowered once for all workers."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own if worker_id == "master" else own.parent) / "artifacts"
 
     @cache
     def make(recipe: str, form: str, *overrides: str) -> Artifact:
-        output = tmp_path_factory.mktemp("artifacts") / f"{recipe}-{form}"
         changes = [f"form={form}", f"window={WINDOW}", *overrides]
-        return export("nano", recipe, output, overrides=changes, verify=False)[0]
+        place = shared / hashlib.sha256(repr((recipe, changes)).encode()).hexdigest()
+        place.mkdir(parents=True, exist_ok=True)
+        output = place / f"{recipe}-{form}"
+        with FileLock(place / "lock"):
+            if output.exists():
+                return open_artifact(output)
+            return export("nano", recipe, output, overrides=changes, verify=False)[0]
 
     return make
 
