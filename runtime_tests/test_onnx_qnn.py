@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,19 @@ INTEGER = (*FLOAT, "calibration.tokens=96", "calibration.windows=12")
 RECIPES = ["onnx-qnn-fp16", "onnx-qnn-16a8w", "onnx-qnn-16a4w"]
 
 
+def taken_by_the_npu(artifact: Artifact, file: str) -> int:
+    """How many operators a whole graph has for the NPU, after what onnxruntime does to it."""
+    graph = onnx.load(artifact.folder / file, load_external_data=False).graph
+    kinds = Counter(node.op_type for node in graph.node)
+    if "DequantizeLinear" in kinds:  # every reader of a quantized value gets one of its own
+        read = Counter(name for node in graph.node for name in node.input) + Counter(o.name for o in graph.output)
+        return len(graph.node) + sum(read[n.output[0]] - 1 for n in graph.node if n.op_type == "DequantizeLinear")
+    # constants are folded: the casts of fp16 weights, and the shared matrix turned for the head; in attention the keys'
+    # transposition moves behind their rotation, whose two halves then have one each
+    attention = artifact.manifest.source.config["layer_types"].count("full_attention")
+    return len(graph.node) - kinds["Cast"] - 1 + attention
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_is_proven_on_the_emulator_without_fallback(recipe, make_artifact, nano):
@@ -44,7 +58,7 @@ def test_every_recipe_is_proven_on_the_emulator_without_fallback(recipe, make_ar
     }
     for method in artifact.manifest.methods:
         assert method.delegation.calls == 1
-        assert method.delegation.delegated > 200
+        assert method.delegation.delegated == taken_by_the_npu(artifact, method.file)
         assert method.delegation.fallback == {}
 
 
@@ -102,4 +116,7 @@ def test_a_wrong_activation_scale_is_caught(make_artifact, nano, tmp_path: Path)
 
     healthy = make_artifact("onnx-qnn-16a8w", "explicit", *INTEGER)
     report = prove(spoiled(healthy, tmp_path / "spoiled", spoil), nano, effort=EFFORT)
-    assert {"law: chunked prefill", "quality: mean KLD"} & {g.name for g in report.gates if g.status == "fail"}
+    failed = {gate.name for gate in report.gates if gate.status == "fail"}
+    # not the lowering's: what the NPU is compared with is this very graph on the CPU; prefill's graph and fp32 are not
+    assert failed >= {"law: chunked prefill", "law: padded prefill", "quality: mean KLD", "quality: top-1"}
+    assert not any(name.startswith("lowering") for name in failed)
