@@ -14,7 +14,7 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.environment.resources import check_memory, torch_threads
 from lfm2_export.errors import GateError
-from lfm2_export.files import check_free, staged_folder
+from lfm2_export.files import Need, cache_root, check_free, check_room, staged_folder
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.parity.detail import Detail
@@ -26,6 +26,7 @@ from lfm2_export.quantize.calibrated import load_calibrated
 from lfm2_export.quantize.calibration import Windows, calibration_windows, write_windows
 from lfm2_export.quantize.record import FILE, write_record
 from lfm2_export.quantize.scheme import describe
+from lfm2_export.quantize.size import model_bytes
 from lfm2_export.recipes import Recipe
 
 
@@ -56,6 +57,7 @@ def export(
     target.check(chosen, checkpoint.config)
     output = output or Path("out") / f"{Path(checkpoint.name).name}-{chosen.name}"
     check_free(output, force, KIND, [checkpoint.folder])
+    check_room(*_needs(output, checkpoint, chosen))
     if verify:
         check_memory(checkpoint.config, chosen.quantization)
     tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
@@ -87,6 +89,17 @@ def export(
     if chosen.is_calibrated:
         shutil.rmtree(_kept(checkpoint, chosen, windows), ignore_errors=True)
     return Artifact(output, open_artifact(output).manifest), report
+
+
+def _needs(output: Path, checkpoint: Checkpoint, recipe: Recipe) -> list[Need]:
+    """What will be written, counted low: matrices in the recipe's bits, and for calibrated ones the record of them."""
+    size = model_bytes(checkpoint.config, recipe.quantization)
+    if not recipe.is_calibrated:
+        return [Need(output.parent, size, "the artifact's weights")]
+    return [
+        Need(output.parent, 2 * size, "the artifact's weights with their record"),
+        Need(cache_root(), size, "the finished layers (LFM2_EXPORT_CACHE)"),
+    ]
 
 
 def _quantized(checkpoint: Checkpoint, recipe: Recipe, windows: Windows, folder: Path, progress: Progress) -> Decoder:

@@ -23,7 +23,8 @@ from lfm2_export.bundle.verify import GOLDEN, WEB_MODEL, licences
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError
-from lfm2_export.files import check_free, check_free_file, scratch_folder, write_bytes
+from lfm2_export.files import Need, check_free, check_free_file, check_room, scratch_folder, write_bytes
+from lfm2_export.files.hidden import resumable_bytes
 from lfm2_export.progress import Progress, silent
 
 _NPU = ("qnn", "onnx_qnn")  # targets for Qualcomm's NPU
@@ -84,6 +85,7 @@ def bundle(
     largest = f"{name} with {most.size / 1e6:.1f} MB"
     known = opened.manifest.shipped_bytes
     check_budget(known, max_size, largest)
+    check_room(Need(place.output.parent, known - resumable_bytes(place.output), "the bundle's files"))
     if split is not None:
         part_names(place.name, known, split)  # an absurd size is refused before the model runs
     with scratch_folder() as scratch:

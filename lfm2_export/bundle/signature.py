@@ -6,12 +6,12 @@ its parts and for the unpacked folder. Keys are elliptic (P-256, P-384, P-521) i
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from lfm2_export.bundle.description import BUNDLE
 from lfm2_export.errors import BundleError, MissingDependencyError, UsageError, one_line
+from lfm2_export.files import scratch_folder
 
 SUFFIX = ".sig"
 _MAX_SIGNATURE = 1 << 20
@@ -20,14 +20,14 @@ _MAX_SIGNATURE = 1 << 20
 def sign(description: bytes, private_key: Path) -> bytes:
     """The signature of a bundle's bundle.json. UsageError for a key that the library cannot use."""
     signing = _library().signing
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / BUNDLE).write_bytes(description)
+    with scratch_folder() as folder:
+        (folder / BUNDLE).write_bytes(description)
         try:
             signer = signing.Config().use_elliptic_key_signer(private_key=private_key)
-            signer.sign(Path(folder) / BUNDLE, Path(folder) / "signature")
+            signer.sign(folder / BUNDLE, folder / "signature")
         except Exception as error:  # the library lets those of cryptography and others through
             raise UsageError(f"cannot sign with {private_key}: {one_line(error)}") from error
-        return (Path(folder) / "signature").read_bytes()
+        return (folder / "signature").read_bytes()
 
 
 def check(description: bytes, signature: Path, public_key: Path) -> None:
@@ -43,10 +43,10 @@ def check(description: bytes, signature: Path, public_key: Path) -> None:
         verifier = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except Exception as error:
         raise UsageError(f"{public_key}: not a public key: {one_line(error)}") from error
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / BUNDLE).write_bytes(description)
+    with scratch_folder() as folder:
+        (folder / BUNDLE).write_bytes(description)
         try:
-            verifier.verify(Path(folder) / BUNDLE, signature)
+            verifier.verify(folder / BUNDLE, signature)
         except Exception as error:
             raise BundleError(f"{signature}: the signature does not hold: {one_line(error)}") from error
 

@@ -3,14 +3,17 @@
 from lfm2_export.files.hidden import scratch_folder
 from lfm2_export.files.places import cache_root, sha256
 from lfm2_export.files.replacing import FileKind, FolderKind, check_free, check_free_file
+from lfm2_export.files.room import Need, check_room
 from lfm2_export.files.staging import resumed_folder, staged_file, staged_folder, write_bytes, write_text
 
 __all__ = [
     "FileKind",
     "FolderKind",
+    "Need",
     "cache_root",
     "check_free",
     "check_free_file",
+    "check_room",
     "resumed_folder",
     "scratch_folder",
     "sha256",

@@ -53,13 +53,18 @@ def hidden_folder(parent: Path, name: str) -> Iterator[Path]:
             _let_go(lock)
 
 
+def resumable_bytes(output: Path) -> int:
+    """Bytes that an earlier run left for the one to go on."""
+    return size_of(_resumable(output))
+
+
 @contextmanager
 def resumable_folder(output: Path) -> Iterator[Path]:
     """The hidden folder `.OUTPUT.partial`, which stays when the block fails; what an earlier run left is in it.
 
     UsageError when another run is at work in it, or when it is not ours.
     """
-    folder = output.with_name(f".{output.name}{PARTIAL}")
+    folder = _resumable(output)
     if folder.is_symlink() or (folder.exists() and {path.name for path in folder.iterdir()} - {NEW, OLD, GONE, _LOCK}):
         raise UsageError(f"{folder} was not made by lfm2-export and is in the way; move it elsewhere")
     sweep(output.parent)
@@ -75,6 +80,10 @@ def resumable_folder(output: Path) -> Iterator[Path]:
             with uninterrupted():
                 _clear(folder)
         _let_go(lock)
+
+
+def _resumable(output: Path) -> Path:
+    return output.with_name(f".{output.name}{PARTIAL}")
 
 
 @contextmanager

@@ -53,10 +53,10 @@ def resumed_folder(output: Path, force: bool, kind: FolderKind, sources: Iterabl
     def check(path: Path) -> None:
         check_free(path, force, kind, sources)
 
-    with told(output, output.with_name(f".{output.name}{hidden.PARTIAL}")):
+    with told(output):
         check(output)
         made = _with_parents(output)
-        with hidden.resumable_folder(output) as folder:
+        with hidden.resumable_folder(output) as folder, told(output, folder):
             new = folder / hidden.NEW
             new.mkdir(exist_ok=True)
             yield new

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from lfm2_export.checkpoint.safetensors_file import read_header
 from lfm2_export.checkpoint.shards import SINGLE
 from lfm2_export.checkpoint.source import RANDOM
 from lfm2_export.errors import CheckpointError, UsageError
-from lfm2_export.files import FolderKind, check_free, staged_folder
+from lfm2_export.files import FolderKind, Need, check_free, check_room, staged_folder
 from lfm2_export.model.load import tensor_shapes
 from lfm2_export.progress import Progress, silent
 
@@ -74,9 +73,10 @@ def init_checkpoint(
     """
     config = size if isinstance(size, LFM2Config) else _named(size)
     check_free(folder, force, KIND)
+    weights = 2 * sum(map(math.prod, tensor_shapes(config).values()))
+    check_room(Need(folder.parent, weights, "the weights"))
     try:
         with staged_folder(folder, force, KIND) as staging:
-            _check_space(config, staging)
             (staging / "config.json").write_text(json.dumps(_document(config), indent=2) + "\n", encoding="utf-8")
             _write_weights(staging / SINGLE, config, seed, progress)
     except OSError as error:
@@ -129,12 +129,6 @@ def _document(config: LFM2Config) -> dict[str, Any]:
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
         "pad_token_id": config.pad_token_id,
     }
-
-
-def _check_space(config: LFM2Config, folder: Path) -> None:
-    needed, free = 2 * sum(map(math.prod, tensor_shapes(config).values())), shutil.disk_usage(folder).free
-    if needed > free:
-        raise UsageError(f"{folder.parent}: {needed / 1e9:.1f} GB of weights do not fit the {free / 1e9:.1f} GB free")
 
 
 def _write_weights(path: Path, config: LFM2Config, seed: int, progress: Progress) -> None:

@@ -26,7 +26,7 @@ def check(path: Path, force: bool) -> None:
     require("matplotlib", "matplotlib", "report", f"--plot {path}")
 
 
-def write(figure: Figure, path: Path, force: bool) -> None:
+def write(figure: Figure, path: Path, force: bool = False) -> None:
     """Write the figure in the format that the name's ending says. Raise UsageError when the disk refuses."""
     with staged_file(path, force) as new:
         figure.savefig(new, format=path.suffix.lower()[1:], dpi=150)
