@@ -8,7 +8,7 @@ PYTHON := $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 endif
 BIN := .venv/bin
 
-.PHONY: demo test lint nano runner bench clean
+.PHONY: demo test faults lint nano runner bench clean
 
 demo: .venv/installed  ## export nano to a .pte and to ONNX, prove both, chat with both
 	$(BIN)/lfm2-export export nano --recipe xnnpack-int8 --output out/demo-xnnpack --force
@@ -17,8 +17,11 @@ demo: .venv/installed  ## export nano to a .pte and to ONNX, prove both, chat wi
 	$(BIN)/lfm2-export chat out/demo-onnx --prompt "What color is the sky?"
 
 # one thread for each of the two workers: torch's would wait for each other's cores
-test: .venv/installed-test .venv/installed-web .venv/installed-android .venv/installed-runner .venv/installed-runner-asan .venv/installed-oldest lint  ## what CI runs
+test: .venv/installed-test .venv/installed-web .venv/installed-android .venv/installed-runner .venv/installed-runner-asan .venv/installed-oldest .venv/installed-strace lint  ## what CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --max-worker-restart=0 --durations=10
+
+faults: .venv/installed-test .venv/installed-web .venv/installed-strace  ## every command, failed or killed at every change of the disk: hours
+	PYTHONPATH=tests $(BIN)/python -m faults
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -80,6 +83,11 @@ bench: .venv/installed-bench  ## 350M beside llama.cpp, ExecuTorch's own export,
 # the same program, made to stop at the first bad access: what the tests give damaged files to
 .venv/installed-runner-asan: .venv/installed-runner
 	runner/build.sh .venv/runner $(BIN)/python x86_64-asan
+	@touch $@
+
+# strace, unpacked there unless it is installed
+.venv/installed-strace: .venv/installed-test tests/faults/setup.sh
+	tests/faults/setup.sh .venv/strace
 	@touch $@
 
 # llama.cpp is compiled here; pip itself is needed for its sources

@@ -154,6 +154,41 @@ class TestQuick:
         verify(output)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parts", "a.zip", "given", "source"]
 
+    def test_two_at_once_do_not_write_into_each_others_parts(self, small: Path, tmp_path: Path) -> None:
+        def pieces() -> Iterator[memoryview]:
+            yield memoryview(bytes(1000))
+            with pytest.raises(UsageError, match="being written by another run"):
+                bundle(small, "android", tmp_path / "app" / "a.parts", split=1000)
+            yield memoryview(bytes(500))
+
+        parts.write_parts(pieces(), 1500, 1000, tmp_path / "app" / "a.parts", "a.zip", False)
+        assert sum(path.stat().st_size for path in (tmp_path / "app" / "a.parts").glob("a.zip.*")) == 1500
+
+    def test_a_hidden_folder_that_is_not_ours_is_left_alone(self, small: Path, tmp_path: Path) -> None:
+        (tmp_path / "app" / ".a.parts.partial").mkdir()
+        (tmp_path / "app" / ".a.parts.partial" / "diary").write_text("mine")
+        with pytest.raises(UsageError, match="not made by lfm2-export"):
+            bundle(small, "android", tmp_path / "app" / "a.parts", split=1000)
+        assert (tmp_path / "app" / ".a.parts.partial" / "diary").read_text() == "mine"
+
+    def test_an_archive_of_somebody_else_is_not_replaced(self, small: Path, tmp_path: Path) -> None:
+        for path, data in ((tmp_path / "thesis.zip", b"PK and years of work"), (small / "model.pte", None)):
+            before = path.read_bytes() if data is None else data
+            path.write_bytes(before)
+            with pytest.raises(UsageError, match="not made by `lfm2-export bundle`"):
+                bundle(small, "android", path, force=True)
+            assert path.read_bytes() == before
+
+    def test_what_does_not_fit_the_disk_is_refused_before_the_model_runs(
+        self, small: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        full = shutil.disk_usage(small)._replace(free=100)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+        monkeypatch.setattr(pack, "golden_cases", lambda *_: pytest.fail("the model ran"))
+        with pytest.raises(UsageError, match="do not fit"):
+            bundle(small, "android")
+        assert [path.name for path in small.parent.iterdir()] == ["small"]
+
     def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
         self, small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:

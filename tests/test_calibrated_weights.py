@@ -198,6 +198,15 @@ class TestWalk:
         assert len(placed) == 7  # the last layer's matrices alone
         assert_same(whole, resumed)
 
+    def test_a_damaged_layer_that_was_kept_is_quantized_again(self, tiny: Checkpoint, tmp_path: Path) -> None:
+        whole, _ = load_calibrated(tiny, rules(), "float32", "gptq", windows_for(tiny), kept=tmp_path)
+        kept = sorted(tmp_path.glob("layers.*.safetensors"))
+        kept[0].write_bytes(kept[0].read_bytes()[:-10])
+        kept[1].write_bytes(b"")
+        again, _ = load_calibrated(tiny, rules(), "float32", "gptq", windows_for(tiny), kept=tmp_path)
+        assert_same(whole, again)
+        read_record(kept[0])
+
     def test_a_shared_embedding_stays_shared(self, tiny: Checkpoint) -> None:
         made, record = load_calibrated(tiny, rules(), "float32", "gptq", windows_for(tiny))
         table, head = quantized_weight(made.embed_tokens), quantized_weight(made.lm_head)

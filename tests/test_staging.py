@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from checkpoints import tiny_config
 from command import code_of
 
 from lfm2_export.errors import UsageError
-from lfm2_export.files import FileKind, FolderKind, hidden, staged_file, staged_folder, write_bytes
+from lfm2_export.files import FileKind, FolderKind, Need, check_room, hidden, staged_file, staged_folder, write_bytes
 from lfm2_export.files.interrupts import Stopped, orderly_end, uninterrupted
 from lfm2_export.model.random_init import init_checkpoint
 
@@ -219,3 +220,29 @@ class TestInterrupts:
         with orderly_end(), uninterrupted():
             signal.raise_signal(signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+class TestRoom:
+    @pytest.fixture(autouse=True)
+    def _a_small_disk(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        small = shutil.disk_usage(Path.cwd())._replace(free=1_000_000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: small)
+
+    def test_needs_on_one_disk_add_up(self, tmp_path: Path) -> None:
+        half = [Need(tmp_path / "not" / "yet" / "there", 600_000, "these"), Need(tmp_path, 600_000, "those")]
+        for need in half:
+            check_room(need)
+        with pytest.raises(UsageError, match=r"these and those, at least 0\.0012 GB, do not fit the 0\.001 GB"):
+            check_room(*half)
+
+    @pytest.mark.parametrize("method", ["nearest", "gptq"])
+    def test_an_export_that_does_not_fit_is_refused_before_any_work(
+        self, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        recipe = "onnx-fp32" if method == "nearest" else "onnx-int4"
+        words = ["export", "nano", "-r", recipe, "--weights", method, "-o", str(tmp_path / "a"), "-q"]
+        assert code_of(*words) == 2
+        shown = capsys.readouterr().err
+        assert "do not fit" in shown
+        assert ("record" in shown) == (method == "gptq")
+        assert not list(tmp_path.iterdir())

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lfm2_export.checkpoint.source import Checkpoint
+from lfm2_export.errors import ArtifactError
 from lfm2_export.files import staged_file
 from lfm2_export.graph.matrices import siblings
 from lfm2_export.graph.steps import layer_of
@@ -211,8 +212,8 @@ class _Walk:
     def _done(self, part: str, work: Callable[[], None]) -> None:
         """Do the work and keep its record, or take the record that an earlier run kept."""
         file = self.kept / f"{part}.safetensors" if self.kept else None
-        if file is not None and file.is_file():
-            found = read_record(file)
+        found = None if file is None else _kept_record(file)
+        if found is not None:
             replay(self.result, part, found, self.rules)
             self.record |= found
             return
@@ -225,3 +226,11 @@ class _Walk:
     def _install(self, path: str, weight: Tensor, scales: Tensor) -> None:
         install(self.result, path, self.rules[path], weight, scales)
         self.record |= recorded(self.result, path, self.schemes[path])
+
+
+def _kept_record(file: Path) -> Record | None:
+    """What an earlier run kept; None where there is nothing, or a damaged file: then the layer is quantized again."""
+    try:
+        return read_record(file) if file.is_file() else None
+    except ArtifactError:
+        return None
