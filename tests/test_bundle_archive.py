@@ -237,6 +237,7 @@ class TestQuick:
         bundle(small, "android", split=1000, force=True)
         verify(cut)
         verify(output)
+        assert sorted(path.name for path in small.parent.iterdir()) == ["small", "small-android.parts", output.name]
 
     def test_a_file_that_changes_meanwhile_is_noticed(
         self, small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

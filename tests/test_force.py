@@ -190,20 +190,25 @@ class TestTheLastStep:
         assert (tmp_path / "free").read_text() == "file"
         assert not (tmp_path / "file").exists()
 
-    def test_the_old_folder_is_put_back_when_the_new_one_cannot_take_its_name(
-        self, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(("name", "plainly"), [("new", False), ("new", True), ("old", True)])
+    def test_the_old_folder_is_put_back_when_a_rename_fails(
+        self, name: str, plainly: bool, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        output, genuine = tmp_path / "out", rename.onto_free_name
+        """That of the new one onto the name, or that by which the old one goes for good."""
+        output, genuine = tmp_path / "out", Path.rename
         with staged_folder(output, False, KIND) as staging:
             (staging / "one").write_text("old")
+        failed = []
 
-        def fail(source: Path, target: Path) -> None:
-            if source.name == "new" and target == output:
+        def fail(source: Path, target: Path) -> Path:
+            if source.name == name and not failed:
+                failed.append(target)
                 raise OSError(5, "Input/output error")
-            genuine(source, target)
+            return genuine(source, target)
 
-        monkeypatch.setattr(rename, "exchange", lambda *_: False)
-        monkeypatch.setattr(rename, "onto_free_name", fail)
+        monkeypatch.setattr(Path, "rename", fail)
+        if plainly:
+            monkeypatch.setattr(rename, "_flagged", lambda *_: False)
 
         def write() -> None:
             with staged_folder(output, True, KIND) as staging:
@@ -211,6 +216,7 @@ class TestTheLastStep:
 
         with pytest.raises(UsageError, match=r"Input/output error.*out\.1"):
             write()
+        assert failed
         assert contents(tmp_path) == {"out/one": b"old", "out.1/one": b"new"}
 
 

@@ -215,6 +215,21 @@ class TestInterrupts:
         with pytest.raises(KeyboardInterrupt):
             steps()
 
+    def test_one_that_comes_as_the_hidden_folder_is_made_leaves_none(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        genuine = hidden.tempfile.mkdtemp
+
+        def interrupted(**options: object) -> str:
+            made = genuine(**options)  # type: ignore[call-overload]
+            signal.raise_signal(signal.SIGTERM)
+            return made
+
+        monkeypatch.setattr(hidden.tempfile, "mkdtemp", interrupted)
+        with pytest.raises(Stopped), orderly_end(), staged_file(tmp_path / "file"):
+            pass
+        assert not list(tmp_path.iterdir())
+
     def test_a_signal_that_is_ignored_stays_ignored(self) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
         with orderly_end(), uninterrupted():

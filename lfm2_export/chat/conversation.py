@@ -21,6 +21,7 @@ from lfm2_export.chat.sampling import Sampler, greedy
 from lfm2_export.chat.saved_state import load_state, save_state
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import StateFileError, UsageError
+from lfm2_export.files import sweep
 from lfm2_export.runtimes.session import Session, Snapshot
 
 Message = dict[str, Any]
@@ -145,6 +146,7 @@ class Conversation:
         self.need_state()
         tokens = self._prefix_tokens()
         if path.exists():
+            sweep(path.parent)  # of the run that wrote it, should it have been killed
             saved = load_state(path, artifact)
             if list(saved.tokens) != tokens:
                 raise StateFileError(f"{path}: caches another system prompt; delete it or name another file")

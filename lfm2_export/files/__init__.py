@@ -1,6 +1,6 @@
 """Files as this tool reads and writes them: outputs that are whole or absent, and nobody else's replaced."""
 
-from lfm2_export.files.hidden import scratch_folder
+from lfm2_export.files.hidden import scratch_folder, sweep
 from lfm2_export.files.places import cache_root, sha256
 from lfm2_export.files.replacing import FileKind, FolderKind, check_free, check_free_file
 from lfm2_export.files.room import Need, check_room
@@ -19,6 +19,7 @@ __all__ = [
     "sha256",
     "staged_file",
     "staged_folder",
+    "sweep",
     "write_bytes",
     "write_text",
 ]

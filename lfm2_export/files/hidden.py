@@ -44,13 +44,16 @@ class Leftover(NamedTuple):
 def hidden_folder(parent: Path, name: str) -> Iterator[Path]:
     """A new hidden folder in `parent`, gone when the block ends. What killed runs left beside it goes as well."""
     sweep(parent)
-    folder, lock = _made(parent, name)
+    made: tuple[Path, int | None] | None = None
     try:
-        yield folder
+        with uninterrupted():
+            made = _made(parent, name)
+        yield made[0]
     finally:
         with uninterrupted():
-            _clear(folder)
-            _let_go(lock)
+            if made is not None:
+                _clear(made[0])
+                _let_go(made[1])
 
 
 def resumable_bytes(output: Path) -> int:
@@ -74,6 +77,7 @@ def resumable_folder(output: Path) -> Iterator[Path]:
     except BlockingIOError as error:
         raise UsageError(f"{output} is being written by another run; wait for it") from error
     try:
+        _empty(folder, but=NEW)
         yield folder
     finally:
         if not (folder / NEW).exists():  # it has its name
@@ -183,16 +187,21 @@ def _let_go(lock: int | None) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove a folder of our own, the lock last; but what was to be replaced and was not gets its name back."""
+    """Remove a folder of our own, the lock last."""
     with suppress(OSError):
-        if (folder / OLD).exists():
-            for old in (folder / OLD).iterdir():
-                put_beside(old, folder.parent / old.name)
-        for entry in folder.iterdir():
-            if entry.name != _LOCK:
-                _remove(entry)
+        _empty(folder)
         (folder / _LOCK).unlink(missing_ok=True)
         folder.rmdir()
+
+
+def _empty(folder: Path, but: str = "") -> None:
+    """Remove what is in it besides the lock; what was to be replaced and was not gets its name back first."""
+    if (folder / OLD).exists():
+        for old in (folder / OLD).iterdir():
+            put_beside(old, folder.parent / old.name)
+    for entry in folder.iterdir():
+        if entry.name not in (_LOCK, but):
+            _remove(entry)
 
 
 def put_beside(source: Path, target: Path, number: int = 0) -> Path:

@@ -126,6 +126,7 @@ def _replace(folder: Path, output: Path, check: Check) -> None:
     if rename.exchange(new, output):
         try:
             check(new)  # what was there the moment before: nobody can touch it any more
+            new.rename(folder / hidden.GONE)
         except BaseException:
             rename.exchange(new, output)
             raise
@@ -138,10 +139,12 @@ def _replace(folder: Path, output: Path, check: Check) -> None:
     try:
         check(old)
         rename.onto_free_name(new, output)
+        old.parent.rename(folder / hidden.GONE)
     except BaseException:
+        if not new.exists():  # it had the name already
+            rename.onto_free_name(output, new)
         rename.onto_free_name(old, output)
         raise
-    old.parent.rename(folder / hidden.GONE)
 
 
 def _sync(path: Path) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from lfm2_export.artifact.manifest import Manifest
+from lfm2_export.artifact.manifest import FileEntry, Manifest
 from lfm2_export.errors import ArtifactError, one_line
-from lfm2_export.files import FolderKind, cache_root, staged_folder
+from lfm2_export.files import FolderKind, Need, cache_root, check_room, staged_folder, sweep
 from lfm2_export.runtimes import onnxruntime
 from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession
 from lfm2_export.runtimes.runtime import Runtime
@@ -84,7 +84,11 @@ def packed(folder: Path, manifest: Manifest) -> Path:
     file = manifest.methods[0].file
     kept = cache_root() / "packed" / _key(file, manifest)
     model = kept / Path(file).name
-    if not model.is_file():
+    if model.is_file():
+        sweep(kept.parent)  # of the run that packed it, should it have been killed
+    else:
+        size = sum(entry.size for _, entry in _stored(file, manifest))
+        check_room(Need(kept, size, "the packed weights (LFM2_EXPORT_CACHE)"))
         kind = FolderKind("chat --runtime onnxruntime-packed", lambda _: {model.name, f"{model.name}_data"})
         with staged_folder(kept, force=True, kind=kind) as staging:
             _pack(folder / file, staging / model.name)
@@ -111,13 +115,20 @@ def _pack(source: Path, target: Path) -> None:
         onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         reason = one_line(error)
-        raise ArtifactError(f"{source}: onnxruntime {RUNTIME.version()} cannot pack it: {reason}") from error
+        raise ArtifactError(
+            f"{source}: onnxruntime {RUNTIME.version()} cannot pack it into {target.parents[2]}; should there be no "
+            f"room, or no right to write, let LFM2_EXPORT_CACHE name another folder: {reason}"
+        ) from error
 
 
 def _key(file: str, manifest: Manifest) -> str:
     """Of the model's bytes (graph and external data), the library and the processor: what a layout depends on."""
-    stored = {name: entry.sha256 for name, entry in manifest.files.items() if name.startswith(file)}
+    stored = {name: entry.sha256 for name, entry in _stored(file, manifest)}
     return hashlib.sha256(json.dumps([stored, RUNTIME.version(), _processor()]).encode()).hexdigest()[:32]
+
+
+def _stored(file: str, manifest: Manifest) -> list[tuple[str, FileEntry]]:
+    return [(name, entry) for name, entry in manifest.files.items() if name.startswith(file)]
 
 
 def _processor() -> list[str]:

@@ -1,4 +1,4 @@
-"""Every command, disturbed at every call that changes the file system (not part of `make test` yet).
+"""Every command, disturbed at every call that changes the file system.
 
     PYTHONPATH=tests python -m faults [--every N] [--only NAME] [--list]
 
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
@@ -23,17 +24,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m faults")
     parser.add_argument("--every", type=int, default=1, help="only every so many-th point")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
-    parser.add_argument("--only", help="one scenario")
+    parser.add_argument("--points", help="only those whose description has this in it")
+    parser.add_argument("--only", action="append", help="this scenario (repeatable)")
     parser.add_argument("--list", action="store_true", help="show the points, try none")
     given = parser.parse_args()
-    tried, wrong, _ = sweep(given.every, given.first, given.only, given.list)
+    tried, wrong, _ = sweep(given.every, given.first, given.only, given.list, given.points or "")
     print(f"\n{sum(tried.values())} points: " + ", ".join(f"{name} {count}" for name, count in sorted(tried.items())))
     print(f"{len(wrong)} wrong" if wrong else "after each the old or the new one whole, nothing else touched")
     return 1 if wrong or not tried else 0
 
 
 def sweep(
-    every: int, first: int = 0, only: str | None = None, show: bool = False
+    every: int, first: int = 0, only: Collection[str] | None = None, show: bool = False, points: str = ""
 ) -> tuple[Counter[str], list[str], Counter[str]]:
     """(points tried by kind, what is wrong, points by scenario)."""
     import_all()
@@ -44,13 +46,15 @@ def sweep(
     by_scenario: Counter[str] = Counter()
     wrong: list[str] = []
     for scenario in SCENARIOS:
-        if only not in (None, scenario.name):
+        if only is not None and scenario.name not in only:
             continue
         with tempfile.TemporaryDirectory() as folder:
             begun = time.monotonic()
             ground = Ground(scenario, Path(folder).resolve())
             for number, fault in enumerate(ground.faults()):
                 if number % (every * scenario.share) != first % (every * scenario.share):
+                    continue
+                if points not in str(fault):
                     continue
                 if show:
                     print(f"{scenario.name}: {fault}")

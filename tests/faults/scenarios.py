@@ -18,8 +18,8 @@ _WEB = Path(__file__).parents[2] / "runtime_tests" / "web" / "node_modules"
 _CONFIG = {
     "model_type": "lfm2",
     "vocab_size": read_config(nano.PATH / "config.json").vocab_size,
-    "hidden_size": 64,
-    "intermediate_size": 96,
+    "hidden_size": 128,
+    "intermediate_size": 128,
     "block_auto_adjust_ff_dim": False,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -49,14 +49,14 @@ def _export(recipe: str, output: str, *more: str) -> tuple[str, ...]:
 
 
 _OLD, _ARTIFACT, _PTE = _export("onnx-fp32", "a"), _export("onnx-int8", "art"), _export("xnnpack-int8", "pte")
-_TOKENS = ("--set", "calibration.source=tokens", "--set", "calibration.file=tokens.json")
+_TOKENS = ("--set", "calibration={source: tokens, file: tokens.json, tokens: 32}")
 _GPTQ = _export("onnx-int4", "g", "--weights", "gptq", *_TOKENS)
 _BUNDLE = ("bundle", "pte", "--for", "desktop", "-q", "-o")
 _CHAT = ("chat", "art", "--max-tokens", "4", "--prompt", "What color is the sky?")
 _REPORTS = ("r.html", "r.md", "r.json")
 _COMPARE = tuple(word for name in _REPORTS for word in ("--report", name))
 _INIT = ("init", "--size", "config.json", "-o", "random", "-q")
-_TUNE = ("tune", "tiny", "--target", "onnx", "--budget", "0.1MB", "--windows", "2", "-q", "--text", "text.txt")
+_TUNE = ("tune", "tiny", "--target", "onnx", "--budget", "0.3MB", "--windows", "2", "-q", "--text", "text.txt")
 
 SCENARIOS = (
     Scenario("export", _export("onnx-int8", "a"), ("a",)),
@@ -70,7 +70,7 @@ SCENARIOS = (
         "tune",
         (*_TUNE, "-o", "t.yaml", "--plot", "t.png", "--force"),
         ("t.yaml", "t.png"),
-        ((*_TUNE[:5], "0.07MB", *_TUNE[6:], "-o", "t.yaml", "--plot", "t.png"),),
+        ((*_TUNE[:5], "0.2MB", *_TUNE[6:], "-o", "t.yaml", "--plot", "t.png"),),
     ),
     Scenario(
         "chat --save-state",
@@ -86,7 +86,12 @@ SCENARIOS = (
     ),
     Scenario("chat, packed", (*_CHAT, "--runtime", "onnxruntime-packed"), (), (_ARTIFACT,)),
     Scenario("bundle", (*_BUNDLE, "b.zip"), ("b.zip",), (_PTE,)),
-    Scenario("bundle --force", (*_BUNDLE, "b.zip", "--force"), ("b.zip",), (_PTE, (*_BUNDLE, "b.zip"))),
+    Scenario(
+        "bundle --force",
+        (*_BUNDLE, "b.zip", "--force"),
+        ("b.zip",),
+        (_PTE, _ARTIFACT, ("bundle", "art", *_BUNDLE[2:], "b.zip")),
+    ),
     Scenario(
         "bundle --split",
         (*_BUNDLE, "b.parts", "--split", "100KB", "--force"),

@@ -6,6 +6,7 @@ counters begin there as well, and a run takes a second instead of ten.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ _WRITING = re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC")
 _LINE = re.compile(r"(\w+)\((.*)\)\s+= (-?\d+|\?)(.*)")
 _PATHS = re.compile(r'<([^<>]*)>|"((?:[^"\\]|\\.)*)"')
 _SECONDS = 600
+_PR_SET_PTRACER, _ANY = 0x59616D61, ctypes.c_ulong(-1).value  # linux/prctl.h
 
 
 class Call(NamedTuple):
@@ -59,6 +61,27 @@ def program() -> str | None:
     return str(unpacked) if unpacked.is_file() else shutil.which("strace")
 
 
+def hindrance() -> str | None:
+    """What keeps processes here from being traced; None if nothing does."""
+    if program() is None:
+        return "strace is not installed: make .venv/installed-strace"
+    child = os.fork()
+    if child == 0:
+        _wait_for_strace()
+        os._exit(0)
+    os.waitpid(child, os.WUNTRACED)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tracer = _attach(child, Path(folder) / "calls", None)
+        except RuntimeError as error:
+            os.waitpid(child, 0)
+            return str(error)
+        os.kill(child, signal.SIGCONT)
+        os.waitpid(child, 0)
+        tracer.communicate()
+    return None
+
+
 def run(words: list[str], work: Path, sandbox: Path, inject: str | None = None, *, plainly: bool = False) -> Ended:
     """Run `lfm2-export WORDS` in the folder `work`; calls count when they change something below `sandbox`.
 
@@ -79,7 +102,7 @@ def run(words: list[str], work: Path, sandbox: Path, inject: str | None = None, 
         tracer.wait()
         assert tracer.stderr is not None
         tracer.stderr.close()
-        log = (folder / f"calls.{child}").read_text(errors="replace")
+        log = (folder / "calls").read_text(errors="replace")
         shown = (folder / "stderr").read_text(errors="replace")
         return Ended(os.waitstatus_to_exitcode(status), shown, _changes(log, work, sandbox), _is_injected(inject, log))
 
@@ -99,7 +122,7 @@ def _become(words: list[str], work: Path, shown: Path, plainly: bool) -> NoRetur
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, mode) for n, mode in ((0, "r"), (1, "w"), (2, "w")))
         if plainly:
             rename._flagged = lambda *_: False  # type: ignore[assignment]
-        os.kill(os.getpid(), signal.SIGSTOP)
+        _wait_for_strace()
         command(words)
     except SystemExit as left:
         code = int(left.code or 0)
@@ -112,11 +135,17 @@ def _become(words: list[str], work: Path, shown: Path, plainly: bool) -> NoRetur
         os._exit(code)
 
 
+def _wait_for_strace() -> None:
+    """Stop until strace, no ancestor of this process, is attached: Yama allows that to those who are named."""
+    ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(_ANY), 0, 0, 0)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def _attach(child: int, log: Path, inject: str | None) -> subprocess.Popen[str]:
     strace = program()
     assert strace is not None, "strace is missing: tests/faults/setup.sh .venv/strace"
     libraries = os.pathsep.join(str(folder.parent) for folder in _UNPACKED.glob("lib/*/libunwind.so.*"))
-    words = [strace, "-ff", "-y", "-s", "300", "-o", str(log), "-p", str(child)]
+    words = [strace, "-y", "-s", "300", "-o", str(log), "-p", str(child)]
     words += ["-e", "trace=" + ",".join(f"?{name}" for name in (*OPENS, *CHANGES))]
     words += ["-e", f"inject={inject}"] if inject else []
     around = {**os.environ, "LD_LIBRARY_PATH": libraries} if libraries else None
@@ -125,7 +154,7 @@ def _attach(child: int, log: Path, inject: str | None) -> subprocess.Popen[str]:
     said = tracer.stderr.readline()
     if "attached" not in said:
         os.kill(child, signal.SIGKILL)
-        raise RuntimeError(f"strace could not attach: {said}{tracer.stderr.read()}")
+        raise RuntimeError(f"strace could not attach: {said.strip()}")
     return tracer
 
 
