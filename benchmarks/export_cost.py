@@ -69,7 +69,7 @@ def main(
                     costs.append(_measure(checkpoint, size, name, int(window), cache, proof))
     report = {"machine": machine(), "random_weights": True, "exports": [cost.model_dump() for cost in costs]}
     RESULTS.mkdir(exist_ok=True)
-    name = f"export-cost-{date.today().isoformat()}"
+    name = f"export-cost{'-with-proof' if proof else ''}-{date.today().isoformat()}"
     write_text(RESULTS / f"{name}.json", json.dumps(report, indent=2) + "\n")
     write_text(RESULTS / f"{name}.md", _page(costs, machine()))
     print(_page(costs, machine()))
@@ -136,8 +136,9 @@ def _page(costs: list[Cost], where: dict[str, str]) -> str:
         lines.append(f"| {' | '.join(map(str, row))} |")
     for cost in costs:
         if cost.proof:
-            lines += ["", f"{cost.size}, {cost.recipe}, seconds by stage:", ""]
-            lines += [f"- {seconds:.1f} {what}" for what, seconds in cost.stages.items() if seconds >= 0.5]
+            lines += ["", f"{cost.size}, {cost.recipe}:", "", "| s | share | stage |", "| ---: | ---: | --- |"]
+            stages = ((seconds, seconds / cost.seconds, what) for what, seconds in cost.stages.items())
+            lines += [f"| {took:.1f} | {share:.0%} | {what} |" for took, share, what in stages if took >= 0.5]
     facts = [
         "Random weights; where `proof` is no, nothing was proven (`--no-verify`).",
         f"Machine: {'; '.join(where.values())}.",
