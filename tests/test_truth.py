@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import pytest
 from decoders import SHAPES, random_decoder, relative, state_error, tokens
@@ -101,46 +96,3 @@ def test_fp32_layer_by_layer_is_the_whole_model(nano: Checkpoint) -> None:
     assert relative(rounded.logits(0).numpy(), expected) < CLOSE
     assert relative(rounded.logits(0).numpy(), exact.logits(0).numpy()) > 10 * CLOSE
     assert [layer.shape for layer in last.layers[0]] == [(30, nano.config.hidden_size)] * nano.config.num_hidden_layers
-
-
-PEAK = """
-import resource, sys
-from pathlib import Path
-from lfm2_export.artifact.folder import open_artifact
-from lfm2_export.parity.prove import prove
-from lfm2_export.parity.subject import Effort, checkpoint_of
-artifact = open_artifact(Path(sys.argv[1]))
-effort = Effort(quality_tokens=int(sys.argv[3]), law_tokens=24)
-assert prove(artifact, checkpoint_of(artifact, sys.argv[2]), effort=effort).passed
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-@pytest.mark.slow
-def test_a_proofs_memory_does_not_depend_on_how_much_text_it_is_judged_on(tmp_path: Path) -> None:
-    from lfm2_export.model.random_init import SIZES, init_checkpoint
-    from lfm2_export.pipeline import export
-
-    narrow = replace(
-        SIZES["350m"],
-        hidden_size=128,
-        intermediate_size=128,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        layer_types=("conv", "full_attention"),
-    )
-    assert narrow.vocab_size == 65536
-    init_checkpoint(narrow, tmp_path / "checkpoint")
-    made, _ = export(str(tmp_path / "checkpoint"), "xnnpack-int4", tmp_path / "made", verify=False)
-    peaks = [
-        int(
-            subprocess.run(
-                [sys.executable, "-c", PEAK, str(made.folder), str(tmp_path / "checkpoint"), str(count)],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-        )
-        for count in (500, 4000)
-    ]
-    assert peaks[1] < 1.05 * peaks[0], peaks

@@ -9,7 +9,7 @@ from lfm2_export import recipes
 from lfm2_export.graph.matrices import matrices
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.quantize.apply import load_quantized, quantized_weight
-from lfm2_export.quantize.unpack import unpack
+from lfm2_export.quantize.unpack import unpack, without_rounding
 from lfm2_export.runtimes.eager import EagerSession
 
 WINDOW = 64
@@ -26,3 +26,15 @@ def test_an_unpacked_decoder_computes_the_same_bits(name):
         ours, theirs = (session.prefill(chunk) for session in sessions)
         np.testing.assert_array_equal(ours, theirs)
     assert all(quantized_weight(unpacked.get_submodule(path)) is None for path, _, _ in matrices(nano.config))
+
+
+@pytest.mark.parametrize("name", ["xnnpack-int4", "xnnpack-fp16", "onnx-int8", "onnx-q4f16", "onnx-fp16"])
+def test_without_rounding_only_the_weights_are_those_of_the_recipe(name):
+    recipe = recipes.load(name, ["cache=float16"])
+    nano = open_checkpoint("nano")
+    unrounded = without_rounding(unpack(load_quantized(nano, recipe.quantization, recipe.cache)))
+    rules = tuple(rule.model_copy(update={"activation": None}) for rule in recipe.quantization)
+    weights_alone = unpack(load_quantized(nano, rules, "float32"))
+    ours, theirs = (EagerSession(decoder, WINDOW) for decoder in (unrounded, weights_alone))
+    for chunk in (TOKENS[:20], TOKENS[20:]):
+        np.testing.assert_array_equal(ours.prefill(chunk), theirs.prefill(chunk))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-_ROWS = 32
+_COMPARED = 4  # rows at once: what a comparison makes of them in float64 stays in the processor's cache
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -76,13 +76,18 @@ class Rows(NamedTuple):
 
 def compare_rows(actual: np.ndarray, expected: np.ndarray, targets: np.ndarray) -> Rows:
     """Compare two models' logits `[rows, vocab]` before the tokens `targets [rows]`, row by row."""
+    cuts = range(0, len(targets), _COMPARED)
+    return joined([_compared(*(x[at : at + _COMPARED] for x in (actual, expected, targets))) for at in cuts])
+
+
+def _compared(actual: np.ndarray, expected: np.ndarray, targets: np.ndarray) -> Rows:
     quantized, reference = (F.log_softmax(torch.from_numpy(x).double(), dim=-1) for x in (actual, expected))
     kld = F.kl_div(quantized, reference, reduction="none", log_target=True).sum(-1)
     count = min(5, reference.shape[-1])
-    ours, theirs = (logits.topk(count, dim=-1) for logits in (quantized, reference))
+    ours, theirs = (torch.from_numpy(x).topk(count, dim=-1) for x in (actual, expected))
     common = (ours.indices.unsqueeze(-1) == theirs.indices.unsqueeze(-2)).any(-1).double().mean(-1)
-    margin = theirs.values[:, 0] - theirs.values[:, min(1, count - 1)]
-    same = quantized.argmax(-1) == reference.argmax(-1)
+    margin = theirs.values[:, 0].double() - theirs.values[:, min(1, count - 1)].double()
+    same = torch.from_numpy(actual).argmax(-1) == torch.from_numpy(expected).argmax(-1)
     ids = torch.from_numpy(targets).long().unsqueeze(1)
     surprises = (-logits.gather(1, ids).squeeze(1) for logits in (quantized, reference))
     return Rows(*(figure.numpy() for figure in (kld, same, common, margin, *surprises)))
@@ -104,12 +109,6 @@ def summary(rows: Rows) -> QuantizationLoss:
         clear_flips=float((flipped & clear).sum() / clear.sum()) if clear.any() else None,
         flip_margin=float(rows.margin[flipped].mean()) if flipped.any() else None,
     )
-
-
-def pieces(count: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of `count` rows, a few at a time: at a large vocabulary float64 rows are half a MB each."""
-    for start in range(0, count, _ROWS):
-        yield start, min(start + _ROWS, count)
 
 
 def joined(parts: Sequence[Rows]) -> Rows:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from lfm2_export.evaluate.exact import Exact
-from lfm2_export.evaluate.metrics import QuantizationLoss, Rows, compare_rows, joined, pieces, summary
+from lfm2_export.evaluate.metrics import QuantizationLoss, Rows, compare_rows, joined, summary
 from lfm2_export.model import sequences as token_sequences
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.sequences import TokenSequences
+from lfm2_export.model.sequences import TokenSequences, pieces
 from lfm2_export.model.state import empty_state
 from lfm2_export.runtimes.session import Session
 

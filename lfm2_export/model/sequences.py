@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 BATCH_TOKENS = 2048  # most in one batch, padding included
+_ROWS = 64  # of logits in hand: each is 262 kB at a vocabulary of 65,536, and with fewer the head's product is slow
 
 TokenSequences = Sequence[tuple[int, ...]]  # token ids, one tuple per text
 
@@ -21,3 +22,9 @@ def batched(sequences: TokenSequences) -> Iterator[list[tuple[int, ...]]]:
             batch = []
         batch.append(sequence)
     yield batch
+
+
+def pieces(count: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of `count` rows, as many at a time as logits should be in memory."""
+    for start in range(0, count, _ROWS):
+        yield start, min(start + _ROWS, count)

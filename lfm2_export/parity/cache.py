@@ -12,7 +12,8 @@ import torch
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.evaluate.exact import Exact
-from lfm2_export.evaluate.metrics import compare_rows, joined, pieces, summary
+from lfm2_export.evaluate.metrics import compare_rows, joined, summary
+from lfm2_export.model.sequences import pieces
 from lfm2_export.model.state import cache_bytes, is_cache, state_shapes
 
 _TOKENS = 1000  # enough: so small an effect shows on every token

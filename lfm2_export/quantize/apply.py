@@ -22,7 +22,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.model.mixer import Mixer
 from lfm2_export.model.state import FLOAT_DTYPES
-from lfm2_export.quantize.grid import STEPS, grid_of, searched_scales
+from lfm2_export.quantize.grid import STEPS, grid_of, rows_at_once, searched_scales
 from lfm2_export.quantize.method import Method
 from lfm2_export.quantize.scheme import QuantizationRule, Rules, WeightScheme, rules_by_path
 
@@ -168,14 +168,16 @@ def install(decoder: Decoder, path: str, rule: QuantizationRule | None, weight: 
     assert rule is not None
     assert scheme is not None
     on_token = ActivationQuantization.INT8_ASYM_PER_TOKEN if rule.activation == "int8-token" else None
-    grid = IntxUnpackedToInt8Tensor.from_hp(
-        weight,
-        (1, weight.shape[1] // scales.shape[1]),
-        _DTYPES[scheme.bits],
+    block, dtype = (1, weight.shape[1] // scales.shape[1]), _DTYPES[scheme.bits]
+    parts = zip(weight.split(rows_at_once(weight)), scales.split(rows_at_once(weight)), strict=True)
+    grid = IntxUnpackedToInt8Tensor(
+        qdata=torch.cat([_integers(part, of, block, dtype) for part, of in parts]),
+        scale=scales,
+        zero_point=torch.zeros_like(scales, dtype=torch.int8),
+        target_dtype=dtype,
+        block_size=block,
+        dtype=weight.dtype,
         activation_quantization=on_token,
-        intx_choose_qparams_algorithm=None,
-        custom_scale=scales,
-        custom_zero_point=torch.zeros_like(scales, dtype=torch.int8),
     )
     module = cast(nn.Linear, decoder.get_submodule(path))
     if rule.activation == "int8-block":
@@ -184,6 +186,18 @@ def install(decoder: Decoder, path: str, rule: QuantizationRule | None, weight: 
         _replace(decoder, path, HalfLinear(grid, module.bias))
     else:
         module.weight = nn.Parameter(grid, requires_grad=False)
+
+
+def _integers(rows: Tensor, scales: Tensor, block: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """What torchao rounds these rows to. It takes several times their memory, so it is given a few at a time."""
+    return IntxUnpackedToInt8Tensor.from_hp(
+        rows,
+        block,
+        dtype,
+        intx_choose_qparams_algorithm=None,
+        custom_scale=scales,
+        custom_zero_point=torch.zeros_like(scales, dtype=torch.int8),
+    ).qdata
 
 
 def _fake_quantized(weight: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,13 @@ _BYTES = 1 << 20  # blocks from here on are mapped one by one; setting it ends g
 
 
 def return_at_once() -> None:
-    """From now on and in the whole process; see mallopt(3). Nothing happens with another C library than glibc."""
+    """Return what was freed so far and, from now on and in the whole process, what will be.
+
+    See malloc_trim(3) and mallopt(3). Nothing happens with another C library than glibc.
+    """
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        library.malloc_trim(0)
+        library.mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(_BYTES))
     except (AttributeError, OSError, TypeError):  # no such function, or no library to ask for it
         return
-    mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(_BYTES))

@@ -17,7 +17,7 @@ from lfm2_export.model.state import FLOAT_DTYPES
 from lfm2_export.quantize.scheme import WeightScheme
 
 STEPS, _TIGHTEST = 40, 0.4  # ranges tried between this share of the largest weight and all of it
-_ELEMENTS = 1 << 18  # of a matrix at a time: they stay in the processor's cache
+_ELEMENTS = 1 << 17  # of a matrix at a time: they stay in the processor's cache, and in memory that is used again
 _SMALLEST = 2.0**-23  # scale of a group of zeros: fp16 can still store it
 
 
@@ -46,8 +46,12 @@ def searched_scales(weight: Tensor, grid: Grid, steps: int = STEPS, importance: 
     The best has the least squared error of rounding to nearest; `importance [columns]` weighs those squares.
     """
     cost = torch.ones(weight.shape[1]) if importance is None else importance.float()
-    rows = max(1, _ELEMENTS // weight.shape[1])
-    return torch.cat([_searched(part, grid, steps, cost) for part in weight.split(rows)])
+    return torch.cat([_searched(part, grid, steps, cost) for part in weight.split(rows_at_once(weight))])
+
+
+def rows_at_once(weight: Tensor) -> int:
+    """Return how many rows of a matrix are worked on at a time."""
+    return max(1, _ELEMENTS // weight.shape[1])
 
 
 def _searched(weight: Tensor, grid: Grid, steps: int, cost: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 
 from lfm2_export.graph.matrices import matrices
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.quantize.apply import BlockActivationLinear, HalfLinear, round_caches
+from lfm2_export.quantize.grid import rows_at_once
 
 
 class TokenActivationLinear(nn.Module):
@@ -38,18 +40,52 @@ def unpack(decoder: Decoder) -> Decoder:
 
     A tied embedding and head that were rounded alike are one matrix again.
     """
+    table = decoder.embed_tokens
+    shared = decoder.config.tie_word_embeddings and _alike(table.weight, decoder.lm_head.weight)
     for path, _, _ in matrices(decoder.config):
         module = cast(nn.Linear, decoder.get_submodule(path))
         weight = module.weight
-        if not isinstance(weight, IntxUnpackedToInt8Tensor):
-            module.weight = nn.Parameter(weight.float(), requires_grad=False)  # fp16 ones; fp32 ones stay as they are
-        elif weight.activation_quantization is None:
-            module.weight = nn.Parameter(weight.dequantize(), requires_grad=False)
-        else:
+        plain = table.weight if shared and path == "lm_head" else nn.Parameter(_plain(weight), requires_grad=False)
+        if isinstance(weight, IntxUnpackedToInt8Tensor) and weight.activation_quantization is not None:
             parent, _, name = path.rpartition(".")
-            linear = TokenActivationLinear(weight.dequantize(), module.bias)
-            setattr(decoder.get_submodule(parent), name, linear)
-    table, head = decoder.embed_tokens, decoder.lm_head
-    if decoder.config.tie_word_embeddings and torch.equal(table.weight, head.weight):
-        head.weight = table.weight
+            setattr(decoder.get_submodule(parent), name, TokenActivationLinear(plain, module.bias))
+        else:
+            module.weight = plain
+    if shared:
+        decoder.lm_head.weight = table.weight
     return decoder
+
+
+@torch.no_grad()
+def without_rounding(decoder: Decoder) -> Decoder:
+    """Leave activations and the KV cache of an unpacked decoder in fp32, in place, and return it.
+
+    Its weights stay the numbers that they were rounded to.
+    """
+    for path, _, _ in matrices(decoder.config):
+        module = decoder.get_submodule(path)
+        if isinstance(module, TokenActivationLinear | BlockActivationLinear | HalfLinear):
+            parent, _, name = path.rpartition(".")
+            with torch.device("meta"):
+                linear = nn.Linear(module.weight.shape[1], module.weight.shape[0], bias=False)
+            linear.weight, linear.bias = module.weight, cast(nn.Parameter, module.bias)
+            setattr(decoder.get_submodule(parent), name, linear)
+    return round_caches(decoder, "float32")
+
+
+def _plain(weight: Tensor) -> Tensor:
+    """The weight in fp32; a grid some rows at a time, since turning it back takes several times its size."""
+    if not isinstance(weight, IntxUnpackedToInt8Tensor):
+        return weight.float()
+    plain = torch.empty(weight.shape)
+    rows = rows_at_once(weight)
+    for start in range(0, len(plain), rows):
+        plain[start : start + rows] = weight[start : start + rows].dequantize()
+    return plain
+
+
+def _alike(table: Tensor, head: Tensor) -> bool:
+    if isinstance(table, IntxUnpackedToInt8Tensor) and isinstance(head, IntxUnpackedToInt8Tensor):
+        same_grid = (table.target_dtype, table.block_size) == (head.target_dtype, head.block_size)
+        return same_grid and torch.equal(table.qdata, head.qdata) and torch.equal(table.scale, head.scale)
+    return type(table) is type(head) and table.dtype == head.dtype and torch.equal(table, head)
