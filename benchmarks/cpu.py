@@ -76,7 +76,7 @@ def main(
                 def of(text: str, count: int = count) -> None:
                     progress(f"{count} threads: {text}")
 
-                report = bench(specs, depths, PREFILL, threads=count, rounds=rounds, progress=of)
+                report = bench(specs, depths, PREFILL, threads=count, rounds=rounds, progress=Progress(of))
                 RESULTS.mkdir(exist_ok=True)
                 name = f"{target}-{size}-{count}t-{date.today().isoformat()}"
                 write_text(RESULTS / f"{name}.json", report.model_dump_json(indent=2) + "\n")

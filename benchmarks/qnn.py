@@ -148,15 +148,16 @@ def _one_call(found: Session, expected: Session, tokens: list[int]) -> dict[str,
     }
 
 
-class _Stages:
-    """A progress callback that remembers how long each stage took."""
+class _Stages(Progress):
+    """Remembers how long each stage took."""
 
     def __init__(self, show: Progress) -> None:
-        self._show, self._times = show, [("", time.monotonic())]
+        super().__init__(show)
+        self._times = [("", time.monotonic())]
 
-    def __call__(self, text: str) -> None:
-        self._times.append((text, time.monotonic()))
-        self._show(text)
+    def __call__(self, message: str, work: float = 0.0) -> None:
+        self._times.append((message, time.monotonic()))
+        super().__call__(message, work)
 
     def done(self) -> dict[str, float]:
         """Seconds of each stage, in order."""

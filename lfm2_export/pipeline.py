@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lfm2_export import recipes, targets
 from lfm2_export.artifact.folder import KIND, Artifact, open_artifact, seal, write_manifest
-from lfm2_export.artifact.manifest import Manifest, Source
+from lfm2_export.artifact.manifest import Extent, Manifest, Source
 from lfm2_export.checkpoint.config import to_dict
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
@@ -39,6 +39,7 @@ def export(
     overrides: Sequence[str] = (),
     force: bool = False,
     verify: bool = True,
+    effort: Extent = "full",
     progress: Progress = silent,
     detail: Detail | None = None,
 ) -> tuple[Artifact, ParityReport | None]:
@@ -46,7 +47,8 @@ def export(
 
     `source` is a checkpoint folder, a hub id or "nano"; `recipe` a name or a path, `overrides` its
     `key.path=value` changes; `output` defaults to `out/<checkpoint>-<recipe>`. Without `verify` the manifest says
-    that nothing was proven and the report is None. `detail` is what a written report shows beyond the gates.
+    that nothing was proven and the report is None. With `effort` "quick" less of the artifact is measured, and the
+    manifest says so. `detail` is what a written report shows beyond the gates.
 
     Raises Lfm2ExportError; GateError when the proof fails. Whatever is raised, `output` is left as it was.
     """
@@ -85,7 +87,7 @@ def export(
             **lowered._asdict(),
         )
         write_manifest(folder, manifest)
-        report = _prove(folder, output.name, manifest, checkpoint, progress, detail) if verify else None
+        report = _prove(folder, output.name, manifest, checkpoint, effort, progress, detail) if verify else None
     if chosen.is_calibrated:
         shutil.rmtree(_kept(checkpoint, chosen, windows), ignore_errors=True)
     return Artifact(output, open_artifact(output).manifest), report
@@ -117,13 +119,19 @@ def _kept(checkpoint: Checkpoint, recipe: Recipe, windows: Windows) -> Path:
 
 
 def _prove(
-    folder: Path, name: str, manifest: Manifest, checkpoint: Checkpoint, progress: Progress, detail: Detail | None
+    folder: Path,
+    name: str,
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    effort: Extent,
+    progress: Progress,
+    detail: Detail | None,
 ) -> ParityReport:
     from lfm2_export.parity.prove import prove  # opens the runtimes: not needed to lower
 
-    report = prove(open_artifact(folder), checkpoint, progress=progress, detail=detail)
+    report = prove(open_artifact(folder), checkpoint, effort=effort, progress=progress, detail=detail)
     report.artifact = name  # not the temporary one it still has
-    write_manifest(folder, manifest.model_copy(update={"parity": report.gates}))
+    write_manifest(folder, manifest.model_copy(update={"parity": report.gates, "effort": effort}))
     if not report.passed:
         raise ParityError(report)
     return report

@@ -9,8 +9,8 @@ import pytest
 from artifacts import WINDOW
 
 from lfm2_export.errors import MissingDependencyError, UsageError, WindowExceededError
+from lfm2_export.parity.effort import EMULATED_CPU
 from lfm2_export.parity.prove import prove
-from lfm2_export.parity.subject import EMULATED_CPU
 from lfm2_export.runtimes import arm64, each_processor, executorch, find, native
 
 RECIPES = ["fp32", "fp16", "int8", "int4", "int4-small", "int4-mixed"]

@@ -12,9 +12,9 @@ from artifacts import ARTIFACTS, WINDOW, open_session
 from lfm2_export import runtimes
 from lfm2_export.artifact.folder import Artifact, open_artifact, seal, write_manifest
 from lfm2_export.errors import ArtifactError, GateError
+from lfm2_export.parity.effort import Effort
 from lfm2_export.parity.laws import LawContext, OtherForm, state_laws
 from lfm2_export.parity.prove import prove
-from lfm2_export.parity.subject import Effort
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Snapshot
 

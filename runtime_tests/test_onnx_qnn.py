@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from lfm2_export.artifact.folder import Artifact, seal
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.errors import LoweringError
+from lfm2_export.parity.effort import Effort
 from lfm2_export.parity.prove import prove
-from lfm2_export.parity.subject import Effort
 from lfm2_export.qualcomm import provider
 from lfm2_export.qualcomm.calls import graph_inputs, npu_state
 from lfm2_export.runtimes import onnxruntime_qnn

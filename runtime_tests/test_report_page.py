@@ -10,8 +10,8 @@ import pytest
 
 from lfm2_export.bench.report import BenchReport, ContenderReport, Speed, Spread
 from lfm2_export.parity.detail import Detail
+from lfm2_export.parity.effort import Effort
 from lfm2_export.parity.prove import prove
-from lfm2_export.parity.subject import Effort
 from lfm2_export.report import outputs
 
 QUICK = Effort(quality_tokens=150, questions=4, prompts=1, continuation=4, law_tokens=48)

@@ -16,6 +16,7 @@ from lfm2_export.errors import UsageError
 from lfm2_export.files import FolderKind, rename, staged_folder
 from lfm2_export.model.random_init import init_checkpoint
 from lfm2_export.pipeline import export
+from lfm2_export.progress import Progress
 
 Contents = Callable[[Path], dict[str, bytes]]
 KIND = FolderKind("test", lambda _: {"one"})
@@ -230,7 +231,7 @@ def test_of_two_exports_at_once_one_says_that_its_name_is_taken(
             raced.append(export("nano", "onnx-int4", output, overrides=["window=64"], verify=False))
 
     with pytest.raises(UsageError, match=r"out\.1"):
-        export("nano", "onnx-int8", output, overrides=["window=64"], verify=False, progress=progress)
+        export("nano", "onnx-int8", output, overrides=["window=64"], verify=False, progress=Progress(progress))
     assert code_of("inspect", str(output), "--json") == 0
     assert code_of("inspect", str(tmp_path / "out.1"), "--json") == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.1"]

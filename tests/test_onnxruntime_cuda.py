@@ -84,8 +84,8 @@ def test_parity_on_it_exits_with_2_and_parity_as_such_reports_it_skipped(
 ) -> None:
     from lfm2_export import export, open_artifact
     from lfm2_export.model.load import open_checkpoint
+    from lfm2_export.parity.effort import Effort
     from lfm2_export.parity.prove import prove
-    from lfm2_export.parity.subject import Effort
 
     folder = tmp_path / "nano"
     loose = ["gates.quality.mean_kld=1", "gates.quality.top1=0.5"]  # for the few tokens of this short proof

@@ -10,8 +10,8 @@ from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError
 from lfm2_export.evaluate.text import text_of_file
 from lfm2_export.model.load import open_checkpoint
+from lfm2_export.parity.effort import Effort
 from lfm2_export.parity.prove import prove
-from lfm2_export.parity.subject import Effort
 from lfm2_export.pipeline import export
 
 TEXT = "The sky is blue. My name is Anna.\n" * 12

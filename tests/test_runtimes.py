@@ -15,8 +15,8 @@ from lfm2_export import runtimes
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.errors import UsageError
 from lfm2_export.model.load import open_checkpoint
+from lfm2_export.parity.effort import Effort
 from lfm2_export.parity.prove import prove
-from lfm2_export.parity.subject import Effort
 from lfm2_export.pipeline import export
 
 # onnxruntime without any of our care: no buffers bound, the whole state in and out with each call

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
+Extent = Literal["full", "quick"]  # how much a proof measured
 PROBE = "probe:"  # how the further outputs of a probed method begin; the point follows
 
 
@@ -112,7 +113,15 @@ class Manifest(_Strict):
     versions: dict[str, str]  # of everything that took part in the export
     runtime_requirement: str  # what an app must link, e.g. "executorch==1.5.1"
     npu: Npu | None = None
+    effort: Extent = "full"  # of the proof, where there is one
     parity: list[GateResult] = []  # empty: not proven
+
+    @property
+    def verdict(self) -> str:
+        """Return what was proven, in a few words; a folder in which a gate failed is not written."""
+        if not self.parity or any(gate.status == "fail" for gate in self.parity):
+            return "not proven"
+        return "proven" if self.effort == "full" else f"proven ({self.effort} effort)"
 
     @property
     def shipped(self) -> dict[str, FileEntry]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lfm2_export.artifact.folder import MANIFEST, Artifact, open_artifact
-from lfm2_export.artifact.manifest import FileEntry, Manifest
+from lfm2_export.artifact.manifest import Extent, FileEntry, Manifest
 from lfm2_export.bundle import parts, web
 from lfm2_export.bundle import signature as signatures
 from lfm2_export.bundle.archive import ARCHIVE, Content, chunks, measure, plan, write_file, write_folder
@@ -39,7 +39,7 @@ class Bundle(NamedTuple):
     parts: int  # files that the archive was cut into; 0 when it was not
     resumed: int  # bytes of them that an interrupted run had written already
     licences: list[str]  # the checkpoint's licence texts; empty when it came without one
-    proven: bool  # whether the artifact's manifest holds the gates it passed
+    proof: Extent | None  # how much the artifact's proof measured; None: it has none
     signature: Path | None
 
 
@@ -66,6 +66,7 @@ def bundle(
     sign: Path | None = None,
     node_modules: Path | None = None,
     force: bool = False,
+    allow_quick: bool = False,
     progress: Progress = silent,
 ) -> Bundle:
     """Pack an artifact for `kind`: "android", "ios", "desktop" or "web".
@@ -73,11 +74,17 @@ def bundle(
     `output` defaults to `<artifact>-<kind>.zip` beside the artifact; `<artifact>-<kind>.parts`, a folder, when `split`
     gives the bytes of a part; for the web a folder `<artifact>-web` unless `archive` is set. `max_size` is the most
     bytes it may have. `sign` is a private key: the signature is written beside the output, with `.sig` appended.
-    `node_modules` is where a web bundle takes its JavaScript from.
+    `node_modules` is where a web bundle takes its JavaScript from. What was proven with quick effort alone is refused
+    without `allow_quick`.
 
     Raises Lfm2ExportError; then nothing was written, but for what an interrupted split can go on from.
     """
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(Path(artifact))
+    proof = opened.manifest.effort if opened.manifest.parity else None
+    if proof == "quick" and not allow_quick:
+        raise UsageError(
+            f"{opened.folder} was proven with --effort quick; export it with full effort, or bundle with --allow-quick"
+        )
     tokenizer = _check(opened, kind)
     folder = opened.folder if opened.folder.name not in ("", "..") else opened.folder.resolve()
     place = _place(folder, kind, output, split, archive, sign is not None, force)
@@ -107,7 +114,7 @@ def bundle(
     if signed is not None and place.signature is not None:
         write_bytes(place.signature, signed, force)
     parts = len(part_names(place.name, size, split)) if split is not None else 0
-    proof, texts = bool(opened.manifest.parity), licences(opened.manifest)
+    texts = licences(opened.manifest)
     return Bundle(place.output, description, size, parts, resumed, texts, proof, place.signature)
 
 

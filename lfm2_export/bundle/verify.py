@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from lfm2_export.artifact.folder import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest
-from lfm2_export.artifact.manifest import FileEntry, Manifest
+from lfm2_export.artifact.manifest import Extent, FileEntry, Manifest
 from lfm2_export.bundle import signature as signatures
 from lfm2_export.bundle.checksums import sums
 from lfm2_export.bundle.containers import Container, open_container
@@ -49,6 +49,7 @@ class Verification(BaseModel):
     window: int
     runtime_requirement: str  # what the app must use
     proven: bool  # whether the manifest holds the parity gates that it passed
+    effort: Extent  # of that proof
     licences: list[str]  # files of the checkpoint that hold one
     golden_cases: int
     signed: bool  # whether a signature was checked
@@ -92,6 +93,7 @@ def verify(path: Path | str, *, public_key: Path | None = None, signature: Path 
                 window=manifest.window,
                 runtime_requirement=manifest.runtime_requirement,
                 proven=bool(manifest.parity),
+                effort=manifest.effort,
                 licences=licences(manifest),
                 golden_cases=cases,
                 signed=public_key is not None,

@@ -31,6 +31,9 @@ def run(
         Path | None, typer.Option(help="For web: take the JavaScript from here. [fetched with npm, then cached]")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there already.")] = False,
+    allow_quick: Annotated[
+        bool, typer.Option("--allow-quick", help="Take what --effort quick alone has proven.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the bundle's description as JSON.")] = False,
 ) -> None:
@@ -51,6 +54,7 @@ def run(
             sign=sign,
             node_modules=node_modules,
             force=force,
+            allow_quick=allow_quick,
             progress=progress,
         )
     if as_json:
@@ -75,8 +79,10 @@ def _lines(made: Bundle, kind: str) -> list[str]:
         lines.append("no licence text: the checkpoint came without one; find out under which you may ship it")
     if described.random_weights:
         lines.append("random weights: for trying out only")
-    if not made.proven:
+    if made.proof is None:
         lines.append("not proven: exported with --no-verify")
+    elif made.proof == "quick":
+        lines.append("proven with quick effort: for trying out only")
     if made.signature is not None:
         lines.append(f"signature: {made.signature}")
     if made.path.is_dir() and kind == "web" and not made.parts:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+
+from lfm2_export.progress import Progress, silent
 
 if TYPE_CHECKING:
     from lfm2_export.artifact.manifest import Delegation, GateResult
@@ -25,26 +27,20 @@ _MARKS = {"pass": "[green]pass[/]", "fail": "[bold red]FAIL[/]", "skipped": "[ye
 
 
 @contextmanager
-def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """`stage("…")` names the step under way: a spinner on a terminal, one timed line per step elsewhere."""
+def progress(quiet: bool) -> Iterator[Progress]:
+    """`stage("…")` names the step under way: a line that changes on a terminal, one timed line per step elsewhere."""
     if quiet:
-        yield lambda _: None
-        return
-    started = time.perf_counter()
-    spinner = err.status("starting") if err.is_terminal else None
+        yield silent
+    elif err.is_terminal:
+        from lfm2_export.cli.bar import Bar
 
-    def stage(text: str) -> None:
-        elapsed = f"{time.perf_counter() - started:5.1f} s"
-        if spinner is not None:
-            spinner.update(f"{text} [dim]{elapsed}[/]")
-        else:
-            err.print(f"[{elapsed}] {text}", markup=False)
-
-    if spinner is None:
-        yield stage
+        with Bar(err) as bar:
+            yield bar
     else:
-        with spinner:
-            yield stage
+        started = time.perf_counter()
+        yield Progress(
+            lambda text: err.print(f"[{time.perf_counter() - started:5.1f} s] {text}", markup=False, soft_wrap=True)
+        )
 
 
 def gates_table(gates: list[GateResult], title: str) -> Table:
@@ -98,7 +94,7 @@ def print_report(report: ParityReport) -> None:
         out.print(delegation_line(delegation))
     if report.random_weights:
         out.print("[yellow]random weights[/]: quality figures say nothing about a trained model")
-    out.print("[bold green]proven[/]" if report.passed else "[bold red]NOT proven[/]")
+    out.print(f"[bold {'green' if report.passed else 'red'}]{report.verdict}[/]")
 
 
 def cache_line(cache: CacheFigures) -> str:

@@ -26,6 +26,7 @@ def run(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub checkpoint.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what this command made there.")] = False,
     verify: Annotated[bool, typer.Option(help="Prove the artifact before it is written.")] = True,
+    effort: Annotated[str, typer.Option(help="full, or quick: a fifth of the time, fewer tokens and cases.")] = "full",
     report: Annotated[
         list[Path] | None, typer.Option(help="Write the proof to this .html, .md, .xml or .json, passed or not.")
     ] = None,
@@ -36,6 +37,7 @@ def run(
     from lfm2_export.cli import console
     from lfm2_export.errors import UsageError
     from lfm2_export.parity.detail import Detail
+    from lfm2_export.parity.effort import extent
     from lfm2_export.pipeline import ParityError, export
     from lfm2_export.report import outputs
 
@@ -46,7 +48,7 @@ def run(
     changes += [f"options.soc={soc}"] if soc is not None else []
     changes += [f"options.prefill_chunk={chunk}"] if chunk is not None else []
     changes += ["options.allow_fallback=true"] if fallback else []
-    paths = report or []
+    chosen, paths = extent(effort), report or []
     outputs.check(paths, force)
     if paths and not verify:
         raise UsageError("--report shows the proof, and --no-verify leaves it out; choose one")
@@ -61,6 +63,7 @@ def run(
                 overrides=changes,
                 force=force,
                 verify=verify,
+                effort=chosen,
                 progress=progress,
                 detail=detail,
             )

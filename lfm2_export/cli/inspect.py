@@ -34,7 +34,7 @@ def run(
         if method.delegation:
             console.out.print(console.delegation_line(method.delegation))
     if manifest.parity:
-        console.out.print(console.gates_table(manifest.parity, "proof at export"))
+        console.out.print(console.gates_table(manifest.parity, f"proof at export: {manifest.verdict}"))
     else:
         console.out.print("[yellow]not proven[/]: exported with --no-verify; run `lfm2-export parity`")
 

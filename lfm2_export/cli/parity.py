@@ -24,6 +24,7 @@ def run(
     text: Annotated[
         Path | None, typer.Option(help="Judge what quantization cost on this UTF-8 text, not on held-out chats.")
     ] = None,
+    effort: Annotated[str, typer.Option(help="full, or quick: a fifth of the time, fewer tokens and cases.")] = "full",
     report: Annotated[
         list[Path] | None, typer.Option(help="Write it to this .html, .md, .xml (JUnit) or .json (repeatable).")
     ] = None,
@@ -45,12 +46,13 @@ def run(
     from lfm2_export.cli import console
     from lfm2_export.errors import UsageError
     from lfm2_export.parity.detail import Detail
+    from lfm2_export.parity.effort import extent
     from lfm2_export.parity.prove import prove
     from lfm2_export.parity.reference import reference_device
     from lfm2_export.parity.subject import checkpoint_of
     from lfm2_export.report import outputs, reading
 
-    paths = report or []
+    chosen, paths = extent(effort), report or []
     outputs.check(paths, force)
     speeds = reading.read_bench(bench)
     if drift_steps < 1 or (tolerance is not None and tolerance <= 0):
@@ -61,7 +63,7 @@ def run(
     with console.progress(quiet) as progress:
         progress("checking the checkpoint")
         made_from = checkpoint_of(opened, checkpoint)
-        result = prove(opened, made_from, runtime or (), progress=progress, text=text, detail=detail, device=device)
+        result = prove(opened, made_from, runtime or (), chosen, progress, text, detail, device)
         if trace:
             from lfm2_export.parity.divergence import find_divergence
 

@@ -49,8 +49,14 @@ def _lines(found: Verification) -> list[str]:
         f"the app must use {found.runtime_requirement}",
         f"golden cases: {found.golden_cases or 'none (an artifact has none)'}",
         f"licence: {', '.join(found.licences) or 'none came with the checkpoint'}",
-        f"proof: {'parity gates passed at export' if found.proven else 'not proven: exported with --no-verify'}",
+        f"proof: {_proof(found)}",
         f"signature: {'holds' if found.signed else 'not checked (--public-key)'}",
         f"{'manifest.json' if found.kind == 'artifact' else 'bundle.json'}: sha256 {found.sha256}",
         "good",
     ]
+
+
+def _proof(found: Verification) -> str:
+    if not found.proven:
+        return "not proven: exported with --no-verify"
+    return "parity gates passed at export" + ("" if found.effort == "full" else f", {found.effort} effort")

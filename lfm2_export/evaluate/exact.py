@@ -7,7 +7,7 @@ What is kept are the last hidden rows and the head, from which logits are made a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,9 +44,13 @@ class Exact:
 
 @torch.inference_mode()
 def read_exactly(
-    checkpoint: Checkpoint, readings: Sequence[Reading], layers_of: Sequences = (), device: str = "cpu"
+    checkpoint: Checkpoint,
+    readings: Sequence[Reading],
+    layers_of: Sequences = (),
+    device: str = "cpu",
+    read: Callable[[], None] = lambda: None,
 ) -> list[Exact]:
-    """Read all sequences, each layer's weights once. Raises CheckpointError for NaN or infinity.
+    """Read all sequences, each layer's weights once; `read` is called after each. CheckpointError for NaN or infinity.
 
     Of the sequences `layers_of` the residual stream after each layer, `[T, H]`, is kept as well: they make
     one more reading, the last of those returned. PyTorch computes on `device`.
@@ -68,6 +72,7 @@ def read_exactly(
                 for rows, residual in zip(seen, _by_sequence(streams[-1], layers_of, nn.Identity()), strict=True):
                     rows.append(residual.cpu())
             decoder.layers[layer] = nn.Identity()
+            read()
 
     decoder = load_decoder(checkpoint, completed=completed)
     norm, head = decoder.embedding_norm, decoder.lm_head

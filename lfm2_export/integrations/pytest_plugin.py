@@ -5,7 +5,8 @@
         assert proof.report.runtimes[0].quality.mean_kld < 0.1
 
 A failed gate fails the test, with the gates in its message; the figures go into JUnit's properties. `--lfm2-reports
-FOLDER` writes each proof as HTML, Markdown and JSON too. Same checkpoint, recipe and overrides: exported once a run.
+FOLDER` writes each proof as HTML, Markdown and JSON too, `--lfm2-effort quick` measures less. Same checkpoint, recipe
+and overrides: exported once a run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pytest
 
 if TYPE_CHECKING:
     from lfm2_export.artifact.folder import Artifact
+    from lfm2_export.artifact.manifest import Extent
     from lfm2_export.parity.report import ParityReport
 
 
@@ -34,6 +36,7 @@ Prove = Callable[..., Proof]
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lfm2-export")
     group.addoption("--lfm2-reports", type=Path, default=None, help="Folder for the reports of lfm2_prove.")
+    group.addoption("--lfm2-effort", choices=("full", "quick"), default="full", help="How much lfm2_prove measures.")
 
 
 @pytest.fixture(scope="session")
@@ -41,12 +44,13 @@ def _lfm2_proofs(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.
     """(source, recipe, overrides) → proof, each made once; a failure is remembered as well."""
     done: dict[tuple[str, ...], Proof | Exception] = {}
     folder: Path | None = pytestconfig.getoption("--lfm2-reports")
+    effort: Extent = pytestconfig.getoption("--lfm2-effort")
 
     def prove(source: str, recipe: str, *overrides: str) -> Proof:
         key = (source, recipe, *overrides)
         if key not in done:
             output = tmp_path_factory.mktemp("lfm2") / Path(recipe).stem
-            done[key] = _proof(source, recipe, overrides, output, folder, number=len(done) + 1)
+            done[key] = _proof(source, recipe, overrides, output, effort, folder, number=len(done) + 1)
         found = done[key]
         if isinstance(found, Exception):
             raise found
@@ -76,7 +80,13 @@ def lfm2_prove(_lfm2_proofs: Prove, record_property: Callable[[str, object], Non
 
 
 def _proof(
-    source: str, recipe: str, overrides: tuple[str, ...], output: Path, folder: Path | None, number: int
+    source: str,
+    recipe: str,
+    overrides: tuple[str, ...],
+    output: Path,
+    effort: Extent,
+    folder: Path | None,
+    number: int,
 ) -> Proof | Exception:
     from lfm2_export.errors import Lfm2ExportError
     from lfm2_export.parity.detail import Detail
@@ -90,7 +100,7 @@ def _proof(
             paths = [folder / f"{number}-{output.name}{suffix}" for suffix in (".html", ".md", ".json")]
             outputs.check(paths, force=True)
         detail = Detail() if paths else None
-        artifact, report = export(source, recipe, output, overrides=overrides, detail=detail)
+        artifact, report = export(source, recipe, output, overrides=overrides, effort=effort, detail=detail)
     except ParityError as failure:
         outputs.write(failure.report, paths, force=True)
         return failure

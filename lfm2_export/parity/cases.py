@@ -28,18 +28,23 @@ class Case:
         return cut
 
 
-def lowering_cases(config: LFM2Config, window: int, text: Sequence[int], pads: bool) -> list[Case]:
-    """Prefill, decode, every kind of split and (where the form pads) padding."""
-    total = min(48, window)
+def lowering_cases(
+    config: LFM2Config, window: int, text: Sequence[int], pads: bool, count: int = 48, steps: int = 64
+) -> list[Case]:
+    """Prefill, decode, every kind of split and (where the form pads) padding, of `count` tokens each.
+
+    One case goes on for `steps` single steps instead.
+    """
+    total = min(count, window)
     tokens = _fit(text, total)
-    steps = min(64, window - 1)
+    steps = min(steps, window - 1)
     long = _fit(text, min(window, 16 + steps))
     width = config.conv_L_cache
     singles = min(12, total)
     cases = [
         Case("prefill", tokens, (total,)),
         Case("decode", tokens[:singles], (1,) * singles),
-        Case("prefill, then 64 steps", long, (len(long) - steps, *(1,) * steps)),
+        Case(f"prefill, then {steps} steps", long, (len(long) - steps, *(1,) * steps)),
         Case("chunks shorter than the conv", tokens, _chunks(total, list(range(1, width + 1)))),
         Case("random chunks", tokens, _chunks(total, [random.Random(7).randint(1, 9) for _ in range(8)])),
         Case("random ids", random_ids(config, total, seed=11), (total,)),

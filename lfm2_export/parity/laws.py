@@ -16,7 +16,8 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import WindowExceededError
 from lfm2_export.evaluate.metrics import relative_error, worst
 from lfm2_export.evaluate.text import random_ids
-from lfm2_export.runtimes.session import Session
+from lfm2_export.model.state import is_cache
+from lfm2_export.runtimes.session import Session, Snapshot
 
 
 class OtherForm(NamedTuple):
@@ -35,6 +36,9 @@ class LawContext:
     tokens: tuple[int, ...]  # at least 24, from the evaluation text
     tolerance: float  # the recipe's lowering error
     other_form: OtherForm  # what the artifact's other form says
+    fills: bool = (
+        True  # whether the window's edge is reached token by token; else from a state of zeros, where it shows
+    )
 
 
 class LawResult(NamedTuple):
@@ -92,7 +96,10 @@ def _window_edge(at: LawContext) -> LawResult:
     """Decode runs to the window's last column; the step past it is refused and changes nothing."""
     session = at.session
     ids = random_ids(at.config, session.window, seed=5)
-    session.prefill(ids[:-1])
+    if at.fills or not session.has_state:
+        session.prefill(ids[:-1])
+    else:
+        session.restore(_zeros(session, session.window - 1))
     last = session.decode(ids[-1])
     refused = False
     try:
@@ -101,6 +108,14 @@ def _window_edge(at: LawContext) -> LawResult:
         refused = True
     finite = bool(np.isfinite(last).all())
     return LawResult("window edge", 0.0 if refused and finite and session.position == session.window else 1.0, 0.0)
+
+
+def _zeros(session: Session, position: int) -> Snapshot:
+    """A state of that many tokens that were never fed."""
+    session.prefill([0])
+    shapes = {name: values.shape for name, values in session.state().tensors.items()}
+    columns = {name: (*shape[:2], position, *shape[3:]) if is_cache(name) else shape for name, shape in shapes.items()}
+    return Snapshot(position, {name: np.zeros(shape, dtype=np.float32) for name, shape in columns.items()})
 
 
 def _forms(at: LawContext) -> LawResult:

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
 
 from lfm2_export import runtimes, targets
 from lfm2_export.artifact.folder import Artifact
+from lfm2_export.artifact.manifest import Extent
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.environment.resources import torch_threads
-from lfm2_export.errors import MissingDependencyError, RecipeError, UsageError
+from lfm2_export.errors import MissingDependencyError, UsageError
 from lfm2_export.evaluate.exact import Reading, read_exactly
 from lfm2_export.evaluate.metrics import summary
 from lfm2_export.evaluate.questions import task_accuracy
 from lfm2_export.evaluate.teacher_forcing import rows_of
-from lfm2_export.files import scratch_folder
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.parity import detail as details
 from lfm2_export.parity import stock_runner
 from lfm2_export.parity.cache import CacheFigures, cache_figures, first_sequences
 from lfm2_export.parity.cases import Case, lowering_cases
+from lfm2_export.parity.counted import Counted
 from lfm2_export.parity.detail import Detail, Details
-from lfm2_export.parity.laws import LawContext, OtherForm, state_laws
+from lfm2_export.parity.effort import LEFT_OUT, Effort, effort_of
+from lfm2_export.parity.laws import LawContext, state_laws
 from lfm2_export.parity.lowering import (
     TwinFigures,
     allowed_error,
@@ -37,14 +37,16 @@ from lfm2_export.parity.lowering import (
     same_greedy_text,
 )
 from lfm2_export.parity.noise import noise_floor
+from lfm2_export.parity.other_form import other_form
 from lfm2_export.parity.reference import quantized_model, reference, reference_version
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.parity.reproduce import commands
-from lfm2_export.parity.subject import EMULATED, EMULATED_CPU, Effort, Subject
+from lfm2_export.parity.subject import Subject
 from lfm2_export.parity.truth import EagerTruth, SessionTruth, Truth
+from lfm2_export.parity.work import Work
 from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.freed_memory import return_at_once
-from lfm2_export.quantize.unpack import unpack
+from lfm2_export.quantize.unpack import unpack, without_rounding
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
@@ -55,7 +57,7 @@ def prove(
     artifact: Artifact,
     checkpoint: Checkpoint,
     only: Sequence[str] = (),
-    effort: Effort | None = None,
+    effort: Effort | Extent = "full",
     progress: Progress = silent,
     text: Path | None = None,
     detail: Detail | None = None,
@@ -63,6 +65,7 @@ def prove(
 ) -> ParityReport:
     """Run the whole ladder on an artifact made from `checkpoint`; with `detail`, measure what only a report shows.
 
+    `effort` "quick" asks the same of fewer tokens and cases, and leaves out what is lowered only to be compared with.
     `text` is a UTF-8 file to judge quality on, all of it, instead of held-out chats; UsageError if it cannot be read.
 
     `only` names the runtimes to use; UsageError if one of them does not run such an artifact, and
@@ -78,24 +81,30 @@ def _prove(
     artifact: Artifact,
     checkpoint: Checkpoint,
     only: Sequence[str],
-    effort: Effort | None,
+    effort: Effort | Extent,
     progress: Progress,
     text: Path | None,
     detail: Detail | None,
     device: str,
 ) -> ParityReport:
     return_at_once()  # logits and weights come and go by the megabyte
-    subject = Subject(artifact, checkpoint, effort or Effort(), progress, text, detail, device)
     reports = [RuntimeReport(runtime=name) for name in _runtimes_for(artifact, only)]
-    sessions = {report.runtime: session for report in reports if (session := _open(subject, report, bool(only)))}
+    sessions = {
+        report.runtime: session for report in reports if (session := _open(artifact, report, bool(only), progress))
+    }
     opened = [report for report in reports if report.runtime in sessions]
     references = {name: reference for name in sessions if (reference := _reference(artifact, name))}
-    emulated = {runtimes.find(name).emulates for name in sessions if name not in references} - {None}
-    if effort is None and emulated:
-        subject.effort = EMULATED if "NPU" in emulated else EMULATED_CPU
-        subject.detail = detail and replace(detail, drift_steps=min(detail.drift_steps, subject.effort.law_tokens))
-    _question_1(subject, opened, sessions, references)
-    accuracy, cache = _question_2(subject, opened, sessions, references)
+    if not isinstance(effort, Effort):
+        effort = effort_of(effort, {runtimes.find(name).emulates for name in sessions if name not in references})
+    if detail is not None and effort.drift_steps is not None:
+        detail = replace(detail, drift_steps=min(detail.drift_steps, effort.drift_steps))
+    subject = Subject(artifact, checkpoint, effort, progress, text, detail, device)
+    cases = {name: _cases(subject, session) for name, session in sessions.items()}
+    work = Work(subject, cases)
+    progress.expect(work.total())
+    sessions = {name: Counted(session, work, progress) for name, session in sessions.items()}
+    _question_1(subject, work, opened, cases, sessions, references)
+    accuracy, cache = _question_2(subject, work, opened, sessions, references)
     for report in opened:
         judge(report, subject.recipe.gates, accuracy, checkpoint.random_weights)
     if stock_runner.runs(artifact.manifest):
@@ -107,6 +116,7 @@ def _prove(
         source=manifest.source.name,
         weights_sha256=manifest.source.weights_sha256,
         random_weights=checkpoint.random_weights,
+        effort=effort.name,
         text=subject.text.kind,
         reference_task_accuracy=accuracy,
         cache=cache,
@@ -116,7 +126,7 @@ def _prove(
         settings=manifest.recipe,
         files={name: entry.size for name, entry in manifest.files.items()},
         quantization=manifest.quantization,
-        reproduce=commands(manifest),
+        reproduce=commands(manifest, effort.name),
         runtimes=reports,
     )
 
@@ -128,7 +138,7 @@ def _runtimes_for(artifact: Artifact, only: Sequence[str]) -> list[str]:
     return [each for name in only for each in runtimes.each_processor(name)] or runtimes.usual(artifact.manifest)
 
 
-def _open(subject: Subject, report: RuntimeReport, required: bool) -> Session | None:
+def _open(artifact: Artifact, report: RuntimeReport, required: bool, progress: Progress) -> Session | None:
     runtime = runtimes.find(report.runtime)
     try:
         report.version = runtime.version()
@@ -137,9 +147,9 @@ def _open(subject: Subject, report: RuntimeReport, required: bool) -> Session | 
             raise
         report.reason = str(error)
         return None
-    subject.progress(f"{report.runtime}: loading")
+    progress(f"{report.runtime}: loading")
     start = time.perf_counter()
-    session = runtime.open_session(subject.artifact.folder, subject.artifact.manifest)
+    session = runtime.open_session(artifact.folder, artifact.manifest)
     report.load_seconds = time.perf_counter() - start
     return session
 
@@ -153,21 +163,24 @@ def _quantized(subject: Subject) -> Decoder:
 
 
 def _question_1(
-    subject: Subject, reports: list[RuntimeReport], sessions: dict[str, Session], references: dict[str, Session]
+    subject: Subject,
+    work: Work,
+    reports: list[RuntimeReport],
+    cases_of: Mapping[str, list[Case]],
+    sessions: Mapping[str, Session],
+    references: Mapping[str, Session],
 ) -> None:
     """Against the same quantized model, in eager or the runtime's own reference: cases, greedy text, state laws."""
+    subject.progress("the quantized model", work.loading())
     decoder = _quantized(subject)
     eager = reference(subject.artifact, decoder)
-    rounds = any(rule.activation for rule in subject.recipe.quantization)
     stored = targets.find(subject.artifact.manifest.target).weights_error(decoder, subject.artifact.folder)
     spoken = subject.tokens[: min(subject.window // 2, subject.effort.law_tokens)]
-    other = _other_form(subject, decoder, spoken)
+    if subject.effort.whole:
+        subject.progress("the other form of the same model, to compare with", work.other_form())
+    other = other_form(subject, decoder, spoken)
     unpack(decoder).to(subject.device)  # its grids have served, and every call is many times faster without them
     prompts = [tokens[: min(32, subject.window - 1)] for tokens in subject.text.sequences[: subject.effort.prompts]]
-    cases_of = {
-        name: lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
-        for name, session in sessions.items()
-    }
     everything = [case for cases in cases_of.values() for case in cases]
     common: Truth = SessionTruth(eager)
     if isinstance(eager, EagerSession):
@@ -178,22 +191,30 @@ def _question_1(
         session, own = sessions[report.runtime], references.get(report.runtime)
         truth = SessionTruth(own) if own is not None else common
         report.reference, cases = truth.runtime, cases_of[report.runtime]
-        subject.progress(f"{report.runtime}: against the same quantized model in {truth.runtime}")
-        floor = noise_floor(truth, cases) if rounds and isinstance(truth, EagerTruth) else None
+        what = f"{report.runtime}: against the same quantized model in {truth.runtime}"
+        subject.progress(what, work.lowering(report.runtime))
+        floor = noise_floor(truth, cases) if subject.rounds and isinstance(truth, EagerTruth) else None
         tolerance = allowed_error(subject.recipe.gates.lowering, floor)
         report.lowering = compare(session, truth, cases, tolerance, floor)
         report.twin = _twin(subject, report, session, cases)
         report.greedy = same_greedy_text(session, truth, prompts, subject.effort.continuation, tolerance)
-        subject.progress(f"{report.runtime}: state laws")
-        context = LawContext(session, subject.config, spoken, tolerance, other)
+        subject.progress(f"{report.runtime}: state laws", work.laws())
+        context = LawContext(session, subject.config, spoken, tolerance, other, fills=subject.effort.whole)
         report.laws = list(state_laws(context))
         if subject.detail is not None:
-            report.details = _details(subject, subject.detail, session, own or eager)
-    del eager, decoder, common, truth
-    for report in reports if rounds else ():
+            report.details = _details(subject, work, subject.detail, session, own or eager)
+    del eager, common, truth
+    for report in reports if subject.rounds else ():
         report.weights_error = stored
-    if rounds and stored is None:
-        _run_weights_alone(subject, reports)
+    if subject.rounds and stored is None:
+        _run_weights_alone(subject, work, without_rounding(decoder), reports)
+
+
+def _cases(subject: Subject, session: Session) -> list[Case]:
+    effort = subject.effort
+    return lowering_cases(
+        subject.config, subject.window, subject.tokens, session.pads, effort.case_tokens, effort.case_steps
+    )
 
 
 def _twin(subject: Subject, report: RuntimeReport, session: Session, cases: Sequence[Case]) -> TwinFigures | None:
@@ -208,22 +229,29 @@ def _twin(subject: Subject, report: RuntimeReport, session: Session, cases: Sequ
     return TwinFigures(twin.runtime, found.max_error, found.rms_error, step)
 
 
-def _run_weights_alone(subject: Subject, reports: list[RuntimeReport]) -> None:
+def _run_weights_alone(subject: Subject, work: Work, decoder: Decoder, reports: list[RuntimeReport]) -> None:
     """The same files with activations and KV cache in fp32, where a runtime can: rounding hides no small fault."""
     for report in reports:
+        if not subject.effort.whole:
+            report.weights_reason = LEFT_OUT
+            continue
         session = runtimes.find(report.runtime).weights_session(subject.artifact.folder, subject.artifact.manifest)
         if session is None:
             report.weights_reason = "this runtime cannot leave the activations in float"
             continue
-        subject.progress(f"{report.runtime}: the stored weights, with activations in float")
-        decoder = quantized_model(subject.artifact, subject.checkpoint, float_activations=True)
-        cases = lowering_cases(subject.config, subject.window, subject.tokens, session.pads)
-        truth = EagerTruth(unpack(decoder).to(subject.device), subject.window, cases)
+        what = f"{report.runtime}: the stored weights, with activations in float"
+        subject.progress(what, work.weights_alone(report.runtime))
+        cases = _cases(subject, session)
+        truth = EagerTruth(decoder, subject.window, cases)
         report.weights_error = distance(session, truth, cases).max_error
 
 
 def _question_2(
-    subject: Subject, reports: list[RuntimeReport], sessions: dict[str, Session], references: dict[str, Session]
+    subject: Subject,
+    work: Work,
+    reports: list[RuntimeReport],
+    sessions: Mapping[str, Session],
+    references: Mapping[str, Session],
 ) -> tuple[dict[str, float] | None, CacheFigures]:
     """Against fp32 eager: divergence on text, accuracy on nano's questions.
 
@@ -236,12 +264,13 @@ def _question_2(
     narrow = subject.recipe.cache if config.attention_layers else "float32"
     readings = [Reading(subject.text.sequences)] + ([Reading(cached, narrow)] if narrow != "float32" else [])
     layers_of = [subject.tokens[: subject.window]] if subject.residual_stream is not None else []
-    subject.progress("fp32: layer by layer over all tokens")
-    exact, *others = read_exactly(subject.checkpoint, readings, layers_of, subject.device)
+    subject.progress("fp32: layer by layer over all tokens", work.fp32())
+    advance = partial(subject.progress.advance, work.layer())
+    exact, *others = read_exactly(subject.checkpoint, readings, layers_of, subject.device, advance)
     for report in reports:
         asked = references[report.runtime] if report.runtime in references else sessions[report.runtime]
         report.quality_of = asked.runtime
-        subject.progress(f"{asked.runtime}: against fp32 on {subject.text.kind}")
+        subject.progress(f"{asked.runtime}: against fp32 on {subject.text.kind}", work.quality())
         rows = rows_of(asked, exact, subject.text.sequences)
         report.quality = summary(rows)
         if report.details is not None:
@@ -250,39 +279,23 @@ def _question_2(
                 streams = [layer.numpy() for layer in others[-1].layers[0]]
                 details.add_cost_by_layer(report.details, subject.residual_stream, streams)
         if tokenizer is not None and subject.has_tasks:
-            subject.progress(f"{asked.runtime}: nano's held-out questions")
+            subject.progress(f"{asked.runtime}: nano's held-out questions", work.questions())
             report.task_accuracy = task_accuracy(asked, tokenizer, subject.effort.questions)
     rounded = others[0] if narrow != "float32" else exact
     cache = cache_figures(config, subject.recipe.cache, subject.window, cached, exact, rounded)
     if tokenizer is None or not subject.has_tasks:
         return None, cache
-    subject.progress("eager: nano's held-out questions")
+    subject.progress("eager: nano's held-out questions", work.questions())
     fp32 = EagerSession(load_decoder(subject.checkpoint).to(subject.device), subject.window)
     return task_accuracy(fp32, tokenizer, subject.effort.questions), cache
 
 
-def _details(subject: Subject, wanted: Detail, session: Session, truth: Session) -> Details:
+def _details(subject: Subject, work: Work, wanted: Detail, session: Session, truth: Session) -> Details:
     """What only a report shows, of the artifact from its reference."""
     tokens, asked = subject.tokens[: subject.window], wanted.drift_steps
-    subject.progress(f"{session.runtime}: layer by layer, and a conversation of up to {asked} decode steps")
+    what = f"{session.runtime}: layer by layer, and a conversation of up to {asked} decode steps"
+    subject.progress(what, work.details())
     found = details.from_reference(session, truth, subject.config, tokens, subject.long_text(asked), wanted)
     if isinstance(truth, EagerSession) and subject.residual_stream is None:
         subject.residual_stream = details.residual_stream(truth, tokens)
     return found
-
-
-def _other_form(subject: Subject, decoder: Decoder, tokens: tuple[int, ...]) -> OtherForm:
-    """What the form that the artifact is not says to `tokens`, one by one: lowered here, run by its own runtime."""
-    manifest = subject.artifact.manifest
-    form: Literal["explicit", "resident"] = "resident" if manifest.form == "explicit" else "explicit"
-    recipe, target = subject.recipe.model_copy(update={"form": form}), targets.find(manifest.target)
-    try:
-        target.check(recipe, subject.config)
-    except RecipeError as error:
-        return OtherForm(None, f"there is no {form} form to compare with ({error})")
-    subject.progress(f"the {form} form of the same model, to compare with")
-    with scratch_folder() as folder:
-        lowered = target.lower(decoder, recipe, folder, subject.progress)
-        other = manifest.model_copy(update={"form": form, **lowered._asdict()})
-        session = runtimes.first(other).open_session(folder, other)
-        return OtherForm(np.stack([session.decode(token) for token in tokens]))

@@ -59,15 +59,13 @@ def reference_version(device: str) -> str:
     return f"PyTorch {torch.__version__} on {on}"
 
 
-def quantized_model(artifact: Artifact, checkpoint: Checkpoint, float_activations: bool = False) -> Decoder:
-    """Return the model in eager PyTorch. With `float_activations` no activation is rounded, nor the KV cache.
+def quantized_model(artifact: Artifact, checkpoint: Checkpoint) -> Decoder:
+    """Return the model in eager PyTorch.
 
     Raises CheckpointError, and ArtifactError when the stored integers are missing or another model's.
     """
     recipe = Recipe.model_validate(artifact.manifest.recipe)
     rules, cache = recipe.quantization, recipe.cache
-    if float_activations:
-        rules, cache = tuple(rule.model_copy(update={"activation": None}) for rule in rules), "float32"
     if recipe.is_calibrated:
         return load_recorded(checkpoint, rules, cache, read_record(artifact.folder / FILE))
     return load_quantized(checkpoint, rules, cache, recipe.weights)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from lfm2_export.artifact.manifest import Delegation, GateResult
+from lfm2_export.artifact.manifest import Delegation, Extent, GateResult
 from lfm2_export.evaluate.metrics import QuantizationLoss
 from lfm2_export.parity.cache import CacheFigures
 from lfm2_export.parity.detail import Details
@@ -58,6 +58,7 @@ class ParityReport(BaseModel):
     source: str
     weights_sha256: str
     random_weights: bool
+    effort: Extent | Literal["custom"] = "full"  # how much was measured; "custom" where Python chose
     text: str  # what the quality figures were measured on
     reference_task_accuracy: dict[str, float] | None = None  # fp32 eager, nano only
     cache: CacheFigures | None = None  # what the window costs
@@ -70,6 +71,13 @@ class ParityReport(BaseModel):
     reproduce: list[str] = []  # shell commands
     runtimes: list[RuntimeReport]
     trace: Trace | None = None  # where it first leaves eager; only when asked for
+
+    @property
+    def verdict(self) -> str:
+        """Return the outcome in a few words."""
+        return ("proven" if self.passed else "NOT proven") + (
+            "" if self.effort == "full" else f" ({self.effort} effort)"
+        )
 
     @property
     def gates(self) -> list[GateResult]:

@@ -11,8 +11,9 @@ from lfm2_export import recipes
 from lfm2_export.artifact.manifest import Manifest
 
 
-def commands(manifest: Manifest) -> list[str]:
+def commands(manifest: Manifest, effort: str = "full") -> list[str]:
     """Packages, export, proof. Deviations from the built-in recipe of that name are spelled as `--set`."""
+    quickly = ["--effort", "quick"] if effort == "quick" else []
     source, made = manifest.source, manifest.recipe
     packages = " ".join(shlex.quote(f"{name}=={version}") for name, version in _installable(manifest))
     name = str(made["name"])
@@ -29,9 +30,9 @@ def commands(manifest: Manifest) -> list[str]:
     else:  # JSON is YAML
         lines.append(f"printf '%s\\n' {shlex.quote(json.dumps(made))} > {shlex.quote(name + '.yaml')}")
         export += ["--recipe", f"{name}.yaml"]
-    lines.append(shlex.join([*export, "--output", output]))
+    lines.append(shlex.join([*export, *quickly, "--output", output]))
     proof = ["lfm2-export", "parity", output, *(["--checkpoint", f"./{source.name}"] if local else [])]
-    return [*lines, shlex.join([*proof, "--report", "report.html"])]
+    return [*lines, shlex.join([*proof, *quickly, "--report", "report.html"])]
 
 
 def _installable(manifest: Manifest) -> list[tuple[str, str]]:

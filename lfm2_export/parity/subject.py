@@ -15,23 +15,9 @@ from lfm2_export.errors import ArtifactError, UsageError
 from lfm2_export.evaluate.text import EvaluationText, evaluation_text, random_ids, text_of_file
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.parity.detail import Detail
-from lfm2_export.progress import Progress
+from lfm2_export.parity.effort import Effort
+from lfm2_export.progress import Progress, silent
 from lfm2_export.recipes import Recipe
-
-
-@dataclass(frozen=True)
-class Effort:
-    """The extent to which an artifact is measured."""
-
-    quality_tokens: int = 2000
-    questions: int = 60  # of nano's held-out ones
-    prompts: int = 4
-    continuation: int = 16  # greedy tokens after each prompt
-    law_tokens: int = 1024  # most that a state law feeds
-
-
-EMULATED = Effort(quality_tokens=150, questions=12, prompts=2, continuation=8, law_tokens=24)  # 0.1 to 0.5 s a call
-EMULATED_CPU = Effort(quality_tokens=600, questions=24, prompts=2, continuation=8, law_tokens=24)  # nano: 0.01 s a call
 
 
 @dataclass
@@ -51,6 +37,11 @@ class Subject:
         self.recipe = Recipe.model_validate(self.artifact.manifest.recipe)
         self.window = self.artifact.manifest.window
         self.config = self.checkpoint.config
+
+    @property
+    def rounds(self) -> bool:
+        """Tell whether the recipe rounds any activation."""
+        return any(rule.activation for rule in self.recipe.quantization)
 
     @cached_property
     def tokenizer(self) -> ChatTokenizer | None:
@@ -98,4 +89,4 @@ def checkpoint_of(artifact: Artifact, given: str | None = None) -> Checkpoint:
 
 def traced_text(artifact: Artifact, checkpoint: Checkpoint, count: int) -> tuple[int, ...]:
     """The first tokens of the evaluation text."""
-    return Subject(artifact, checkpoint, Effort(quality_tokens=count), lambda _: None).long_text(count)
+    return Subject(artifact, checkpoint, Effort(quality_tokens=count), silent).long_text(count)

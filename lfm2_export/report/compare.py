@@ -50,8 +50,7 @@ def _facts(path: Path) -> Facts:
 
 
 def _of_artifact(manifest: Manifest) -> Facts:
-    proven = "proven" if manifest.parity and all(gate.status != "fail" for gate in manifest.parity) else "not proven"
-    facts: Facts = {("verdict", "parity"): proven, ("verdict", "checkpoint"): manifest.source.name}
+    facts: Facts = {("verdict", "parity"): manifest.verdict, ("verdict", "checkpoint"): manifest.source.name}
     facts["verdict", "weights"] = manifest.source.weights_sha256[:16]
     facts |= _gates(manifest.parity)
     facts |= _sizes({name: entry.size for name, entry in manifest.files.items()})
@@ -59,7 +58,7 @@ def _of_artifact(manifest: Manifest) -> Facts:
 
 
 def _of_report(report: ParityReport) -> Facts:
-    facts: Facts = {("verdict", "parity"): "proven" if report.passed else "NOT proven"}
+    facts: Facts = {("verdict", "parity"): report.verdict}
     facts |= {("verdict", "checkpoint"): report.source, ("verdict", "weights"): report.weights_sha256[:16]}
     facts |= _gates(report.gates)
     for runtime in report.runtimes:

@@ -18,6 +18,7 @@ def parity_junit(report: ParityReport) -> str:
     for runtime in report.runtimes:
         suite = TestSuite(_text(f"{report.artifact}: {runtime.runtime}"))
         suite.add_property("recipe", _text(report.recipe))
+        suite.add_property("effort", report.effort)
         for name, version in report.versions.items():
             suite.add_property(_text(name), _text(version))
         for gate in runtime.gates:

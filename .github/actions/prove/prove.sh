@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Export and prove each recipe; the Markdown goes to the job's summary. Exit code: the worst of the exports.
 #
-# LFM2_CHECKPOINT, LFM2_RECIPES (one per line), LFM2_SET (key.path=value, one per line), LFM2_REPORTS (folder to fill).
+# LFM2_CHECKPOINT, LFM2_RECIPES (one per line), LFM2_SET (key.path=value, one per line), LFM2_EFFORT (full or quick),
+# LFM2_REPORTS (folder to fill).
 # Whatever they hold is passed on as arguments and never read by the shell. Works without GitHub as well.
 set -uo pipefail
 
@@ -20,6 +21,7 @@ while IFS= read -r recipe; do
   name=$(basename "$recipe" .yaml)
   rm -f "$reports/$name".{html,md,xml,json}
   python -m lfm2_export export "${LFM2_CHECKPOINT:-nano}" --recipe "$recipe" --output "$reports/$name" --force \
+    --effort "${LFM2_EFFORT:-full}" \
     --report "$reports/$name.html" --report "$reports/$name.md" --report "$reports/$name.xml" \
     --report "$reports/$name.json" ${changes[@]+"${changes[@]}"} 2>&1 | tee "$reports/$name.log"
   code=${PIPESTATUS[0]}

@@ -19,7 +19,7 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import LoweringError, RecipeError
 from lfm2_export.graph.matrices import matrices
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.progress import Progress
+from lfm2_export.progress import Progress, silent
 from lfm2_export.qualcomm import sdk
 from lfm2_export.qualcomm import soc as chips
 from lfm2_export.qualcomm.calls import PREFILL
@@ -112,7 +112,7 @@ class QnnTarget(Target):
         """Return the same quantized model in eager PyTorch, by method; None in fp16, where that is the decoder."""
         if not needs_calibration(recipe.quantization):
             return None
-        return self._programs(decoder, recipe, windows, lambda _: None, probed)
+        return self._programs(decoder, recipe, windows, silent, probed)
 
     def _programs(
         self, decoder: Decoder, recipe: Recipe, windows: Windows, progress: Progress, probed: bool = False

@@ -1,0 +1,95 @@
+"""How much work each stage of a proof is, known before it begins: the stage's share of the bar.
+
+A simple model: a call reads every weight once and does two operations a weight for each token. Units are seconds of a
+machine that reads 10 GB/s and does 150 billion operations a second; only their ratios count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lfm2_export import runtimes
+from lfm2_export.environment.resources import parameters
+from lfm2_export.parity.cache import first_sequences
+from lfm2_export.parity.cases import Case
+from lfm2_export.parity.subject import Subject
+from lfm2_export.quantize.size import model_bytes
+from lfm2_export.runtimes.runtime import Runtime
+
+_BYTES, _OPERATIONS = 10e9, 150e9  # a second
+_CALL = 5e-4  # of any call, however small the model
+_PASSES = 15  # over the weights in fp32: what loading and quantizing takes
+
+
+class Work:
+    """The stages of one proof, through runtimes whose cases are `cases_of`."""
+
+    def __init__(self, subject: Subject, cases_of: Mapping[str, Sequence[Case]]) -> None:
+        self._subject, self._cases_of = subject, cases_of
+        self._parameters = parameters(subject.config)
+        self._stored = model_bytes(subject.config, subject.recipe.quantization)
+
+    def total(self) -> float:
+        """Return the work of all stages."""
+        once = self.loading() + self.other_form() + self.fp32() + self.questions()
+        each = self.laws() + self.details() + self.quality() + self.questions()
+        return once + sum(each + self.lowering(name) + self.weights_alone(name) for name in self._cases_of)
+
+    def call(self, tokens: int) -> float:
+        """Return the work of a call of the artifact."""
+        return _CALL + self._stored / _BYTES + tokens * self._token()
+
+    def loading(self) -> float:
+        """Return the work of making the quantized model."""
+        return _PASSES * 4 * self._parameters / _BYTES
+
+    def other_form(self) -> float:
+        """Return the work of lowering the other form."""
+        return 2 * self.loading() if self._subject.effort.whole else 0.0
+
+    def lowering(self, runtime: str) -> float:
+        """Return the work of question 1 through a runtime: cases, single steps, replies, and the reference's own."""
+        cases, effort = self._cases_of[runtime], self._subject.effort
+        steps, replies = len(cases[0].tokens), effort.prompts * effort.continuation
+        calls = sum(len(case.chunks) for case in cases) + steps + replies
+        tokens = sum(len(case.tokens) for case in cases) + steps + replies + effort.prompts * 32
+        eager = (4 + effort.continuation) * 4 * self._parameters / _BYTES + 2 * tokens * self._token()
+        return calls * self.call(0) + tokens * self._token() + eager
+
+    def laws(self) -> float:
+        """Return the work of the state laws, of which one fills the window."""
+        filled = self._subject.window if self._subject.effort.whole else 1
+        return 200 * self.call(1) + self.call(filled)
+
+    def weights_alone(self, runtime: str) -> float:
+        """Return the work of the stored weights alone: the cases once more, where a runtime can."""
+        able = type(runtimes.find(runtime)).weights_session is not Runtime.weights_session
+        asked = able and self._subject.rounds and self._subject.effort.whole
+        return self.lowering(runtime) / 2 if asked else 0.0
+
+    def details(self) -> float:
+        """Return the work of what only a report shows: a long conversation, on both sides."""
+        detail = self._subject.detail
+        steps = 0 if detail is None else min(detail.drift_steps, self._subject.window)
+        return steps * (self.call(1) + self._token())
+
+    def fp32(self) -> float:
+        """Return the work of reading all text in fp32, a part of it twice."""
+        sequences = self._subject.text.sequences
+        tokens = sum(map(len, sequences)) + sum(map(len, first_sequences(sequences)))
+        return self.loading() / 3 + tokens * self._token()
+
+    def layer(self) -> float:
+        """Return one layer's part of that."""
+        return self.fp32() / self._subject.config.num_hidden_layers
+
+    def quality(self) -> float:
+        """Return the work of decoding all text."""
+        return sum(map(len, self._subject.text.sequences)) * self.call(1)
+
+    def questions(self) -> float:
+        """Return the work of nano's questions: a prompt and a reply of some ten tokens each."""
+        return self._subject.effort.questions * 12 * self.call(4) if self._subject.has_tasks else 0.0
+
+    def _token(self) -> float:
+        return 2 * self._parameters / _OPERATIONS
