@@ -24,6 +24,9 @@ def test_too_little_memory_for_a_proof_is_said_before_any_work(tmp_path: Path, m
     assert not output.exists()
     options = ("--no-verify", "--quiet")  # without a proof it fits
     assert code_of("export", "nano", "--recipe", "onnx-fp32", "--output", str(output), *options) == 0
+    assert code_of("parity", str(output), "--quiet") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "0.3 GB are free; run `lfm2-export parity` on a larger machine" in line
 
 
 def test_where_the_system_does_not_say_nothing_is_refused(monkeypatch) -> None:

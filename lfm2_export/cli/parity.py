@@ -44,12 +44,14 @@ def run(
     """Prove an artifact against eager PyTorch. Exit code 1 if any gate fails."""
     from lfm2_export.artifact.folder import open_artifact
     from lfm2_export.cli import console
+    from lfm2_export.environment.resources import check_memory
     from lfm2_export.errors import UsageError
     from lfm2_export.parity.detail import Detail
     from lfm2_export.parity.effort import extent
     from lfm2_export.parity.prove import prove
     from lfm2_export.parity.reference import reference_device
     from lfm2_export.parity.subject import checkpoint_of
+    from lfm2_export.recipes import Recipe
     from lfm2_export.report import outputs, reading
 
     chosen, paths = extent(effort), report or []
@@ -63,6 +65,8 @@ def run(
     with console.progress(quiet) as progress:
         progress("checking the checkpoint")
         made_from = checkpoint_of(opened, checkpoint)
+        rules = Recipe.model_validate(opened.manifest.recipe).quantization
+        check_memory(made_from.config, rules, "run")
         result = prove(opened, made_from, runtime or (), chosen, progress, text, detail, device)
         if trace:
             from lfm2_export.parity.divergence import find_divergence

@@ -51,13 +51,16 @@ def proof_bytes(config: LFM2Config, rules: Rules) -> int:
     return 4 * parameters(config) + 2 * model_bytes(config, rules) + _LIBRARIES
 
 
-def check_memory(config: LFM2Config, rules: Rules) -> None:
-    """Refuse a proof that this machine has too little free memory for, before any work. Raises UsageError."""
+def check_memory(config: LFM2Config, rules: Rules, instead: str = "export with --no-verify here and run") -> None:
+    """Refuse a proof that this machine has too little free memory for, before any work. Raises UsageError.
+
+    `instead` begins the advice, which goes on with where to run `lfm2-export parity`.
+    """
     needed, free = proof_bytes(config, rules), available_memory()
     if free is not None and needed > free:
         raise UsageError(
             f"a proof of this model takes about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; "
-            "export with --no-verify here and run `lfm2-export parity` on a larger machine, or close other programs"
+            f"{instead} `lfm2-export parity` on a larger machine, or close other programs"
         )
 
 
