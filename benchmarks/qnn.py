@@ -105,9 +105,9 @@ def _calibration(folder: Path, checkpoint: Path, recipe: str) -> list[str]:
     if recipes.load(recipe).calibration is None:
         return []
     vocabulary = open_checkpoint(str(checkpoint)).config.vocab_size
-    windows = np.random.default_rng(0).integers(0, vocabulary, tuple(_CALIBRATION.values()))
+    sequences = np.random.default_rng(0).integers(0, vocabulary, tuple(_CALIBRATION.values()))
     path = folder / "calibration.json"
-    write_text(path, json.dumps(windows.tolist()))
+    write_text(path, json.dumps(sequences.tolist()))
     settings = {"source": "tokens", "file": str(path), **_CALIBRATION}
     return [f"calibration.{name}={value}" for name, value in settings.items()]
 

@@ -32,9 +32,10 @@ from lfm2_export.evaluate.text import evaluation_text, text_of_file
 from lfm2_export.files import write_text
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder, open_checkpoint
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.quantize.calibrated import load_calibrated
-from lfm2_export.quantize.calibration import Calibration, Windows, calibration_windows
+from lfm2_export.quantize.calibration import Calibration, calibration_sequences
 from lfm2_export.quantize.method import CALIBRATED, Method
 from lfm2_export.quantize.scheme import has_integers
 from lfm2_export.quantize.size import model_bytes
@@ -56,7 +57,7 @@ def main(
     method: Annotated[list[str] | None, typer.Option(help="Only this way of rounding (repeatable).")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to predict.")] = 50_000,
     asked: Annotated[int, typer.Option("--questions", help="Held-out questions (checkpoints trained on them).")] = 400,
-    windows: Annotated[int, typer.Option(help="Calibration windows.")] = 128,
+    sequences: Annotated[int, typer.Option(help="Calibration sequences.")] = 128,
     text: Annotated[Path | None, typer.Option(help="Judge on this UTF-8 text instead.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the result files.")] = None,
 ) -> None:
@@ -66,7 +67,7 @@ def main(
             checkpoint = open_checkpoint(source)
             tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
             progress("calibration text")
-            seen = calibration_windows(Calibration(windows=windows), checkpoint, tokenizer)
+            seen = calibration_sequences(Calibration(windows=sequences), checkpoint, tokenizer)
             limit = min(1024, checkpoint.config.max_position_embeddings)
             judged = (
                 text_of_file(text, tokenizer, limit)
@@ -149,7 +150,7 @@ def _ways(recipe: Recipe, only: Sequence[str] | None) -> list[Method]:
     return [way for way in ways if not only or way in only]
 
 
-def _quantized(checkpoint: Checkpoint, recipe: Recipe, method: Method, seen: Windows) -> Decoder:
+def _quantized(checkpoint: Checkpoint, recipe: Recipe, method: Method, seen: TokenSequences) -> Decoder:
     rules, cache = recipe.quantization, recipe.cache
     if method in CALIBRATED:
         return load_calibrated(checkpoint, rules, cache, method, seen)[0]

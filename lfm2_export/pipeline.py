@@ -17,13 +17,14 @@ from lfm2_export.errors import GateError
 from lfm2_export.files import Need, cache_root, check_free, check_room, staged_folder
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import open_checkpoint
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.parity.detail import Detail
 from lfm2_export.parity.report import ParityReport
 from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize import cache
 from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.quantize.calibrated import load_calibrated
-from lfm2_export.quantize.calibration import Windows, calibration_windows, write_windows
+from lfm2_export.quantize.calibration import calibration_sequences, write_sequences
 from lfm2_export.quantize.record import FILE, write_record
 from lfm2_export.quantize.scheme import describe
 from lfm2_export.quantize.size import model_bytes
@@ -65,14 +66,14 @@ def export(
     tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
     with torch_threads(checkpoint.config), staged_folder(output, force, KIND, [checkpoint.folder]) as folder:
         _copy_companions(checkpoint, folder)
-        windows: Windows = ()
+        sequences: TokenSequences = ()
         if chosen.calibration is not None:
             progress(f"choosing calibration tokens ({chosen.calibration.source})")
-            windows = calibration_windows(chosen.calibration, checkpoint, tokenizer, progress)
-            write_windows(folder, windows)
+            sequences = calibration_sequences(chosen.calibration, checkpoint, tokenizer, progress)
+            write_sequences(folder, sequences)
         progress("reading and quantizing weights")
-        decoder = _quantized(checkpoint, chosen, windows, folder, progress)
-        lowered = target.lower(decoder, chosen, folder, progress, windows)
+        decoder = _quantized(checkpoint, chosen, sequences, folder, progress)
+        lowered = target.lower(decoder, chosen, folder, progress, sequences)
         del decoder  # the proof loads its own references
         progress("checksums")
         manifest = Manifest(
@@ -89,7 +90,7 @@ def export(
         write_manifest(folder, manifest)
         report = _prove(folder, output.name, manifest, checkpoint, effort, progress, detail) if verify else None
     if chosen.is_calibrated:
-        shutil.rmtree(_kept(checkpoint, chosen, windows), ignore_errors=True)
+        shutil.rmtree(_kept(checkpoint, chosen, sequences), ignore_errors=True)
     return Artifact(output, open_artifact(output).manifest), report
 
 
@@ -104,18 +105,20 @@ def _needs(output: Path, checkpoint: Checkpoint, recipe: Recipe) -> list[Need]:
     ]
 
 
-def _quantized(checkpoint: Checkpoint, recipe: Recipe, windows: Windows, folder: Path, progress: Progress) -> Decoder:
+def _quantized(
+    checkpoint: Checkpoint, recipe: Recipe, sequences: TokenSequences, folder: Path, progress: Progress
+) -> Decoder:
     rules = recipe.quantization
     if not recipe.is_calibrated:  # for static activations the target chooses the weights' integers too
         return load_quantized(checkpoint, rules, recipe.cache, recipe.weights)
-    kept = _kept(checkpoint, recipe, windows)
-    decoder, record = load_calibrated(checkpoint, rules, recipe.cache, recipe.weights, windows, progress, kept)
+    kept = _kept(checkpoint, recipe, sequences)
+    decoder, record = load_calibrated(checkpoint, rules, recipe.cache, recipe.weights, sequences, progress, kept)
     write_record(folder / FILE, record)
     return decoder
 
 
-def _kept(checkpoint: Checkpoint, recipe: Recipe, windows: Windows) -> Path:
-    return cache.folder_for(checkpoint, recipe.quantization, recipe.weights, windows)
+def _kept(checkpoint: Checkpoint, recipe: Recipe, sequences: TokenSequences) -> Path:
+    return cache.folder_for(checkpoint, recipe.quantization, recipe.weights, sequences)
 
 
 def _prove(

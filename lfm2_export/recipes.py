@@ -105,7 +105,7 @@ class Recipe(BaseModel):
             raise RecipeError(f"{self.name}: calibration {why}")
         if self.calibration is not None and self.calibration.tokens > self.window:
             raise RecipeError(
-                f"{self.name}: calibration windows of {self.calibration.tokens} tokens do not fit window {self.window}"
+                f"{self.name}: {self.calibration.tokens} tokens of calibration do not fit window {self.window}"
             )
 
 

@@ -27,7 +27,7 @@ from lfm2_export.pipeline import export
 from lfm2_export.quantize import calibrated
 from lfm2_export.quantize.apply import load_quantized, quantized_weight
 from lfm2_export.quantize.calibrated import load_calibrated
-from lfm2_export.quantize.calibration import Calibration, calibration_windows
+from lfm2_export.quantize.calibration import Calibration, calibration_sequences
 from lfm2_export.quantize.gptq import undrifted
 from lfm2_export.quantize.grid import Grid, grid_of, nearest, searched_scales
 from lfm2_export.quantize.method import CALIBRATED
@@ -276,18 +276,18 @@ def test_weights_that_cannot_be_had_are_refused(recipe: str, change: str, messag
 
 def test_calibration_text_is_not_evaluation_text(nano: Checkpoint) -> None:
     tokenizer = ChatTokenizer.load(nano.folder, nano.config)
-    seen = set(calibration_windows(Calibration(windows=128), nano, tokenizer))
+    seen = set(calibration_sequences(Calibration(windows=128), nano, tokenizer))
     assert seen.isdisjoint(evaluation_text(nano.config, tokenizer, 1024, 50_000).sequences)
 
 
 @pytest.mark.parametrize(("recipe", "limit"), [("xnnpack-int4", 0.4), ("onnx-int4", 0.4), ("xnnpack-int4-mixed", 0.4)])
 def test_gptq_loses_much_less_than_rounding_to_nearest(recipe: str, limit: float, nano: Checkpoint) -> None:
     tokenizer = ChatTokenizer.load(nano.folder, nano.config)
-    windows = calibration_windows(Calibration(windows=64), nano, tokenizer)
+    sequences = calibration_sequences(Calibration(windows=64), nano, tokenizer)
     text = evaluation_text(nano.config, tokenizer, 1024, 3000)
     made_by = recipes.load(recipe)
     plain = load_quantized(nano, made_by.quantization, made_by.cache)
-    chosen, _ = load_calibrated(nano, made_by.quantization, made_by.cache, "gptq", windows)
+    chosen, _ = load_calibrated(nano, made_by.quantization, made_by.cache, "gptq", sequences)
     expected = score(load_decoder(nano), text.sequences)
     before, after = (loss_of(score(unpack(each), text.sequences), expected, text.sequences) for each in (plain, chosen))
     assert after.mean_kld < limit * before.mean_kld  # 0.27, 0.26 and 0.17 over 8000 tokens

@@ -17,10 +17,10 @@ from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.quantize.calibration import (
     FILE,
     Calibration,
-    calibration_windows,
+    calibration_sequences,
     digest,
-    read_windows,
-    write_windows,
+    read_sequences,
+    write_sequences,
 )
 from lfm2_export.quantize.own_text import continued
 from lfm2_export.runtimes.eager import EagerSession
@@ -40,13 +40,13 @@ def tokenizer(nano: Checkpoint) -> ChatTokenizer:
 
 def test_own_text_is_the_models_reply_and_the_same_every_time(nano, tokenizer):
     wanted = Calibration(windows=6, tokens=96)
-    windows = calibration_windows(wanted, nano, tokenizer)
-    assert windows == calibration_windows(wanted, nano, tokenizer)
-    assert len(windows) == 6
-    said = [tokenizer.decode(window, skip_special_tokens=False) for window in windows]
+    sequences = calibration_sequences(wanted, nano, tokenizer)
+    assert sequences == calibration_sequences(wanted, nano, tokenizer)
+    assert len(sequences) == 6
+    said = [tokenizer.decode(window, skip_special_tokens=False) for window in sequences]
     right = [question.answer in text for question, text in zip(questions(77, 6), said, strict=True)]
     assert sum(right) >= 5  # nano answers what it was trained on
-    assert all(window[-1] in tokenizer.eos_ids or len(window) == 96 for window in windows)
+    assert all(window[-1] in tokenizer.eos_ids or len(window) == 96 for window in sequences)
 
 
 def test_conversations_side_by_side_are_what_each_is_alone(nano, tokenizer):
@@ -71,10 +71,10 @@ def test_conversations_side_by_side_are_what_each_is_alone(nano, tokenizer):
 def test_a_text_is_cut_into_windows(nano, tokenizer, tmp_path: Path):
     path = tmp_path / "text.txt"
     path.write_text("The sky is blue. " * 40)
-    windows = calibration_windows(Calibration(source="text", file=str(path), windows=3, tokens=16), nano, tokenizer)
+    sequences = calibration_sequences(Calibration(source="text", file=str(path), windows=3, tokens=16), nano, tokenizer)
     whole = tokenizer.encode(path.read_text(), add_special_tokens=True)
-    assert [token for window in windows for token in window] == whole[:48]
-    assert [len(window) for window in windows] == [16, 16, 16]
+    assert [token for window in sequences for token in window] == whole[:48]
+    assert [len(window) for window in sequences] == [16, 16, 16]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_text_is_cut_into_windows(nano, tokenizer, tmp_path: Path):
 def test_token_lists_are_cut_into_windows(document, expected, nano, tmp_path: Path):
     path = tmp_path / "tokens.json"
     path.write_text(json.dumps(document))
-    assert calibration_windows(Calibration(source="tokens", file=str(path), tokens=3), nano, None) == expected
+    assert calibration_sequences(Calibration(source="tokens", file=str(path), tokens=3), nano, None) == expected
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_bad_token_file_is_refused(content, message, nano, tmp_path: Path):
     path = tmp_path / "tokens.json"
     path.write_bytes(content)
     with pytest.raises(RecipeError, match=message) as caught:
-        calibration_windows(Calibration(source="tokens", file=str(path)), nano, None)
+        calibration_sequences(Calibration(source="tokens", file=str(path)), nano, None)
     assert "\n" not in str(caught.value)
 
 
@@ -122,20 +122,20 @@ def test_what_cannot_be_calibrated_on_is_refused(nano, tokenizer, tmp_path: Path
     ]
     for wanted, given, message in bad:
         with pytest.raises(RecipeError, match=message):
-            calibration_windows(Calibration(**wanted), nano, given)
+            calibration_sequences(Calibration(**wanted), nano, given)
 
 
 def test_windows_travel_with_the_artifact(nano, tmp_path: Path):
-    windows = ((1, 2, 3), (4, 5))
-    write_windows(tmp_path, windows)
-    assert read_windows(tmp_path, nano.config) == windows
-    assert digest(windows) != digest(((1, 2), (3, 4, 5)))
+    sequences = ((1, 2, 3), (4, 5))
+    write_sequences(tmp_path, sequences)
+    assert read_sequences(tmp_path, nano.config) == sequences
+    assert digest(sequences) != digest(((1, 2), (3, 4, 5)))
     (tmp_path / FILE).write_text("[[1, 99999]]")
     with pytest.raises(ArtifactError, match="outside the vocabulary"):
-        read_windows(tmp_path, nano.config)
+        read_sequences(tmp_path, nano.config)
     (tmp_path / FILE).unlink()
     with pytest.raises(ArtifactError, match="missing"):
-        read_windows(tmp_path, nano.config)
+        read_sequences(tmp_path, nano.config)
 
 
 RECIPE = """\

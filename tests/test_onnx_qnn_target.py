@@ -120,9 +120,9 @@ def integer_graph(decoder: Decoder, folder: Path, name: str, observer: str = "mi
     rules = recipe(name).quantization
     prefill = build(decoder, CHUNK, WINDOW, 1e4)
     prefill.graph.save(folder / "float.onnx")
-    windows = tuple(tuple(1 + (7 * i + 3 * j) % 300 for i in range(20)) for j in range(3))
+    sequences = tuple(tuple(1 + (7 * i + 3 * j) % 300 for i in range(20)) for j in range(3))
     calibration = Calibration(observer=observer, percentile=99.0)
-    ranges = activation_ranges(prefill, folder / "float.onnx", decoder.config, CHUNK, WINDOW, windows, calibration)
+    ranges = activation_ranges(prefill, folder / "float.onnx", decoder.config, CHUNK, WINDOW, sequences, calibration)
     hide = hiding(ranges, prefill.scores)
     build(decoder, CHUNK, WINDOW, hide).graph.save(folder / "hidden.onnx")
     known = with_mask(ranges, hide, prefill.scores)
@@ -166,12 +166,12 @@ def test_the_rounded_decoder_has_the_very_weights_that_are_stored(name, tmp_path
 def test_probes_change_nothing_of_the_graphs_they_watch(name, tmp_path):
     """Integers, scales and operators are the same, and so are the bits of logits and state."""
     chosen, ids = recipe(name), (5, 6, 7, 8, 9, 10, 11)
-    windows = (tuple(range(1, 21)), tuple(range(300, 280, -1))) if chosen.calibration is not None else ()
+    sequences = (tuple(range(1, 21)), tuple(range(300, 280, -1))) if chosen.calibration is not None else ()
     decoder = quantize(random_decoder(), chosen.quantization)
     made, run = [], []
     for probed in (False, True):
         found = make_methods(
-            decoder, chosen, {"decode": 1, "prefill": CHUNK}, tmp_path, lambda _: None, windows, probed
+            decoder, chosen, {"decode": 1, "prefill": CHUNK}, tmp_path, lambda _: None, sequences, probed
         )
         made.append(found["prefill"])
         inputs = npu_state(decoder.config, 64) | graph_inputs(decoder.config, ids, 0, CHUNK, 64)

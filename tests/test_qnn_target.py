@@ -24,12 +24,12 @@ from lfm2_export.graph.steps import layer_of
 from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.random_init import SIZES
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.model.state import state_shapes
 from lfm2_export.parity.leading import GuidedMethods
 from lfm2_export.qualcomm import sdk
 from lfm2_export.qualcomm.calls import DECODE, MASKED, PREFILL, call_inputs, npu_state
 from lfm2_export.quantize.apply import quantize
-from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.static_weights import static_weights
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes._slices import SliceSession, pte_call
@@ -41,7 +41,7 @@ from lfm2_export.targets.qnn.table import TABLE, HtpModule
 from lfm2_export.targets.qnn.target import TARGET
 
 WINDOW, CHUNK = 48, 8
-WINDOWS: Windows = tuple(tuple(tokens(24, seed)) for seed in range(4))
+WINDOWS: TokenSequences = tuple(tuple(tokens(24, seed)) for seed in range(4))
 
 
 def installed() -> str | None:
@@ -485,8 +485,8 @@ class TestCapacity:
         assert shards_needed(SIZES["2.6b"], recipes.load("qnn-fp16"), copies=2) == 4
 
     def test_a_long_context_takes_room_too(self) -> None:
-        windows = [recipes.load("qnn-16a8w", [f"window={window}"]) for window in (2048, 128_000)]
-        short, long = (shards_needed(SIZES["1.2b"], each, copies=2) for each in windows)
+        sequences = [recipes.load("qnn-16a8w", [f"window={window}"]) for window in (2048, 128_000)]
+        short, long = (shards_needed(SIZES["1.2b"], each, copies=2) for each in sequences)
         assert short < long
 
     def test_a_layer_that_fits_nowhere_is_refused(self) -> None:

@@ -101,7 +101,7 @@ def test_a_reply_ends_where_a_stop_text_begins(model, tokenizer):
 
 
 def test_a_text_longer_than_the_window_is_scored_in_pieces(model, session, tokenizer):
-    """Every token once, each piece with as much context as the window leaves it: lm-eval's disjoint windows."""
+    """Every token once, each piece with as much context as the window leaves it: lm-eval's disjoint sequences."""
     text = "The sky is blue. " * 40
     ids, room = tokenizer.encode(text), WINDOW - 1
     assert len(ids) > 2 * WINDOW

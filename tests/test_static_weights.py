@@ -14,7 +14,7 @@ from lfm2_export.evaluate.metrics import quantization_loss
 from lfm2_export.evaluate.text import evaluation_text
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder, open_checkpoint
-from lfm2_export.quantize.calibration import Calibration, calibration_windows
+from lfm2_export.quantize.calibration import Calibration, calibration_sequences
 from lfm2_export.quantize.gptq import gptq
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
 from lfm2_export.quantize.static_weights import StaticWeights, chosen_scales, static_weights
@@ -152,12 +152,12 @@ def rounded_to_nearest(static: StaticWeights, bits: dict[str, int]) -> Decoder:
 def test_on_nano_gptq_loses_less_at_4_bits() -> None:
     nano = open_checkpoint("nano")
     tokenizer = ChatTokenizer.load(nano.folder, nano.config)
-    windows = calibration_windows(Calibration(windows=12, tokens=96), nano, tokenizer)
+    sequences = calibration_sequences(Calibration(windows=12, tokens=96), nano, tokenizer)
     text = evaluation_text(nano.config, tokenizer, 256, 400).sequences
     fp32 = load_decoder(nano)
 
     def loss(method: str) -> float:
-        static = static_weights(fp32, recipes.load("qnn-16a4w").quantization, windows, method)  # type: ignore[arg-type]
+        static = static_weights(fp32, recipes.load("qnn-16a4w").quantization, sequences, method)  # type: ignore[arg-type]
         session, truth = EagerSession(rounded_to_nearest(static, {"lm_head": 8}), 256), EagerSession(fp32, 256)
         actual, expected, targets = [], [], []
         for window in text:

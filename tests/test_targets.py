@@ -36,7 +36,7 @@ class Toy(Target):
     )
     padded = False
 
-    def lower(self, decoder, recipe, folder, progress, windows=()):
+    def lower(self, decoder, recipe, folder, progress, sequences=()):
         steps = trace(decoder.config, self.padded).steps
         (folder / "steps.json").write_text(json.dumps([TABLE[step.kind] for step in steps]))
         method = MethodSpec(name="forward", file="steps.json", inputs=[], outputs=[], max_tokens=1)

@@ -18,7 +18,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import is_cache
 from lfm2_export.parity.reference import quantized_model
 from lfm2_export.qualcomm.calls import PREFILL
-from lfm2_export.quantize.calibration import read_windows
+from lfm2_export.quantize.calibration import read_sequences
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes._in_place_state import InPlaceState
 from lfm2_export.runtimes._slices import SliceSession, pte_call
@@ -60,8 +60,8 @@ def _slices(artifact: Artifact, decoder: Decoder, recipe: Recipe, tokens: Sequen
     """Two methods of fixed rows, whose new slices the caller writes back."""
     manifest = artifact.manifest
     methods = {method.name: method for method in manifest.methods}
-    windows = read_windows(artifact.folder, decoder.config) if recipe.calibration else ()
-    quantized = targets.find(manifest.target).reference(decoder, recipe, windows)
+    sequences = read_sequences(artifact.folder, decoder.config) if recipe.calibration else ()
+    quantized = targets.find(manifest.target).reference(decoder, recipe, sequences)
     recorded: list[tuple[str, list[Tensor], dict[str, np.ndarray]]] = []
 
     def record(method: str, inputs: tuple[Tensor, ...]) -> Sequence[Tensor]:

@@ -30,7 +30,7 @@ from lfm2_export.parity.reference import quantized_model, reference
 from lfm2_export.parity.subject import traced_text
 from lfm2_export.parity.trace_result import Trace, TracePoint
 from lfm2_export.progress import Progress, silent
-from lfm2_export.quantize.calibration import read_windows
+from lfm2_export.quantize.calibration import read_sequences
 from lfm2_export.quantize.scheme import needs_calibration
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.recipes import Recipe
@@ -59,16 +59,16 @@ def find_divergence(
     tokens = traced_text(artifact, checkpoint, sum(_CALLS))
     decoder = quantized_model(artifact, checkpoint)
     target = targets.find(artifact.manifest.target)
-    windows = read_windows(artifact.folder, decoder.config) if recipe.calibration is not None else ()
+    sequences = read_sequences(artifact.folder, decoder.config) if recipe.calibration is not None else ()
     with scratch_folder() as folder:
         progress("lowering it again, with every module's input and output shown")
-        lowered = target.lower_with_probes(decoder, recipe, folder, progress, windows)
+        lowered = target.lower_with_probes(decoder, recipe, folder, progress, sequences)
         if lowered is None:
             return _by_state(artifact, decoder, tokens, tolerance or recipe.gates.lowering.max_error, progress)
         manifest = artifact.manifest.model_copy(update={"form": "explicit", **lowered._asdict()})
         session = runtimes.first(manifest).open_session(folder, manifest)
         progress(f"{session.runtime}: point by point against eager")
-        methods = target.reference(decoder, recipe, windows, probed=True)
+        methods = target.reference(decoder, recipe, sequences, probed=True)
         eager: Guided
         if methods is None:
             eager = GuidedDecoder(unpack(target.as_stored(decoder, recipe)), recipe.window)

@@ -18,7 +18,7 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.errors import MissingDependencyError, UsageError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.quantize.apply import load_quantized
-from lfm2_export.quantize.calibration import read_windows
+from lfm2_export.quantize.calibration import read_sequences
 from lfm2_export.quantize.record import FILE, load_recorded, read_record
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes._slices import SliceSession, pte_call
@@ -33,8 +33,8 @@ def reference(artifact: Artifact, decoder: Decoder) -> Session:
     """
     manifest = artifact.manifest
     recipe = Recipe.model_validate(manifest.recipe)
-    windows = read_windows(artifact.folder, decoder.config) if recipe.calibration is not None else ()
-    methods = targets.find(manifest.target).reference(decoder, recipe, windows)
+    sequences = read_sequences(artifact.folder, decoder.config) if recipe.calibration is not None else ()
+    methods = targets.find(manifest.target).reference(decoder, recipe, sequences)
     if methods is None:
         return EagerSession(decoder, manifest.window)
     call = pte_call(lambda name, inputs: methods[name](*inputs), manifest)

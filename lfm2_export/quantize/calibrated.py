@@ -1,6 +1,6 @@
 """Weights quantized layer by layer with their inputs in view: GPTQ, smoothing (AWQ), or both.
 
-Two models walk through the calibration windows side by side, the exact one and the one quantized so far, so every
+Two models walk through the calibration sequences side by side, the exact one and the one quantized so far, so every
 matrix is rounded for the inputs it will really get, activations rounded included. Of the exact model only one layer is
 in memory at a time.
 
@@ -25,9 +25,9 @@ from lfm2_export.graph.matrices import siblings
 from lfm2_export.graph.steps import layer_of
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.apply import install, integers, quantize_module, round_caches
-from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.freed_memory import return_at_once
 from lfm2_export.quantize.gptq import gptq, undrifted
 from lfm2_export.quantize.grid import Grid, grid_of, nearest, searched_scales
@@ -47,17 +47,17 @@ def load_calibrated(
     rules: Rules,
     cache: str,
     method: Method,
-    windows: Windows,
+    sequences: TokenSequences,
     progress: Progress = silent,
     kept: Path | None = None,
 ) -> tuple[Decoder, Record]:
-    """The checkpoint, quantized with `windows` in view, and the record of it. Deterministic on one machine.
+    """The checkpoint, quantized with `sequences` in view, and the record of it. Deterministic on one machine.
 
     `kept` is a folder for finished layers, so that a run that was stopped goes on where it was; it must be this
-    checkpoint's, these rules', this method's and these windows' own. Raises CheckpointError for NaN or infinity.
+    checkpoint's, these rules', this method's and these sequences' own. Raises CheckpointError for NaN or infinity.
     """
     return_at_once()
-    walk = _Walk(checkpoint, rules, method, windows, progress, kept)
+    walk = _Walk(checkpoint, rules, method, sequences, progress, kept)
     load_decoder(checkpoint, completed=walk.completed)
     return round_caches(walk.result.eval(), cache), walk.record
 
@@ -74,14 +74,14 @@ def place(weight: Tensor, grid: Grid, method: Method, seen: Moments) -> tuple[Te
     return (values.unflatten(1, (scales.shape[1], -1)) * scales.unsqueeze(-1)).flatten(1), scales
 
 
-def last_hidden_moment(checkpoint: Checkpoint, windows: Windows, progress: Progress = silent) -> Tensor:
+def last_hidden_moment(checkpoint: Checkpoint, sequences: TokenSequences, progress: Progress = silent) -> Tensor:
     """Σ x xᵀ of what the exact model's head is called with, `[H, H] fp32`. One layer is in memory at a time."""
     streams: list[Stream] = []
     found: list[Tensor] = []
 
     def completed(decoder: Decoder, part: str) -> None:
         if part == "embed_tokens":
-            streams.append(Stream(decoder, windows))
+            streams.append(Stream(decoder, sequences))
         elif (layer := layer_of(part)) is not None:
             layers = decoder.config.num_hidden_layers
             progress(f"weights: inputs of the shared embedding and head, layer {layer + 1} of {layers}")
@@ -102,11 +102,11 @@ class _Walk:
         checkpoint: Checkpoint,
         rules: Rules,
         method: Method,
-        windows: Windows,
+        sequences: TokenSequences,
         progress: Progress,
         kept: Path | None,
     ) -> None:
-        self.checkpoint, self.method, self.windows = checkpoint, method, windows
+        self.checkpoint, self.method, self.sequences = checkpoint, method, sequences
         self.progress, self.kept = progress, kept
         self.rules = rules_by_path(checkpoint.config, rules)
         self.schemes = {path: scheme for path, rule in self.rules.items() if (scheme := integers(rule))}
@@ -121,7 +121,7 @@ class _Walk:
         """A top-level part of the exact model has arrived: quantize it, and let go of the exact one."""
         if part == "embed_tokens":
             self._embedding(exact)
-            self.streams = Stream(self.result, self.windows), Stream(exact, self.windows)
+            self.streams = Stream(self.result, self.sequences), Stream(exact, self.sequences)
         elif (layer := layer_of(part)) is not None:
             self._layer(exact, layer)
             for stream, decoder in zip(self.streams, (self.result, exact), strict=True):
@@ -144,7 +144,7 @@ class _Walk:
             return
         grid = grid_of(scheme)
         if self.shared:
-            hessian = last_hidden_moment(self.checkpoint, self.windows, self.progress)
+            hessian = last_hidden_moment(self.checkpoint, self.sequences, self.progress)
             hessian = hessian / hessian.diagonal().mean() + _EVEN * torch.eye(len(hessian))
             placed = place(weight, grid, self.method, Moments(hessian, hessian))
         else:

@@ -19,14 +19,13 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import ArtifactError, RecipeError
 from lfm2_export.model.load import load_decoder
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.own_text import continued
 
 FILE = "calibration.json"
 _SEED = 77  # of the prompts for "self"; they are training questions, parity asks held-out ones
 _MAX_BYTES = 64 << 20
-
-Windows = tuple[tuple[int, ...], ...]  # token ids, one tuple per conversation
 
 
 class Calibration(BaseModel):
@@ -54,10 +53,10 @@ class Calibration(BaseModel):
         return self
 
 
-def calibration_windows(
+def calibration_sequences(
     wanted: Calibration, checkpoint: Checkpoint, tokenizer: ChatTokenizer | None, progress: Progress = silent
-) -> Windows:
-    """The token windows for this checkpoint; the same arguments give the same windows.
+) -> TokenSequences:
+    """The token sequences for this checkpoint; the same arguments give the same sequences.
 
     Raises RecipeError for a missing tokenizer or template, and a file that is missing, empty, malformed or outside
     the vocabulary.
@@ -70,25 +69,25 @@ def calibration_windows(
     if path.stat().st_size > _MAX_BYTES:
         raise RecipeError(f"calibration.file: {path}: larger than {_MAX_BYTES >> 20} MiB, far more than needed")
     runs = [_text(path, tokenizer)] if wanted.source == "text" else _token_lists(path, checkpoint.config)
-    windows = [run[at : at + wanted.tokens] for run in runs for at in range(0, len(run), wanted.tokens)]
-    kept = tuple(tuple(window) for window in windows if len(window) > 1)[: wanted.windows]
+    sequences = [run[at : at + wanted.tokens] for run in runs for at in range(0, len(run), wanted.tokens)]
+    kept = tuple(tuple(tokens) for tokens in sequences if len(tokens) > 1)[: wanted.windows]
     if not kept:
         raise RecipeError(f"calibration.file: {path}: holds no window of at least two tokens")
     return kept
 
 
-def digest(windows: Windows) -> str:
+def digest(sequences: TokenSequences) -> str:
     """Hex SHA-256 over the token ids and where they are cut."""
-    return hashlib.sha256(_document(windows).encode()).hexdigest()
+    return hashlib.sha256(_document(sequences).encode()).hexdigest()
 
 
-def write_windows(folder: Path, windows: Windows) -> None:
+def write_sequences(folder: Path, sequences: TokenSequences) -> None:
     """Write `calibration.json` into an artifact folder."""
-    (folder / FILE).write_bytes(_document(windows).encode())
+    (folder / FILE).write_bytes(_document(sequences).encode())
 
 
-def read_windows(folder: Path, config: LFM2Config) -> Windows:
-    """The windows of an artifact folder. ArtifactError when it is missing or not what `write_windows` wrote."""
+def read_sequences(folder: Path, config: LFM2Config) -> TokenSequences:
+    """The sequences of an artifact folder. ArtifactError when it is missing or not what `write_sequences` wrote."""
     path = folder / FILE
     if not path.is_file():
         raise ArtifactError(f"{path}: missing, and this artifact's quantization cannot be repeated without it")
@@ -98,13 +97,13 @@ def read_windows(folder: Path, config: LFM2Config) -> Windows:
         raise ArtifactError(str(error)) from error
 
 
-def _document(windows: Windows) -> str:
-    return json.dumps([list(window) for window in windows], separators=(",", ":")) + "\n"
+def _document(sequences: TokenSequences) -> str:
+    return json.dumps([list(tokens) for tokens in sequences], separators=(",", ":")) + "\n"
 
 
 def _own_text(
     wanted: Calibration, checkpoint: Checkpoint, tokenizer: ChatTokenizer | None, progress: Progress
-) -> Windows:
+) -> TokenSequences:
     if tokenizer is None or not tokenizer.has_template:
         raise RecipeError(
             f"calibration: source 'self' needs the checkpoint's tokenizer and chat template, {checkpoint.folder} has "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lfm2_export.graph.matrices import matrices, siblings
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.quantize.calibration import Windows
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.quantize.gptq import gptq, undrifted
 from lfm2_export.quantize.grid import STEPS, Grid, searched_scales
 from lfm2_export.quantize.method import Method
@@ -35,17 +35,17 @@ class StaticWeights(NamedTuple):
 
 
 @torch.no_grad()
-def static_weights(decoder: Decoder, rules: Rules, windows: Windows, method: Method) -> StaticWeights:
+def static_weights(decoder: Decoder, rules: Rules, sequences: TokenSequences, method: Method) -> StaticWeights:
     """Choose scales for every matrix but the embedding, whose rows are activations. Deterministic.
 
     `nearest`: the largest weight sets the scale. `mse`: the scale whose rounding has the least squared error. `gptq`:
-    the scale by error weighted with the inputs on `windows`, then GPTQ, layer by layer, each on the inputs that the
+    the scale by error weighted with the inputs on `sequences`, then GPTQ, layer by layer, each on the inputs that the
     quantized layers before it give.
     """
     own = copy.deepcopy(decoder, {id(tensor): tensor for tensor in decoder.parameters()})  # the tensors are shared
     schemes = {path: scheme for path, kind, _ in matrices(own.config) if (scheme := _scheme(path, kind, rules))}
     if method == "gptq":
-        return StaticWeights(own, _by_gptq(decoder, own, schemes, windows))
+        return StaticWeights(own, _by_gptq(decoder, own, schemes, sequences))
     steps = STEPS if method == "mse" else 0
     return StaticWeights(
         own, {path: chosen_scales(_matrix(own, path).weight, scheme, steps) for path, scheme in schemes.items()}
@@ -73,9 +73,11 @@ def _storable(scales: Tensor) -> Tensor:
     return (scales / unit).round().clamp(1, _SHARES) * unit if scales.shape[1] > 1 else scales
 
 
-def _by_gptq(exact: Decoder, decoder: Decoder, schemes: dict[str, WeightScheme], windows: Windows) -> dict[str, Tensor]:
+def _by_gptq(
+    exact: Decoder, decoder: Decoder, schemes: dict[str, WeightScheme], sequences: TokenSequences
+) -> dict[str, Tensor]:
     scales: dict[str, Tensor] = {}
-    ours, theirs = Stream(decoder, windows), Stream(exact, windows)
+    ours, theirs = Stream(decoder, sequences), Stream(exact, sequences)
     for layer in range(decoder.config.num_hidden_layers):
         for group in siblings(decoder.config, layer):
             paths = [path for path in group.paths if path in schemes]

@@ -1,4 +1,4 @@
-"""Calibration windows on their way through a model, layer by layer, and what they say about each matrix's inputs.
+"""Calibration sequences on their way through a model, layer by layer, and what they say about each matrix's inputs.
 
 Only the residual stream between two layers is kept, so the layers themselves may come and go one at a time.
 """
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.mixer import Call
-from lfm2_export.model.sequences import batched
+from lfm2_export.model.sequences import TokenSequences, batched
 from lfm2_export.model.state import State, empty_state
-from lfm2_export.quantize.calibration import Windows
 
 
 class _CapturedError(Exception):
@@ -22,23 +21,23 @@ class _CapturedError(Exception):
 
 
 class _Batch:
-    """Windows of similar length, right-padded (causal layers never see that), each from an empty state."""
+    """Sequences of similar length, right-padded (causal layers never see that), each from an empty state."""
 
-    def __init__(self, decoder: Decoder, windows: Sequence[tuple[int, ...]]) -> None:
-        longest, device = max(map(len, windows)), decoder.device
-        ids = torch.tensor([[*window, *[0] * (longest - len(window))] for window in windows], device=device)
-        lengths = torch.tensor([[len(window)] for window in windows], device=device)
+    def __init__(self, decoder: Decoder, sequences: Sequence[tuple[int, ...]]) -> None:
+        longest, device = max(map(len, sequences)), decoder.device
+        ids = torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens in sequences], device=device)
+        lengths = torch.tensor([[len(tokens)] for tokens in sequences], device=device)
         self.valid = torch.arange(longest, device=device) < lengths  # [B, T]
-        self.state: State = empty_state(decoder.config, 1, len(windows), device=device)
+        self.state: State = empty_state(decoder.config, 1, len(sequences), device=device)
         self.call: Call = decoder.call(ids, torch.zeros_like(lengths[:, 0]))
         self.x: Tensor = decoder.embed_tokens(ids)  # [B, T, H]
 
 
 class Stream:
-    """All windows at the same depth of one model: after the embedding, then after each `advance`."""
+    """All sequences at the same depth of one model: after the embedding, then after each `advance`."""
 
-    def __init__(self, decoder: Decoder, windows: Windows) -> None:
-        self.batches = [_Batch(decoder, part) for part in batched(windows)]
+    def __init__(self, decoder: Decoder, sequences: TokenSequences) -> None:
+        self.batches = [_Batch(decoder, part) for part in batched(sequences)]
 
     def advance(self, decoder: Decoder, layer: int) -> None:
         """On through that layer."""

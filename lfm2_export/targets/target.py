@@ -11,8 +11,8 @@ from lfm2_export.artifact.manifest import MethodSpec, Npu
 from lfm2_export.errors import RecipeError
 from lfm2_export.graph.steps import Network
 from lfm2_export.graph.trace import trace
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.progress import Progress
-from lfm2_export.quantize.calibration import Windows
 from lfm2_export.targets.capabilities import Capabilities
 from lfm2_export.targets.refusals import refusals
 
@@ -64,17 +64,17 @@ class Target(ABC):
 
     @abstractmethod
     def lower(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
     ) -> Lowered:
         """Write the artifact's files into `folder`, announcing each step through `progress("…")`.
 
         The checkpoint's config, tokenizer and template are there already, for a target to add what its runtimes look
-        for in them. `windows` are the tokens that static activations are calibrated on; empty when the recipe has none.
+        for in them. `sequences` are what static activations are calibrated on; empty when the recipe has none.
         Raises LoweringError when the result is not what the recipe demands.
         """
 
     def lower_with_probes(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
     ) -> Lowered | None:
         """Lower the explicit form once more, for `parity --trace`: its method also returns what goes in and comes out.
 
@@ -91,7 +91,9 @@ class Target(ABC):
         """Return the share of the stored weights that are not the decoder's; None where they are judged by running."""
         return None
 
-    def reference(self, decoder: Decoder, recipe: Recipe, windows: Windows, probed: bool = False) -> Methods | None:
+    def reference(
+        self, decoder: Decoder, recipe: Recipe, sequences: TokenSequences, probed: bool = False
+    ) -> Methods | None:
         """Return the artifact's methods in eager PyTorch, where the target itself quantizes.
 
         When `probed` they are those of `lower_with_probes`, and the probes their last outputs. None where `decoder`

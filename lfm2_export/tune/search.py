@@ -14,7 +14,7 @@ from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError
 from lfm2_export.model.load import load_decoder
 from lfm2_export.progress import Progress, silent
-from lfm2_export.quantize.calibration import Calibration, calibration_windows
+from lfm2_export.quantize.calibration import Calibration, calibration_sequences
 from lfm2_export.quantize.scheme import QuantizationRule
 from lfm2_export.recipes import Recipe
 from lfm2_export.tune.allocation import Allocation, cheapest, front
@@ -65,9 +65,11 @@ def tune(
     found = units(checkpoint.config, target)
     progress("text to measure on")
     text = text or Calibration(windows=32)
-    windows = calibration_windows(text, checkpoint, ChatTokenizer.load(checkpoint.folder, checkpoint.config), progress)
+    sequences = calibration_sequences(
+        text, checkpoint, ChatTokenizer.load(checkpoint.folder, checkpoint.config), progress
+    )
     exact = load_decoder(checkpoint)
-    costs = sensitivities(exact, found, windows, progress)
+    costs = sensitivities(exact, found, sequences, progress)
     bytes_stored = [[unit.stored(option) for option in unit.options] for unit in found]
     bytes_read = [[unit.read(option) for option in unit.options] for unit in found]
     progress("choosing")
@@ -92,14 +94,14 @@ def tune(
         checkpoint=checkpoint.name,
         target=target,
         text=text.source,
-        tokens=sum(map(len, windows)),
+        tokens=sum(map(len, sequences)),
         modules={
             unit.paths[0]: {named(option): cost for option, cost in zip(unit.options, row, strict=True)}
             for unit, row in zip(found, costs, strict=True)
         },
         front=[point(each) for each in front(costs, weights)],
         chosen=point(best),
-        measured_kld=whole_cost(exact, found, options, windows),
+        measured_kld=whole_cost(exact, found, options, sequences),
     )
     rules = [rule for unit, option in zip(found, options, strict=True) for rule in unit.rules(option)]
     return _recipe(target, name, shortened(rules), tuning), tuning

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.sequences import pieces
+from lfm2_export.model.sequences import TokenSequences, pieces
 from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.apply import quantize_module
-from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import WeightScheme
 from lfm2_export.quantize.streams import Stream
 from lfm2_export.quantize.unpack import unpack
@@ -25,27 +24,29 @@ from lfm2_export.tune.choices import Unit
 
 @torch.inference_mode()
 def sensitivities(
-    exact: Decoder, units: Sequence[Unit], windows: Windows, progress: Progress = silent
+    exact: Decoder, units: Sequence[Unit], sequences: TokenSequences, progress: Progress = silent
 ) -> list[list[float]]:
-    """Mean KLD in nats per token, `[unit][option]`, over every token of `windows`. Deterministic."""
-    streams = [Stream(exact, windows)]
+    """Mean KLD in nats per token, `[unit][option]`, over every token of `sequences`. Deterministic."""
+    streams = [Stream(exact, sequences)]
     for layer in range(exact.config.num_hidden_layers):
         streams.append(copied(streams[-1]))
         streams[-1].advance(exact, layer)
     found = []
     for number, unit in enumerate(units):
         progress(f"measuring {unit.paths[0]} ({number + 1} of {len(units)})")
-        found.append([_cost(exact, unit, option, windows, streams) for option in unit.options])
+        found.append([_cost(exact, unit, option, sequences, streams) for option in unit.options])
     return found
 
 
 @torch.inference_mode()
-def whole_cost(exact: Decoder, units: Sequence[Unit], chosen: Sequence[WeightScheme], windows: Windows) -> float:
+def whole_cost(
+    exact: Decoder, units: Sequence[Unit], chosen: Sequence[WeightScheme], sequences: TokenSequences
+) -> float:
     """Mean KLD with every module quantized as chosen, rounded to nearest."""
     trial = _shared_copy(exact)
     for unit, option in zip(units, chosen, strict=True):
         _apply(trial, unit, option)
-    ours, theirs = Stream(unpack(trial), windows), Stream(exact, windows)
+    ours, theirs = Stream(unpack(trial), sequences), Stream(exact, sequences)
     for layer in range(exact.config.num_hidden_layers):
         ours.advance(trial, layer)
         theirs.advance(exact, layer)
@@ -59,14 +60,14 @@ def copied(stream: Stream) -> Stream:
     return other
 
 
-def _cost(exact: Decoder, unit: Unit, option: WeightScheme, windows: Windows, streams: list[Stream]) -> float:
+def _cost(exact: Decoder, unit: Unit, option: WeightScheme, sequences: TokenSequences, streams: list[Stream]) -> float:
     trial = _shared_copy(exact)
     _apply(trial, unit, option)
     unpack(trial)
     if unit.paths == ("lm_head",):
         return _kld(trial, streams[-1], exact, streams[-1])
     start = unit.layer or 0
-    stream = Stream(trial, windows) if unit.layer is None else copied(streams[start])
+    stream = Stream(trial, sequences) if unit.layer is None else copied(streams[start])
     for layer in range(start, exact.config.num_hidden_layers):
         stream.advance(trial, layer)
     return _kld(trial, stream, exact, streams[-1])

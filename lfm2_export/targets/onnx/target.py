@@ -20,8 +20,8 @@ from lfm2_export.graph.passes import norm_before_pick
 from lfm2_export.graph.steps import Network, Step
 from lfm2_export.graph.walk import probes, walk
 from lfm2_export.model.decoder import Decoder, skeleton
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.progress import Progress
-from lfm2_export.quantize.calibration import Windows
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets.onnx import companions
 from lfm2_export.targets.onnx.border import Border
@@ -55,13 +55,13 @@ class OnnxTarget(Target):
         _check_head_width(recipe, self.network(config))
 
     def lower(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
     ) -> Lowered:
         """Write `onnx/model….onnx` (with `…_data`, `…_data_1` when the weights outgrow one file) and genai's config."""
         return self._lower(decoder, recipe, folder, progress, probed=False)
 
     def lower_with_probes(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
     ) -> Lowered:
         """Write the same graph, which also returns what goes into and comes out of every module."""
         return self._lower(decoder, recipe, folder, progress, probed=True)

@@ -12,8 +12,9 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 
 from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.qualcomm.calls import graph_inputs, npu_state, write_back
-from lfm2_export.quantize.calibration import Calibration, Windows
+from lfm2_export.quantize.calibration import Calibration
 from lfm2_export.targets.onnx_qnn.float_graph import FloatGraph
 
 OBSERVERS = {"min-max": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}
@@ -28,7 +29,7 @@ def activation_ranges(
     config: LFM2Config,
     rows: int,
     window: int,
-    windows: Windows,
+    sequences: TokenSequences,
     calibration: Calibration,
 ) -> dict[str, Range]:
     """Return (lowest, highest) of every float tensor of a prefill graph, saved as `model`, over whole conversations.
@@ -40,7 +41,7 @@ def activation_ranges(
     extra = {"percentile": calibration.percentile, "symmetric": False}
     augmented = str(model.with_suffix(".calibration.onnx"))
     calibrator = create_calibrator(model, None, augmented, method, use_external_data_format=True, extra_options=extra)
-    calibrator.collect_data(_Conversations(model, config, rows, window, windows))
+    calibrator.collect_data(_Conversations(model, config, rows, window, sequences))
     data: TensorsData = calibrator.compute_data()
     ranges = {name: (float(np.min(values.lowest)), float(np.max(values.highest))) for name, values in data.items()}
     for state, joined in prefill.joined.items():
@@ -51,8 +52,8 @@ def activation_ranges(
 class _Conversations(CalibrationDataReader):
     """The inputs of every call of every window, the state carried from call to call by the float graph itself."""
 
-    def __init__(self, model: Path, config: LFM2Config, rows: int, window: int, windows: Windows) -> None:
-        self._config, self._rows, self._window, self._windows = config, rows, window, windows
+    def __init__(self, model: Path, config: LFM2Config, rows: int, window: int, sequences: TokenSequences) -> None:
+        self._config, self._rows, self._window, self._sequences = config, rows, window, sequences
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _QUIET
         self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
@@ -62,7 +63,7 @@ class _Conversations(CalibrationDataReader):
         return next(self._calls, None)
 
     def _all(self) -> Iterator[Arrays]:
-        for tokens in self._windows:
+        for tokens in self._sequences:
             state = npu_state(self._config, self._window)
             for start in range(0, len(tokens), self._rows):
                 chunk = tokens[start : start + self._rows]

@@ -10,8 +10,8 @@ import onnx
 
 from lfm2_export.artifact.manifest import TensorSpec
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.progress import Progress
-from lfm2_export.quantize.calibration import Windows
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets.onnx_qnn.activation_ranges import activation_ranges
 from lfm2_export.targets.onnx_qnn.float_graph import build
@@ -35,30 +35,30 @@ def make_methods(
     rows: Mapping[str, int],
     scratch: Path,
     progress: Progress,
-    windows: Windows,
+    sequences: TokenSequences,
     probed: bool = False,
 ) -> dict[str, Method]:
     """Make the model of every method, named with its number of rows; `scratch` is a folder for what lies between.
 
-    With `windows` they are calibrated on these tokens; with `probed` they also return what goes into and comes out of
+    With `sequences` they are calibrated on these tokens; with `probed` they also return what goes into and comes out of
     every module.
     """
     file, config, window, hide = scratch / "float.onnx", decoder.config, recipe.window, _FAR
-    if windows:
-        assert recipe.calibration is not None  # Recipe.check: windows come from it
+    if sequences:
+        assert recipe.calibration is not None  # Recipe.check: sequences come from it
         progress("calibrating")
         longest = max(rows.values())
         written = build(decoder, longest, window, _FAR)
         written.graph.save(file)
-        ranges = activation_ranges(written, file, config, longest, window, windows, recipe.calibration)
+        ranges = activation_ranges(written, file, config, longest, window, sequences, recipe.calibration)
         hide = hiding(ranges, written.scores)
     made = {}
     for name, count in rows.items():
-        progress(f"{'quantizing' if windows else 'building'} {name}")
+        progress(f"{'quantizing' if sequences else 'building'} {name}")
         written = build(decoder, count, window, hide)
         written.graph.save(file)
         model = onnx.load(file)
-        if windows:
+        if sequences:
             model = quantized(model, with_mask(ranges, hide, written.scores), config, recipe.quantization)
         extra = add_probes(model, file, written.points) if probed else []
         made[name] = Method(model, written.graph.inputs, [*written.graph.outputs, *extra])

@@ -18,10 +18,10 @@ from lfm2_export.errors import RecipeError
 from lfm2_export.graph.matrices import matrices
 from lfm2_export.graph.steps import Network
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.progress import Progress
 from lfm2_export.qualcomm import provider
 from lfm2_export.qualcomm.calls import DECODE, PREFILL
-from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import needs_calibration
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets.onnx_qnn.capabilities import CAPABILITIES
@@ -52,16 +52,16 @@ class OnnxQnnTarget(Target):
         _check_model(recipe, config, self.network(config))
 
     def lower(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
     ) -> Lowered:
         """Write both graphs, and compile them for the SoC; LoweringError if an operator stays outside the NPU."""
-        return self._lower(decoder, recipe, folder, progress, windows, probed=False)
+        return self._lower(decoder, recipe, folder, progress, sequences, probed=False)
 
     def lower_with_probes(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
     ) -> Lowered:
         """Write the same graphs, which also return what goes into and comes out of every module."""
-        return self._lower(decoder, recipe, folder, progress, windows, probed=True)
+        return self._lower(decoder, recipe, folder, progress, sequences, probed=True)
 
     def weights_error(self, decoder: Decoder, folder: Path) -> float:
         """Return the share of the stored matrices that are not the decoder's, in fp16 or as the nearest integers."""
@@ -71,12 +71,18 @@ class OnnxQnnTarget(Target):
         return as_stored(decoder, recipe.quantization)
 
     def _lower(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows, probed: bool
+        self,
+        decoder: Decoder,
+        recipe: Recipe,
+        folder: Path,
+        progress: Progress,
+        sequences: TokenSequences,
+        probed: bool,
     ) -> Lowered:
         soc = CAPABILITIES.option(recipe, "soc")
         rows = {DECODE: 1, PREFILL: min(CAPABILITIES.option(recipe, "prefill_chunk"), recipe.window)}
         with tempfile.TemporaryDirectory(dir=folder, prefix=".float") as scratch:
-            made = make_methods(decoder, recipe, rows, Path(scratch), progress, windows, probed)
+            made = make_methods(decoder, recipe, rows, Path(scratch), progress, sequences, probed)
         save_sharing({f"{name}.onnx": method.model for name, method in made.items()}, folder, _WEIGHTS)
         specs = []
         for name, method in made.items():

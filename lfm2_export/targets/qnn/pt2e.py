@@ -21,10 +21,10 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import LoweringError
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.model.state import State
 from lfm2_export.qualcomm.calls import DECODE, PREFILL, call_inputs, npu_state, write_back
 from lfm2_export.qualcomm.soc import Soc
-from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import QuantizationRule, rules_by_path
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets.qnn.ranges import RangeObserver
@@ -40,7 +40,7 @@ def quantized(
     config: LFM2Config,
     recipe: Recipe,
     soc: Soc,
-    windows: Windows,
+    sequences: TokenSequences,
     chunk: int,
 ) -> dict[str, GraphModule]:
     """Return the methods' programs with every scale chosen, still in PyTorch; `scales` are the weights', by path."""
@@ -48,7 +48,7 @@ def quantized(
         name: prepare_pt2e(program, _quantizer(program, config, recipe, soc)) for name, program in programs.items()
     }
     _share_observers(prepared[DECODE], prepared[PREFILL])
-    for tokens in windows:
+    for tokens in sequences:
         _converse(prepared, config, recipe.window, chunk, tokens)
     for module in prepared.values():
         _set_weight_scales(module, scales)

@@ -19,11 +19,11 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import LoweringError, RecipeError
 from lfm2_export.graph.matrices import matrices
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.progress import Progress, silent
 from lfm2_export.qualcomm import sdk
 from lfm2_export.qualcomm import soc as chips
 from lfm2_export.qualcomm.calls import PREFILL
-from lfm2_export.quantize.calibration import Windows
 from lfm2_export.quantize.scheme import needs_calibration, rule_for
 from lfm2_export.quantize.static_weights import static_weights
 from lfm2_export.recipes import Recipe
@@ -53,28 +53,34 @@ class QnnTarget(Target):
         sdk.version()
 
     def lower(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
     ) -> Lowered:
         """Write `model.pte`, and `emulator.pte` where the first cannot run on the emulator."""
-        return self._lower(decoder, recipe, folder, progress, windows, probed=False)
+        return self._lower(decoder, recipe, folder, progress, sequences, probed=False)
 
     def lower_with_probes(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
     ) -> Lowered:
         """Write a `model.pte` for the emulator whose methods also return what goes into and comes out of every module.
 
         With integers that changes no scale, and no bit of the other results. In fp16 the compiler fuses other operators
         then, so results differ by its rounding.
         """
-        return self._lower(decoder, recipe, folder, progress, windows, probed=True)
+        return self._lower(decoder, recipe, folder, progress, sequences, probed=True)
 
     def _lower(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows, probed: bool
+        self,
+        decoder: Decoder,
+        recipe: Recipe,
+        folder: Path,
+        progress: Progress,
+        sequences: TokenSequences,
+        probed: bool,
     ) -> Lowered:
         config, soc, rows = decoder.config, chips.named(CAPABILITIES.option(recipe, "soc")), _rows(recipe)
         half = not needs_calibration(recipe.quantization)
         grouped = any(rule.weight is not None and rule.weight.group is not None for rule in recipe.quantization)
-        programs = self._programs(decoder, recipe, windows, progress, probed)
+        programs = self._programs(decoder, recipe, sequences, progress, probed)
         shared = bool(CAPABILITIES.option(recipe, "weight_sharing")) and soc.shares_weights and not probed
         files = {FILE: shared} | ({EMULATOR_FILE: False} if shared else {})
         from lfm2_export.targets.qnn.compile import compiled
@@ -108,14 +114,16 @@ class QnnTarget(Target):
             ),
         )
 
-    def reference(self, decoder: Decoder, recipe: Recipe, windows: Windows, probed: bool = False) -> Methods | None:
+    def reference(
+        self, decoder: Decoder, recipe: Recipe, sequences: TokenSequences, probed: bool = False
+    ) -> Methods | None:
         """Return the same quantized model in eager PyTorch, by method; None in fp16, where that is the decoder."""
         if not needs_calibration(recipe.quantization):
             return None
-        return self._programs(decoder, recipe, windows, silent, probed)
+        return self._programs(decoder, recipe, sequences, silent, probed)
 
     def _programs(
-        self, decoder: Decoder, recipe: Recipe, windows: Windows, progress: Progress, probed: bool = False
+        self, decoder: Decoder, recipe: Recipe, sequences: TokenSequences, progress: Progress, probed: bool = False
     ) -> Mapping[str, GraphModule]:
         """The methods in aten operators, with every scale chosen where the recipe has any."""
         sdk.prepare()
@@ -124,14 +132,14 @@ class QnnTarget(Target):
             with quiet():
                 return self._exported(decoder, recipe, probed)
         progress(f"choosing the weights' scales ({recipe.weights})")
-        rounded = static_weights(decoder, recipe.quantization, windows, recipe.weights)
-        progress(f"calibrating on {sum(map(len, windows))} tokens")
+        rounded = static_weights(decoder, recipe.quantization, sequences, recipe.weights)
+        progress(f"calibrating on {sum(map(len, sequences))} tokens")
         with quiet():
             from lfm2_export.targets.qnn.pt2e import quantized
 
             programs = self._exported(rounded.decoder, recipe, probed)
             soc = chips.named(CAPABILITIES.option(recipe, "soc"))
-            return quantized(programs, rounded.scales, decoder.config, recipe, soc, windows, _rows(recipe)[PREFILL])
+            return quantized(programs, rounded.scales, decoder.config, recipe, soc, sequences, _rows(recipe)[PREFILL])
 
     def _exported(self, decoder: Decoder, recipe: Recipe, probed: bool) -> dict[str, GraphModule]:
         config, network, window = decoder.config, self.network(decoder.config), recipe.window

@@ -21,9 +21,9 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.graph.steps import Network
 from lfm2_export.model.decoder import Decoder, skeleton
 from lfm2_export.model.resident import Resident
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.model.state import FLOAT_DTYPES, State
 from lfm2_export.progress import Progress
-from lfm2_export.quantize.calibration import Windows
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets._compiling import no_collection, quiet
 from lfm2_export.targets.target import Lowered, Target
@@ -51,13 +51,13 @@ class XnnpackTarget(Target):
         return prepared(skeleton(config))
 
     def lower(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
     ) -> Lowered:
         """Write `model.pte`. Raises LoweringError if the delegate left a matrix product or convolution behind."""
         return _lower(decoder, recipe, folder, progress)
 
     def lower_with_probes(
-        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, windows: Windows = ()
+        self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
     ) -> Lowered:
         """Lower the explicit form; its method also returns what goes into and comes out of every module."""
         return _lower(decoder, recipe.model_copy(update={"form": "explicit"}), folder, progress, probed=True)
