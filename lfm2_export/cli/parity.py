@@ -29,7 +29,9 @@ def run(
         list[Path] | None, typer.Option(help="Write it to this .html, .md, .xml (JUnit) or .json (repeatable).")
     ] = None,
     bench: Annotated[Path | None, typer.Option(help="Show these speeds too: what `bench --json` printed.")] = None,
-    trace: Annotated[bool, typer.Option("--trace", help="Find the first layer and operation that diverges.")] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Find the first layer and operation that diverges, in the first --runtime.")
+    ] = False,
     tolerance: Annotated[
         float | None,
         typer.Option(help="Of --trace, relative. [the recipe's max_error, on CPUs at most 0.01]"),
@@ -71,7 +73,7 @@ def run(
         if trace:
             from lfm2_export.parity.divergence import find_divergence
 
-            result.trace = find_divergence(opened, made_from, tolerance, progress)
+            result.trace = find_divergence(opened, made_from, tolerance, progress, runtime[0] if runtime else None)
     outputs.write(result, paths, speeds, force)
     if as_json:
         console.print_json(result.model_dump_json(indent=2))

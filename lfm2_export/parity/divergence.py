@@ -46,11 +46,17 @@ Errors = dict[str, float]  # point → max|Δ| / max|expected|, the worst of all
 
 
 def find_divergence(
-    artifact: Artifact, checkpoint: Checkpoint, tolerance: float | None = None, progress: Progress = silent
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    tolerance: float | None = None,
+    progress: Progress = silent,
+    through: str | None = None,
 ) -> Trace:
     """Trace the artifact's recipe on its target; `tolerance` defaults to the recipe's `max_error`, at most 0.01.
 
     With static activations, on an NPU, it is `max_error` itself: a value beyond its calibrated range is cut off there.
+
+    `through` names the runtime that is looked into, by default the target's own.
 
     Raises UsageError where nothing can be compared: no probed lowering, and a state that is hidden.
     """
@@ -66,7 +72,8 @@ def find_divergence(
         if lowered is None:
             return _by_state(artifact, decoder, tokens, tolerance or recipe.gates.lowering.max_error, progress)
         manifest = artifact.manifest.model_copy(update={"form": "explicit", **lowered._asdict()})
-        session = runtimes.first(manifest).open_session(folder, manifest)
+        runtime = runtimes.find(through) if through else runtimes.first(manifest)
+        session = runtime.open_session(folder, manifest)
         progress(f"{session.runtime}: point by point against eager")
         methods = target.reference(decoder, recipe, sequences, probed=True)
         eager: Guided

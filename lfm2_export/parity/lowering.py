@@ -27,6 +27,13 @@ class Distance:
     rms_error: float  # logits, relative to their own RMS
     worst_case: str
 
+    def times(self, factor: float) -> Distance:
+        """Return the distance of something whose rounding moves a model that much further."""
+        state = None if self.state_error is None else factor * self.state_error
+        errors = (self.max_error, self.logits_error, self.mean_absolute_error, self.rms_error)
+        largest, logits, mean, rms = (factor * error for error in errors)
+        return Distance(largest, logits, state, mean, rms, self.worst_case)
+
 
 @dataclass(frozen=True)
 class LoweringFigures(Distance):
@@ -68,9 +75,18 @@ def allowed_error(gates: LoweringGates, floor: Distance | None) -> float:
 
 
 def compare(
-    session: Session, truth: Truth, cases: Sequence[Case], tolerance: float, floor: Distance | None
+    session: Session,
+    truth: Truth,
+    cases: Sequence[Case],
+    tolerance: float,
+    floor: Distance | None,
+    rounding: float = 1.0,
 ) -> LoweringFigures:
-    """Run each case, and hold the artifact's logits after every call and its state at the end to the truth."""
+    """Run each case, and hold the artifact's logits after every call and its state at the end to the truth.
+
+    `floor` is how far noise may move it, for a runtime of that `rounding` (see `Runtime`).
+    """
+    step = disturbed_step(truth, cases[0].tokens) if floor is not None and session.has_state else None
     ours, theirs = [answer(session, case) for case in cases], [truth.answer(case) for case in cases]
     agreeing, counted = clear_top1(_rows(ours), _rows(theirs), tolerance)
     return LoweringFigures(
@@ -78,7 +94,7 @@ def compare(
         top1=agreeing / counted if counted else None,
         median_step=median_step(session, truth, cases[0].tokens) if session.has_state else None,
         floor=floor,
-        floor_step=disturbed_step(truth, cases[0].tokens) if floor is not None and session.has_state else None,
+        floor_step=None if step is None else rounding * step,
     )
 
 

@@ -193,9 +193,11 @@ def _question_1(
         report.reference, cases = truth.runtime, cases_of[report.runtime]
         what = f"{report.runtime}: against the same quantized model in {truth.runtime}"
         subject.progress(what, work.lowering(report.runtime))
-        floor = noise_floor(truth, cases) if subject.rounds and isinstance(truth, EagerTruth) else None
+        rounding = runtimes.find(report.runtime).rounding
+        measured = noise_floor(truth, cases) if subject.rounds and isinstance(truth, EagerTruth) else None
+        floor = None if measured is None else measured.times(rounding)
         tolerance = allowed_error(subject.recipe.gates.lowering, floor)
-        report.lowering = compare(session, truth, cases, tolerance, floor)
+        report.lowering = compare(session, truth, cases, tolerance, floor, rounding)
         report.twin = _twin(subject, report, session, cases)
         report.greedy = same_greedy_text(session, truth, prompts, subject.effort.continuation, tolerance)
         subject.progress(f"{report.runtime}: state laws", work.laws())

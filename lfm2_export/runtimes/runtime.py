@@ -24,6 +24,8 @@ class Runtime(ABC):
     # "on request": only when it is named, since it repeats a target's own kernels on the same file
     taken: ClassVar[Literal["first", "always", "on request"]] = "always"
     computes_on: ClassVar[Literal["CPU", "GPU", "NPU"]] = "CPU"
+    # how much further its kernels' own rounding moves a model than sums in fp32 do, which noise alone then may as well
+    rounding: ClassVar[float] = 1.0
     # hardware that it stands in for, which makes it slow: `parity` asks an emulator less
     emulates: ClassVar[Literal["CPU", "NPU"] | None] = None
     # processor → the runtime for it, found as `NAME/PROCESSOR`, of one that can emulate several
