@@ -12,6 +12,7 @@ difference, or a figure that only the left side has. Seconds, versions and comma
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -20,6 +21,7 @@ import typer
 
 SUMS = 1e-5  # relative: what fp32 sums in another order leave open
 _SMALLEST = 5e-6  # and absolute, of errors that are relative themselves
+_DIGITS = {"details.": 4, "gates.": 3}  # what reports round to: the order of sums may tip the last one
 _NO_FIGURES = {
     *("seconds", "load_seconds", "versions", "version", "reproduce"),
     *("artifact", "files", "size_bytes", "settings"),
@@ -53,10 +55,17 @@ def _verdict(path: str, a: Any, b: Any, noise: Mapping[str, float]) -> str:
     numbers = [isinstance(each, int | float) and not isinstance(each, bool) for each in (a, b)]
     if not all(numbers):
         return "differs"
-    if abs(a - b) <= max(_SMALLEST, SUMS * max(abs(a), abs(b))):
-        return "sums"
     runtime, _, rest = path.partition("/")
+    digits = next((digits for part, digits in _DIGITS.items() if rest.startswith(part)), None)
+    last = 0.0 if digits is None else _last_digit(max(abs(a), abs(b)), digits)
+    if abs(a - b) <= max(_SMALLEST, SUMS * max(abs(a), abs(b)), last):
+        return "sums"
     return "noise" if rest.startswith(_NOISY) and abs(a - b) <= noise.get(runtime, 0.0) else "differs"
+
+
+def _last_digit(value: float, digits: int) -> float:
+    """One unit, and a little, in the last of so many digits."""
+    return 1.01 * 10.0 ** (math.floor(math.log10(value)) + 1 - digits) if value else 0.0
 
 
 def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

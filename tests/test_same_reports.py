@@ -21,6 +21,7 @@ def _document() -> dict[str, Any]:
     document = json.loads(a_report(NAME).model_dump_json())
     document["runtimes"][0]["laws"] = [["reset", 0.0, 0.0, None], ["chunked prefill", 0.03, 0.06, None]]
     document["runtimes"][0]["lowering"] = {"max_error": 0.03, "floor": {**FLOOR, "worst_case": "prefill"}}
+    _tokens(document)[0] = 0.01147
     return document
 
 
@@ -44,6 +45,10 @@ def _quality(document: dict[str, Any]) -> dict[str, Any]:
     return document["runtimes"][0]["quality"]
 
 
+def _tokens(document: dict[str, Any]) -> list[float]:
+    return document["runtimes"][0]["details"]["tokens"]["kld"]
+
+
 def test_the_same_figures_are_the_same_whatever_the_clock_said(compared) -> None:
     code, output = compared(lambda report: report["runtimes"][0].update(load_seconds=9.0, seconds=3.0))
     assert code == 0
@@ -57,6 +62,14 @@ def test_the_order_of_sums_is_no_difference_and_more_is(compared) -> None:
     assert (code, f"{NAME}/quality.mean_kld" in output) == (1, True)
     code, output = compared(lambda report: _quality(report).update(tokens=19))
     assert (code, f"differs    {NAME}/quality.tokens: 20 | 19" in output) == (1, True)
+
+
+def test_what_a_report_rounds_may_tip_by_one_in_the_last_digit(compared) -> None:
+    kld = f"{NAME}/details.tokens.kld.0"
+    code, output = compared(lambda report: _tokens(report).__setitem__(0, 0.01148))
+    assert (code, kld in output, "1 but for the order of sums" in output) == (0, False, True)
+    code, output = compared(lambda report: _tokens(report).__setitem__(0, 0.01149))
+    assert (code, kld in output) == (1, True)
 
 
 def test_rounding_noise_counts_for_question_1_alone_and_only_as_far_as_it_goes(compared) -> None:
