@@ -15,11 +15,14 @@ from pathlib import Path
 import pytest
 from command import code_of
 
+from lfm2_export import runtimes
 from lfm2_export.artifact.folder import open_artifact
 from lfm2_export.bench.bytes_read import cache_bytes, weight_bytes
 from lfm2_export.bench.quiet import collect
 from lfm2_export.bench.report import BenchReport
+from lfm2_export.bench.spec import parse, through
 from lfm2_export.bench.stages import STAGES, shares
+from lfm2_export.errors import UsageError
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.pipeline import export
 from lfm2_export.plots.benchmark import figure
@@ -166,10 +169,24 @@ def test_bytes_per_token_follow_the_recipe(artifact):
     assert cache_bytes(manifest) == 4 * sum(rows for rows, _ in keys)
 
 
+def test_any_runtime_of_the_artifact_can_be_named_but_an_emulator(artifact, monkeypatch):
+    spec = parse(str(artifact))
+    packed = through(spec, "onnxruntime-packed")
+    assert (packed.kind, packed.runtime, packed.name) == (
+        "artifact",
+        "onnxruntime-packed",
+        f"{spec.name} onnxruntime-packed",
+    )
+    monkeypatch.setattr(type(runtimes.find("onnxruntime-packed")), "emulates", "CPU")
+    with pytest.raises(UsageError, match="emulates a processor, so its speed says nothing"):
+        through(spec, "onnxruntime-packed")
+
+
 @pytest.mark.parametrize(
     "options",
     [
         ["--vs", "./no-such-file.gguf"],
+        ["--runtime", "executorch"],  # another target's
         ["--vs", "eager:./no-such-folder"],
         ["--contexts", "many"],
         ["--contexts", "0"],

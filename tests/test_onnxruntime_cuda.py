@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from decoders import random_decoder, state_error, tokens
 from onnx_artifacts import WINDOW, lower, pair, recipe
 
@@ -16,6 +17,8 @@ from lfm2_export import runtimes
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.cli.main import run as command_line
 from lfm2_export.errors import ArtifactError, MissingDependencyError
+from lfm2_export.parity.cases import Case
+from lfm2_export.parity.truth import EagerTruth
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.runtimes import onnxruntime_cuda
 from lfm2_export.runtimes.onnxruntime import RUNTIME
@@ -108,3 +111,22 @@ def test_on_a_gpu_it_equals_eager(tmp_path: Path, name: str) -> None:
     session = onnxruntime_cuda.RUNTIME.open_session(tmp_path, made(tmp_path, name))
     for chunk in (tokens(7), [3], tokens(4)):
         np.testing.assert_allclose(session.prefill(chunk), eager.prefill(chunk), rtol=0, atol=0.05)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch has a GPU here")
+def test_a_reference_that_this_machine_lacks_is_refused_before_the_artifact_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, said in (("cuda", "finds no CUDA GPU"), ("tpu", "no reference 'tpu'; there are cpu and cuda")):
+        with pytest.raises(SystemExit) as left:
+            command_line(["parity", str(tmp_path / "nothing-here"), "--reference", name, "-q"])
+        assert left.value.code == 2
+        assert said in capsys.readouterr().err
+
+
+def test_eager_computes_where_its_weights_are() -> None:
+    """A meta device stands in for a GPU: nothing of a call may be made on the CPU and meet the weights there."""
+    decoder = random_decoder().to("meta")
+    with pytest.raises(NotImplementedError, match="meta"):  # the first value that leaves the device, not before
+        EagerTruth(decoder, WINDOW).answer(Case("whole", tuple(tokens(5)), (5,)))
+    assert EagerTruth(decoder, WINDOW).runtime == "eager on meta"
