@@ -97,7 +97,7 @@ def _export(tree: Path, recipe: str, form: str, changes: tuple[str, ...], output
 
 
 def differences(old: Path, new: Path) -> tuple[str, list[str]]:
-    """What was compared, and every difference found."""
+    """Return what was compared, and every difference found."""
     before, after = (json.loads((folder / "manifest.json").read_text()) for folder in (old, new))
     target = before["target"]
     found = [f"manifest: {key}" for key in PROMISED if before[key] != after[key]]

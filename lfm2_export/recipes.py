@@ -86,7 +86,7 @@ class Recipe(BaseModel):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether weights are chosen with calibration tokens in view, so that they cannot be had from weights alone."""
+        """Return whether weights are chosen with calibration tokens in view, and not from weights alone."""
         return self.weights in CALIBRATED and not needs_calibration(self.quantization)
 
     def check(self, config: LFM2Config) -> None:

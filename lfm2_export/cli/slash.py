@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Chat(NamedTuple):
-    """What a command acts on."""
+    """The conversation that a command acts on."""
 
     conversation: Conversation
     artifact: Artifact

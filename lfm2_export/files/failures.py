@@ -39,7 +39,7 @@ def told(output: Path, within: Path | None = None) -> Iterator[None]:
 
 
 def is_known(error: OSError) -> bool:
-    """Whether there is advice to give."""
+    """Return whether there is advice to give."""
     return error.errno in _ADVICE
 
 

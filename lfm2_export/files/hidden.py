@@ -112,7 +112,7 @@ def sweep(parent: Path) -> None:
 
 
 def leftovers(parent: Path) -> list[Leftover]:
-    """What stands around in a folder, whether a run is at work in it or not."""
+    """Return what stands around in a folder, whether a run is at work in it or not."""
     found = []
     for folder in (*_hidden(parent, SUFFIX), *_hidden(parent, PARTIAL)):
         if not (folder / _LOCK).is_file():

@@ -47,7 +47,7 @@ def staged_file(path: Path, force: bool = True, kind: FileKind | None = None) ->
 
 @contextmanager
 def resumed_folder(output: Path, force: bool, kind: FolderKind, sources: Iterable[Path] = ()) -> Iterator[Path]:
-    """As `staged_folder`, but whatever stops it leaves the folder in `.OUTPUT.partial`, and the next run gets it."""
+    """Stage a folder as `staged_folder` does, but leave it in `.OUTPUT.partial` when stopped; the next run gets it."""
     sources = tuple(sources)
 
     def check(path: Path) -> None:

@@ -37,7 +37,7 @@ class Network(NamedTuple):
 
     @property
     def results(self) -> tuple[str, ...]:
-        """What it is computed for: the logits, then the new state."""
+        """The values that a call is made for: the logits, then the new state."""
         return (self.logits, *self.state.values())
 
     def users(self, value: str) -> tuple[Step, ...]:

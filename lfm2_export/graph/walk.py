@@ -26,7 +26,7 @@ def walk(
 
 
 class Probe(NamedTuple):
-    """What goes into or comes out of a module of the decoder, and the value of the network that it is."""
+    """An input or output of a module of the decoder, and the value of the network that it is."""
 
     path: str
     side: Literal["in", "out"]

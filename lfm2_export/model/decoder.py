@@ -60,7 +60,7 @@ class Decoder(nn.Module, StoresOtherwise):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and where a call's tensors must be."""
+        """The device of the weights, on which a call's tensors must be as well."""
         return self.embed_tokens.weight.device
 
     def block(self, layer: int) -> Block:
@@ -68,7 +68,7 @@ class Decoder(nn.Module, StoresOtherwise):
         return cast(Block, self.layers[layer])
 
     def call(self, tokens: Tensor, position: Tensor, length: Tensor | None = None) -> Call:
-        """Where the call's tokens stand in the window, for every layer; arguments as in `forward`."""
+        """Return where the call's tokens stand in the window, for every layer; arguments as in `forward`."""
         cos, sin = operators.rotary(tokens, position, self.config.head_dim, self.config.rope_theta)
         return Call(position, length, cos, sin)
 

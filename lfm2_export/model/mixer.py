@@ -13,7 +13,7 @@ from lfm2_export.model.layout import Shape
 
 
 class Call(NamedTuple):
-    """What layers must know of a call's place in the window, computed once for all of them."""
+    """A call's place in the window, computed once for all of them."""
 
     position: Tensor  # [B] int64, tokens already seen
     length: Tensor | None  # [B] int64, valid tokens of this call; None: all T

@@ -47,7 +47,7 @@ def empty_state(
 
 
 def is_cache(name: str) -> bool:
-    """Whether a state tensor is a KV cache (written at a position) and not a conv state (replaced whole)."""
+    """Return whether a state tensor is a KV cache (written at a position) and not a conv state (replaced whole)."""
     return not name.startswith("conv_state.")
 
 
@@ -58,7 +58,7 @@ def cache_bytes(config: LFM2Config, precision: str) -> int:
 
 
 def write_slices(state: State, new: State, position: Tensor, length: Tensor) -> None:
-    """What the caller of the `slice` transport does after a call, in place.
+    """Write a call's results into the state, in place, as the caller of the `slice` transport does.
 
     Conv states are replaced; of each new key and value, row b's first `length[b]` columns are written at
     `position[b]`. `position` and `length` are `[B] int64`.

@@ -26,7 +26,7 @@ WEIGHTS_LIMIT = 1e-4  # with float activations quantized kernels are as exact as
 
 
 class RuntimeReport(BaseModel):
-    """Everything measured through one runtime. `status` is "skipped" only with a `reason`."""
+    """All that was measured through one runtime. `status` is "skipped" only with a `reason`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 

@@ -30,7 +30,7 @@ class Soc(NamedTuple):
 
     @property
     def shares_weights(self) -> bool:
-        """Whether two graphs in one file may read the same copy of the weights."""
+        """Return whether two graphs in one file may read the same copy of the weights."""
         return self.generation >= _SHARING_SINCE
 
     def lacks(self, half: bool, attends: bool) -> str | None:

@@ -18,7 +18,7 @@ _RIDGE = 0.03  # likewise, for the least squares: directions that few tokens sho
 
 
 class Spread(NamedTuple):
-    """How the error of rounding one column is spread over the columns after it."""
+    """The way in which the error of rounding one column is spread over the columns after it."""
 
     order: Tensor  # [columns] int64: those with the largest inputs first, while many are left to make up for them
     factor: Tensor  # [columns, columns] fp64, in that order: upper triangular U with UᵀU the damped Hessian's inverse
@@ -36,7 +36,7 @@ class Moments:
 
     @cached_property
     def spread(self) -> Spread:
-        """For GPTQ."""
+        """The moments factored for GPTQ."""
         return spread_of(self.hessian)
 
     @cached_property
@@ -46,7 +46,7 @@ class Moments:
 
 
 def spread_of(hessian: Tensor) -> Spread:
-    """Of a Hessian `[columns, columns]`; where all inputs are zero, of the identity."""
+    """Return the spread of a Hessian `[columns, columns]`; where all inputs are zero, of the identity."""
     order = hessian.diagonal().argsort(descending=True, stable=True)
     backwards = order.flip(0)
     damped = _damped(hessian, _DAMPING)[backwards][:, backwards]
@@ -59,7 +59,7 @@ def spread_of(hessian: Tensor) -> Spread:
 
 
 def moments(quantized: Iterator[Tensor], exact: Iterator[Tensor]) -> Moments:
-    """Of the same tokens on their way through both models, `[tokens, columns]` for one batch after another."""
+    """Return the moments of the same tokens in both models, `[tokens, columns]` for one batch after another."""
     hessian, cross = torch.zeros(()), torch.zeros(())
     for x, y in zip(quantized, exact, strict=True):
         hessian, cross = _added(hessian, x, x), _added(cross, y, x)

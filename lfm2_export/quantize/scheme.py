@@ -92,12 +92,12 @@ def check_rules(rules: Rules, config: LFM2Config) -> None:
 
 
 def needs_calibration(rules: Rules) -> bool:
-    """Whether some rule's scales are chosen from activations seen on real tokens."""
+    """Return whether some rule's scales are chosen from activations seen on real tokens."""
     return any(rule.activation == "int16" for rule in rules)
 
 
 def has_integers(rules: Rules) -> bool:
-    """Whether some rule makes integers of weights."""
+    """Return whether some rule makes integers of weights."""
     return any(rule.weight is not None and (rule.weight.bits < 16 or rule.activation == "int16") for rule in rules)
 
 

@@ -9,7 +9,7 @@ from lfm2_export.quantize.scheme import QuantizationRule, Rules, rule_for
 
 
 def matrix_bytes(shape: tuple[int, int], rule: QuantizationRule | None) -> int:
-    """Of one matrix `(rows, columns)`; fp32 where no rule fits."""
+    """Return the bytes of one matrix `(rows, columns)`; fp32 where no rule fits."""
     rows, columns = shape
     if rule is None or rule.weight is None:
         return 4 * rows * columns
@@ -20,13 +20,13 @@ def matrix_bytes(shape: tuple[int, int], rule: QuantizationRule | None) -> int:
 
 
 def is_shared(config: LFM2Config, rules: Rules) -> bool:
-    """Whether embedding and head are stored once."""
+    """Return whether embedding and head are stored once."""
     table, head = (rule_for(path, kind, rules) for path, kind in (("embed_tokens", "embedding"), ("lm_head", "head")))
     return config.tie_word_embeddings and (table and table.weight) == (head and head.weight)
 
 
 def model_bytes(config: LFM2Config, rules: Rules) -> int:
-    """Of all matrices; a shared embedding and head count once. Norms and convolution taps are left out."""
+    """Return the bytes of all matrices, without norms and taps; a shared embedding and head count once."""
     shared = is_shared(config, rules)
     return sum(
         matrix_bytes(shape, rule_for(path, kind, rules))

@@ -40,12 +40,12 @@ class Stream:
         self.batches = [_Batch(decoder, part) for part in batched(sequences)]
 
     def advance(self, decoder: Decoder, layer: int) -> None:
-        """On through that layer."""
+        """Send all sequences through that layer."""
         for batch in self.batches:
             batch.x, _ = decoder.block(layer)(batch.x, batch.state, batch.call)
 
     def inputs(self, decoder: Decoder, layer: int, path: str) -> Iterator[Tensor]:
-        """What the module at `path` of that layer is called with, `[tokens, columns]` for one batch after another."""
+        """Yield what that layer's module at `path` is called with, `[tokens, columns]` for one batch after another."""
         seen: list[Tensor] = []
         hook = decoder.get_submodule(path).register_forward_pre_hook(_capture(seen))
         try:

@@ -11,7 +11,7 @@ _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff
 
 
 def parity_junit(report: ParityReport) -> str:
-    """Needs junitparser."""
+    """Return the report as JUnit XML. Needs junitparser."""
     from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 
     document = JUnitXml("lfm2-export parity")

@@ -21,7 +21,7 @@ _BUILD = "make runner (in a source tree, on Debian or Ubuntu)"
 
 
 def folder() -> Path:
-    """Where `make runner` puts what it builds and what that needs."""
+    """Return where `make runner` puts what it builds and what that needs."""
     given = os.environ.get(_VARIABLE)
     return Path(given) if given else Path(__file__).resolve().parents[2] / ".venv" / "runner"
 

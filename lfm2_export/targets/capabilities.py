@@ -21,7 +21,7 @@ FLOAT32 = 32  # the bits of a matrix that no rule makes smaller
 
 @dataclass(frozen=True)
 class Groups:
-    """How many inputs of a matrix may share a scale: all of a row's, and groups of multiples of `step` (0: none)."""
+    """The inputs of a matrix that may share a scale: all of a row's, or groups of multiples of `step` (0: none)."""
 
     row: bool = True
     step: int = 0
@@ -67,7 +67,7 @@ class Stored:
 
     @property
     def weights(self) -> str:
-        """What is stored, in words."""
+        """Return what is stored, in words."""
         return _weights(self.bits, str(self.groups), static="int16" in self.activations)
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What may stand side by side in one file: matrices that are looked up in, matrices that are multiplied, caches.
+    """A combination that one file may hold: matrices that are looked up in, matrices that are multiplied, caches.
 
     It is a recipe's when the recipe's options have the values of `options` and, unless `static` is None, some rule has
     int16 activations (True) or none has (False). `when` says that for people.
@@ -164,7 +164,7 @@ class Capabilities:
 
     @property
     def dynamic(self) -> Arithmetic:
-        """What a recipe without options and without static activations asks for."""
+        """Return what a recipe without options and without static activations asks for."""
         default = {name: option.default for name, option in self.options.items()}
         return next(each for each in self.arithmetics if not each.static and each.options.items() <= default.items())
 

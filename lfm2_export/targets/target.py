@@ -27,7 +27,7 @@ Methods = Mapping[str, "GraphModule"]  # name → the method, of its input tenso
 
 
 class Lowered(NamedTuple):
-    """What a lowering made, as the manifest records it."""
+    """The result of a lowering, as the manifest records it."""
 
     methods: list[MethodSpec]
     transport: Literal["slice", "inplace"]

@@ -94,5 +94,5 @@ def _fits(arithmetic: Arithmetic, together: tuple[Matrix, ...], option: WeightSc
 
 
 def named(option: WeightScheme) -> str:
-    """For people: "int4 g32"."""
+    """Return a name for people, such as "int4 g32"."""
     return f"int{option.bits} " + (f"g{option.group}" if option.group else "per row")

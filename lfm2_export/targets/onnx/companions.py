@@ -30,7 +30,7 @@ def precision(recipe: Recipe) -> str:
 
 
 def model_file(recipe: Recipe) -> str:
-    """Where the graph lies in the artifact folder."""
+    """Return where the graph lies in the artifact folder."""
     return f"{FOLDER}/model{_SUFFIX[precision(recipe)]}.onnx"
 
 

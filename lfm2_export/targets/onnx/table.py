@@ -24,7 +24,7 @@ _FAR = 2**62  # past any axis: slice to its end
 
 
 class Site(NamedTuple):
-    """Where steps are written: the graph and its border, the weights, and what the recipe chose."""
+    """The place where steps are written: the graph and its border, the weights, and what the recipe chose."""
 
     graph: Graph
     border: Border

@@ -22,7 +22,7 @@ from lfm2_export.targets.onnx_qnn.weights import matrix, product_matrix
 
 
 class Site(NamedTuple):
-    """Where steps are written, and what the quantization of their values must know."""
+    """The place where steps are written, and what the quantization of their values must know."""
 
     graph: Graph
     border: Border

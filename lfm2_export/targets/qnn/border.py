@@ -18,7 +18,7 @@ FILE = "model.pte"
 
 
 class Call(NamedTuple):
-    """What steps need to know of a call of N tokens."""
+    """A call of N tokens, as far as steps need to know it."""
 
     positions: Tensor  # [N] int32, where each token stands in the window
     last_columns: Tensor  # [L-1] int32, of a conv state's columns and the call's behind them, the last valid ones

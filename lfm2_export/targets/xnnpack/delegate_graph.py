@@ -60,7 +60,7 @@ class Graph:
 
     @property
     def operators(self) -> int:
-        """How many operators it has."""
+        """Return the number of operators."""
         return len(self._nodes)
 
     def input(self, extent: Extent) -> Value:

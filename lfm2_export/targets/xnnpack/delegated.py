@@ -17,7 +17,7 @@ from lfm2_export.targets.xnnpack.delegate_graph import Graph, Value
 
 
 class Place(NamedTuple):
-    """What is known of a step beside its inputs: the module at its path, and its arguments."""
+    """A step beside its inputs: the module at its path, and its arguments."""
 
     module: Any
     arguments: tuple[Any, ...]
@@ -95,7 +95,7 @@ def by_head(graph: Graph, at: Place, x: Value) -> Value:
 
 
 def by_row(graph: Graph, at: Place, x: Value) -> Value:
-    """What attention gives, `[kv_heads, T, groups, D]`, as rows."""
+    """Return what attention gives, `[kv_heads, T, groups, D]`, as rows."""
     kv_heads, _, groups, width = x.shape
     return graph.reshape(graph.transpose(x, 1, 0, 2, 3), 1, 0, kv_heads * groups * width)
 

@@ -21,7 +21,7 @@ _POSITIONS = (
 
 
 class Given(NamedTuple):
-    """What passes must know beyond the trace: weights, and the shape of each state tensor as the method takes it."""
+    """The needs of passes beyond the trace: weights, and the shape of each state tensor as the method takes it."""
 
     decoder: Decoder
     states: Mapping[str, tuple[int, ...]]
