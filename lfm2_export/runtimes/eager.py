@@ -42,7 +42,7 @@ class EagerSession(Session):
         return self._run(tokens, pad_to, all_logits=False)[0]
 
     def score(self, tokens: Sequence[int]) -> np.ndarray:
-        """Go on as `prefill` does; return the logits of every token, `[T, vocab]`: cheap teacher forcing, eager only."""
+        """Go on as `prefill` does; return the logits of every token, `[T, vocab]`: teacher forcing, eager only."""
         return self._run(tokens, None, all_logits=True)[0]
 
     def state(self) -> Snapshot:
