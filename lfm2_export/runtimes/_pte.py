@@ -17,6 +17,7 @@ from torch import Tensor
 from lfm2_export.artifact.manifest import PROBE, Manifest
 from lfm2_export.errors import ArtifactError, UsageError, one_line
 from lfm2_export.progress.native_output import silenced
+from lfm2_export.runtimes._agreement import check_program
 from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes._in_place_state import InPlaceState
 from lfm2_export.runtimes.session import Session, Snapshot, check_room
@@ -54,11 +55,10 @@ class _Module:
         try:
             with silenced(2):
                 self._module = portable_lib._load_for_executorch(str(path))
-            found = self._module.method_names()
+            self._module.method_names()  # says whether it is a program at all
         except RuntimeError as error:
             raise ArtifactError(f"{path}: ExecuTorch {version} cannot load it: {one_line(error)}") from error
-        if self.method.name not in found:
-            raise ArtifactError(f"{path}: no method {self.method.name!r}, only {', '.join(found)}")
+        check_program(self._module, path, self.method, manifest)
 
     def __call__(self, inputs: list[Tensor]) -> np.ndarray:
         """The method's one output, logits `[1, vocab]`, copied out as `[vocab]`."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import ArtifactError, MissingDependencyError, UsageError, one_line
+from lfm2_export.runtimes._agreement import check_graph
 from lfm2_export.runtimes.runtime import Runtime
 from lfm2_export.runtimes.session import Session, Snapshot, check_room
 
@@ -68,7 +69,9 @@ class GenaiSession(Session):
         import onnxruntime_genai
 
         self.window = manifest.window
-        self._vocab = _check_config(folder / _CONFIG, manifest.methods[0].file)
+        method = manifest.methods[0]
+        self._vocab = _check_config(folder / _CONFIG, method.file, self.window)
+        check_graph(folder / method.file, method, manifest)
         self._library = onnxruntime_genai
         try:
             config = onnxruntime_genai.Config(str(folder))
@@ -108,8 +111,11 @@ class GenaiSession(Session):
         return self._library.Generator(self._model, parameters)
 
 
-def _check_config(path: Path, file: str) -> int:
-    """The vocabulary of a `genai_config.json` that asks for nothing but to run `file`. ArtifactError otherwise."""
+def _check_config(path: Path, file: str, window: int) -> int:
+    """The vocabulary of a `genai_config.json` that asks for nothing but to run `file`. ArtifactError otherwise.
+
+    What it says of the window is the manifest's.
+    """
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ArtifactError(f"{path}: larger than {_MOST_BYTES} bytes, that is no config")
@@ -123,6 +129,9 @@ def _check_config(path: Path, file: str) -> int:
         decoder = document["model"]["decoder"]
         if decoder["session_options"]["provider_options"] or decoder["filename"] != file:
             raise ArtifactError(f"{path}: asks for other files or providers than the manifest; export again")
+        for length in (document["model"]["context_length"], document["search"]["max_length"]):
+            if length != window:
+                raise ArtifactError(f"{path}: a window of {length!r:.40}, the manifest says {window}; export again")
         return int(document["model"]["vocab_size"])
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}: missing or malformed; export again") from error

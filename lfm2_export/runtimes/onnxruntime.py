@@ -15,6 +15,7 @@ import numpy as np
 from lfm2_export.artifact.manifest import PROBE, Manifest, TensorSpec
 from lfm2_export.errors import ArtifactError, MissingDependencyError, one_line
 from lfm2_export.files import scratch_folder
+from lfm2_export.runtimes._agreement import check_graph
 from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes.runtime import Runtime
 from lfm2_export.runtimes.session import Session, Snapshot, check_room, check_snapshot
@@ -73,6 +74,7 @@ class OnnxRuntimeSession(Session):
         options.intra_op_num_threads = threads or 0  # 0: its own choice
         self._configure(options)
         path = folder / method.file
+        check_graph(path, method, manifest)
         try:
             pages = HugePages()
             with _widened(path) if float_activations else nullcontext(path) as model:

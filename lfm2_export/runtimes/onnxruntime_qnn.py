@@ -14,6 +14,7 @@ from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import ArtifactError, LoweringError, one_line
 from lfm2_export.qualcomm import provider
 from lfm2_export.qualcomm import soc as chips
+from lfm2_export.runtimes._agreement import check_graph
 from lfm2_export.runtimes.runtime import Runtime
 from lfm2_export.runtimes.session import Session
 
@@ -34,6 +35,8 @@ class OnnxRuntimeQnn(Runtime):
 
     def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> Session:
         """Load an artifact on the NPU for one conversation. ArtifactError when it does not run there whole."""
+        for method in manifest.methods:
+            check_graph(folder / method.file, method, manifest)
         soc = str(manifest.recipe["options"].get("soc", chips.DEFAULT))
         try:
             opened = {

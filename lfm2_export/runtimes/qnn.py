@@ -15,6 +15,7 @@ from lfm2_export.errors import ArtifactError, one_line
 from lfm2_export.progress.native_output import silenced
 from lfm2_export.qualcomm import sdk
 from lfm2_export.runtimes import executorch
+from lfm2_export.runtimes._agreement import check_program
 from lfm2_export.runtimes.runtime import Runtime
 from lfm2_export.runtimes.session import Session
 
@@ -64,13 +65,12 @@ class _Program:
         try:
             with silenced(1, 2):
                 self._loaded = [portable_lib._load_for_executorch(str(self.path))]
-            found = self._loaded[0].method_names()
+            self._loaded[0].method_names()  # says whether it is a program at all
         except RuntimeError as error:
             raise ArtifactError(f"{self.path}: ExecuTorch cannot load it: {one_line(error)}") from error
         weakref.finalize(self, _unload, self._loaded)
         for method in manifest.methods:
-            if method.name not in found:
-                raise ArtifactError(f"{self.path}: no method {method.name!r}, only {', '.join(sorted(found))}")
+            check_program(self._loaded[0], self.path, method, manifest)
 
     def __call__(self, method: str, inputs: tuple[Tensor, ...]) -> Sequence[Tensor]:
         try:
