@@ -22,7 +22,7 @@ from lfm2_export.bench.rounds import bench
 from lfm2_export.bench.spec import Spec
 from lfm2_export.cli import console
 from lfm2_export.errors import Lfm2ExportError
-from lfm2_export.files import write_text
+from lfm2_export.files import ANY, write_text
 from lfm2_export.model.random_init import init_checkpoint
 from lfm2_export.progress import Progress
 
@@ -79,8 +79,8 @@ def main(
                 report = bench(specs, depths, PREFILL, threads=count, rounds=rounds, progress=Progress(of))
                 RESULTS.mkdir(exist_ok=True)
                 name = f"{target}-{size}-{count}t-{date.today().isoformat()}"
-                write_text(RESULTS / f"{name}.json", report.model_dump_json(indent=2) + "\n")
-                write_text(RESULTS / f"{name}.md", markdown.page(f"LFM2 {size}, {count} threads", report))
+                write_text(RESULTS / f"{name}.json", report.model_dump_json(indent=2) + "\n", True, ANY)
+                write_text(RESULTS / f"{name}.md", markdown.page(f"LFM2 {size}, {count} threads", report), True, ANY)
                 progress(f"wrote {RESULTS / name}.json and .md")
     except Lfm2ExportError as error:
         console.err.print(f"[red]error:[/] {error}")

@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.cpu import RESULTS
-from lfm2_export.files import write_text
+from lfm2_export.files import ANY, write_text
 
 NANO = "nano"
 RECIPES = ("onnx-fp16", "onnx-q4f16")
@@ -79,7 +79,7 @@ def _run(*arguments: object) -> dict[str, object]:
 
 def _keep(results: Path, name: str, report: dict[str, object]) -> None:
     results.mkdir(parents=True, exist_ok=True)
-    write_text(results / f"cuda-{name}-{date.today().isoformat()}.json", json.dumps(report, indent=2) + "\n")
+    write_text(results / f"cuda-{name}-{date.today().isoformat()}.json", json.dumps(report, indent=2) + "\n", True, ANY)
 
 
 if __name__ == "__main__":

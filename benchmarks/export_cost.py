@@ -28,7 +28,7 @@ from benchmarks.cpu import RESULTS
 from lfm2_export.artifact.folder import open_artifact
 from lfm2_export.cli import console
 from lfm2_export.environment.machine import machine
-from lfm2_export.files import write_text
+from lfm2_export.files import ANY, write_text
 from lfm2_export.model.random_init import init_checkpoint
 
 
@@ -70,8 +70,8 @@ def main(
     report = {"machine": machine(), "random_weights": True, "exports": [cost.model_dump() for cost in costs]}
     RESULTS.mkdir(exist_ok=True)
     name = f"export-cost{'-with-proof' if proof else ''}-{date.today().isoformat()}"
-    write_text(RESULTS / f"{name}.json", json.dumps(report, indent=2) + "\n")
-    write_text(RESULTS / f"{name}.md", _page(costs, machine()))
+    write_text(RESULTS / f"{name}.json", json.dumps(report, indent=2) + "\n", True, ANY)
+    write_text(RESULTS / f"{name}.md", _page(costs, machine()), True, ANY)
     print(_page(costs, machine()))
 
 

@@ -29,7 +29,7 @@ from lfm2_export import export, recipes
 from lfm2_export.artifact.folder import open_artifact
 from lfm2_export.cli import console
 from lfm2_export.errors import Lfm2ExportError
-from lfm2_export.files import write_text
+from lfm2_export.files import ANY, write_text
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.model.random_init import init_checkpoint
 from lfm2_export.parity.reference import reference
@@ -58,9 +58,9 @@ def main(
     path = RESULTS / f"{recipe}-{size}-{date.today().isoformat()}.json"
     try:
         result = json.loads(path.read_text()) if check_only else _alone(_exported, folder, recipe, overrides or [])
-        write_text(path, json.dumps(result, indent=2) + "\n")  # long work, kept whatever the check does
+        write_text(path, json.dumps(result, indent=2) + "\n", True, ANY)  # long work, kept whatever the check does
         result |= _alone(_checked, folder, recipe, steps)
-        write_text(path, json.dumps(result, indent=2) + "\n")
+        write_text(path, json.dumps(result, indent=2) + "\n", True, ANY)
     except Lfm2ExportError as error:
         console.err.print(f"[red]error:[/] {error}")
         raise typer.Exit(error.exit_code) from error
@@ -107,7 +107,7 @@ def _calibration(folder: Path, checkpoint: Path, recipe: str) -> list[str]:
     vocabulary = open_checkpoint(str(checkpoint)).config.vocab_size
     sequences = np.random.default_rng(0).integers(0, vocabulary, tuple(_CALIBRATION.values()))
     path = folder / "calibration.json"
-    write_text(path, json.dumps(sequences.tolist()))
+    write_text(path, json.dumps(sequences.tolist()), True, ANY)
     settings = {"source": "tokens", "file": str(path), **_CALIBRATION}
     return [f"calibration.{name}={value}" for name, value in settings.items()]
 

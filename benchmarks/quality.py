@@ -29,7 +29,7 @@ from lfm2_export.errors import Lfm2ExportError
 from lfm2_export.evaluate.questions import answered
 from lfm2_export.evaluate.teacher_forcing import loss_of, score
 from lfm2_export.evaluate.text import evaluation_text, text_of_file
-from lfm2_export.files import write_text
+from lfm2_export.files import ANY, write_text
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.model.sequences import TokenSequences
@@ -102,8 +102,8 @@ def main(
                     row |= asdict(loss_of(score(decoder, judged.sequences), expected, judged.sequences))
                     row["accuracy"] = answered(decoder, tokenizer, held_out) if tokenizer and held_out else None
                     result["rows"].append(row)
-                write_text(path, json.dumps(result, indent=2) + "\n")  # long work: what is done is kept
-                write_text(path.with_suffix(".md"), markdown(result))
+                write_text(path, json.dumps(result, indent=2) + "\n", True, ANY)  # long work: what is done is kept
+                write_text(path.with_suffix(".md"), markdown(result), True, ANY)
     except Lfm2ExportError as error:
         console.err.print(f"error: {error}", markup=False)
         raise typer.Exit(error.exit_code) from error

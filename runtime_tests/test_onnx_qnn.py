@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lfm2_export.artifact.folder import Artifact, seal
 from lfm2_export.checkpoint.config import from_dict
-from lfm2_export.errors import LoweringError
+from lfm2_export.errors import ArtifactError, LoweringError
 from lfm2_export.parity.effort import Effort
 from lfm2_export.parity.prove import prove
 from lfm2_export.qualcomm import provider
@@ -85,6 +85,10 @@ def test_an_artifact_with_a_context_binary_runs_it(make_artifact, tmp_path: Path
     sessions = [onnxruntime_qnn.RUNTIME.open_session(each.folder, each.manifest) for each in (artifact, plain)]
     first, second = ([session.prefill([3, 4, 5]), session.decode(6)] for session in sessions)
     np.testing.assert_array_equal(first, second)
+    for each in (artifact, plain):
+        forged = each.manifest.model_copy(update={"window": 99999})
+        with pytest.raises(ArtifactError, match="the manifest says 99999"):
+            onnxruntime_qnn.RUNTIME.open_session(each.folder, forged)
 
 
 def test_an_operator_outside_the_npu_is_refused_by_name(tmp_path: Path):

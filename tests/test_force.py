@@ -11,12 +11,17 @@ import pytest
 from checkpoints import save_transformers, tiny_config
 from command import code_of
 
+from lfm2_export import recipes
 from lfm2_export.checkpoint import nano
 from lfm2_export.errors import UsageError
 from lfm2_export.files import FolderKind, rename, staged_folder
 from lfm2_export.model.random_init import init_checkpoint
+from lfm2_export.parity.report import ParityReport, RuntimeReport
 from lfm2_export.pipeline import export
+from lfm2_export.plots import files as plots
 from lfm2_export.progress import Progress
+from lfm2_export.report import outputs
+from lfm2_export.tune.search import write_recipe
 
 Contents = Callable[[Path], dict[str, bytes]]
 KIND = FolderKind("test", lambda _: {"one"})
@@ -235,3 +240,75 @@ def test_of_two_exports_at_once_one_says_that_its_name_is_taken(
     assert code_of("inspect", str(output), "--json") == 0
     assert code_of("inspect", str(tmp_path / "out.1"), "--json") == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.1"]
+
+
+NOTES = "What the others wrote, quoted:\n<!-- made by lfm2-export -->\n# made by lfm2-export tune\n"
+REPORTS = ("page.html", "note.md", "ci.xml", "all.json")
+
+
+class TestFiles:
+    """A file is replaced when it begins as ours do."""
+
+    @pytest.fixture
+    def report(self) -> ParityReport:
+        return ParityReport(
+            artifact="a",
+            recipe="r",
+            source="nano",
+            weights_sha256="0" * 64,
+            random_weights=False,
+            text="none",
+            size_bytes=1,
+            versions={},
+            runtimes=[RuntimeReport(runtime="eager", reason="a test")],
+        )
+
+    @pytest.mark.parametrize("name", REPORTS)
+    def test_a_report(self, name: str, report: ParityReport, tmp_path: Path) -> None:
+        path = tmp_path / name
+        outputs.write(report, [path])
+        with pytest.raises(UsageError, match="exists already"):
+            outputs.write(report, [path])
+        first = path.read_bytes()
+        outputs.write(report.model_copy(update={"artifact": "b"}), [path], force=True)
+        assert path.read_bytes() != first
+        for theirs in (NOTES.encode(), b"{}", b'<testsuites name="pytest"/>', b"<!doctype html><p>mine", b""):
+            path.write_bytes(theirs)
+            for attempt in (lambda: outputs.check([path], True), lambda: outputs.write(report, [path], force=True)):
+                with pytest.raises(UsageError, match="will not replace it; remove it yourself") as refused:
+                    attempt()
+                assert refused.value.exit_code == 2
+            assert path.read_bytes() == theirs
+
+    @pytest.mark.parametrize("suffix", outputs.page.COMPARISONS)
+    def test_a_comparison(self, suffix: str, artifact: Path, tmp_path: Path) -> None:
+        path = tmp_path / f"both{suffix}"
+        words = ("compare", str(artifact), str(artifact), "--report", str(path))
+        assert code_of(*words) == 0
+        assert code_of(*words, "--force") == 0
+        path.write_text(NOTES)
+        assert code_of(*words, "--force") == 2
+        assert path.read_text() == NOTES
+
+    @pytest.mark.parametrize("suffix", [".png", ".svg"])
+    def test_a_plot(self, suffix: str, tmp_path: Path) -> None:
+        from matplotlib.figure import Figure
+
+        path = tmp_path / f"plot{suffix}"
+        plots.write(Figure(), path, False)
+        first = path.read_bytes()
+        plots.write(Figure(), path, True)
+        assert path.read_bytes() == first
+        Figure().savefig(path)  # matplotlib's own, of another program
+        with pytest.raises(UsageError, match="remove it yourself"):
+            plots.check(path, True)
+
+    def test_a_tuned_recipe(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.yaml"
+        write_recipe(path, recipes.load("onnx-int4"), False)
+        write_recipe(path, recipes.load("onnx-int8"), True)
+        assert recipes.load(str(path)).quantization == recipes.load("onnx-int8").quantization
+        path.write_text(NOTES)
+        with pytest.raises(UsageError, match="not made by `lfm2-export tune`"):
+            write_recipe(path, recipes.load("onnx-int4"), True)
+        assert path.read_text() == NOTES

@@ -18,7 +18,14 @@ from decoders import config, random_decoder, relative, state_error, tokens, wors
 from lfm2_export import recipes
 from lfm2_export.artifact.manifest import Manifest, Npu, Source
 from lfm2_export.checkpoint.config import LFM2Config, to_dict
-from lfm2_export.errors import LoweringError, MissingDependencyError, RecipeError, UsageError, WindowExceededError
+from lfm2_export.errors import (
+    ArtifactError,
+    LoweringError,
+    MissingDependencyError,
+    RecipeError,
+    UsageError,
+    WindowExceededError,
+)
 from lfm2_export.graph.matrices import matrices
 from lfm2_export.graph.steps import layer_of
 from lfm2_export.graph.trace import trace
@@ -306,6 +313,13 @@ class TestArtifact:
         other.restore(saved)
         for token, logits in zip(tokens(3), onward, strict=True):
             np.testing.assert_array_equal(other.decode(token), logits)
+
+    def test_a_window_that_the_program_does_not_have_is_refused(self, made: Made) -> None:
+        from lfm2_export.runtimes.qnn import RUNTIME
+
+        forged = made.manifest.model_copy(update={"window": 99999})
+        with pytest.raises(ArtifactError, match=f"the window is {WINDOW}, the manifest says 99999"):
+            RUNTIME.open_session(made.folder, forged)
 
     def test_the_window_ends(self, made: Made) -> None:
         session = made.session()

@@ -170,7 +170,10 @@ def test_a_bad_name_or_a_missing_library_is_said_before_anything_is_measured(tmp
     (tmp_path / "report.md").write_text("precious")
     with pytest.raises(UsageError, match="exists already"):
         outputs.check([tmp_path / "report.md"], force=False)
-    outputs.check([tmp_path / "report.md"], force=True)
+    with pytest.raises(UsageError, match="will not replace it"):
+        outputs.check([tmp_path / "report.md"], force=True)
+    assert (tmp_path / "report.md").read_text() == "precious"
+    (tmp_path / "report.md").unlink()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(extras, "find_spec", lambda module: None)
     for name, library in (("report.html", "matplotlib"), ("report.xml", "junitparser")):

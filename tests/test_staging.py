@@ -17,7 +17,17 @@ from checkpoints import tiny_config
 from command import code_of
 
 from lfm2_export.errors import UsageError
-from lfm2_export.files import FileKind, FolderKind, Need, check_room, hidden, staged_file, staged_folder, write_bytes
+from lfm2_export.files import (
+    ANY,
+    FileKind,
+    FolderKind,
+    Need,
+    check_room,
+    hidden,
+    staged_file,
+    staged_folder,
+    write_bytes,
+)
 from lfm2_export.files.interrupts import Stopped, orderly_end, uninterrupted
 from lfm2_export.model.random_init import init_checkpoint
 
@@ -170,15 +180,15 @@ class TestFiles:
                 raise UsageError("it is not ours")
 
         kind, path = FileKind("test", check), tmp_path / "file"
-        write_bytes(path, b"ours", kind=kind)
-        write_bytes(path, b"theirs", kind=kind)
+        write_bytes(path, b"ours", False, kind)
+        write_bytes(path, b"theirs", True, kind)
         with pytest.raises(UsageError, match=r"not made by `lfm2-export test`.*remove it yourself"):
-            write_bytes(path, b"ours again", kind=kind)
+            write_bytes(path, b"ours again", True, kind)
         assert path.read_bytes() == b"theirs"
 
     def test_a_name_taken_meanwhile_keeps_what_it_has(self, tmp_path: Path, contents: Contents) -> None:
         def write() -> None:
-            with staged_file(tmp_path / "report.md", force=False) as new:
+            with staged_file(tmp_path / "report.md", False, ANY) as new:
                 new.write_text("ours")
                 (tmp_path / "report.md").write_text("theirs")
 
@@ -188,7 +198,7 @@ class TestFiles:
 
     def test_a_device_is_not_replaced(self) -> None:
         with pytest.raises(UsageError, match="no plain file"):
-            write_bytes(Path("/dev/null"), b"ours")
+            write_bytes(Path("/dev/null"), b"ours", True, ANY)
 
 
 class TestInterrupts:
@@ -226,7 +236,7 @@ class TestInterrupts:
             return made
 
         monkeypatch.setattr(hidden.tempfile, "mkdtemp", interrupted)
-        with pytest.raises(Stopped), orderly_end(), staged_file(tmp_path / "file"):
+        with pytest.raises(Stopped), orderly_end(), staged_file(tmp_path / "file", False, ANY):
             pass
         assert not list(tmp_path.iterdir())
 

@@ -112,7 +112,7 @@ def bundle(
         progress(f"writing {size / 1e6:.1f} MB")
         resumed = _write(place, files, measured)
     if signed is not None and place.signature is not None:
-        write_bytes(place.signature, signed, force)
+        write_bytes(place.signature, signed, force, signatures.KIND)
     parts = len(part_names(place.name, size, split)) if split is not None else 0
     texts = licences(opened.manifest)
     return Bundle(place.output, description, size, parts, resumed, texts, proof, place.signature)
@@ -159,7 +159,7 @@ def _place(
     else:
         check_free_file(output, force, ARCHIVE)
     if signature is not None:
-        check_free_file(signature, force)
+        check_free_file(signature, force, signatures.KIND)
     return _Place(folder, output, f"{name}.zip", split, plain, signature, force)
 
 

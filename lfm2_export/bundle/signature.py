@@ -11,9 +11,11 @@ from typing import Any
 
 from lfm2_export.bundle.description import BUNDLE
 from lfm2_export.errors import BundleError, MissingDependencyError, UsageError, one_line
-from lfm2_export.files import scratch_folder
+from lfm2_export.files import marked, scratch_folder
 
 SUFFIX = ".sig"
+# in the library's own format, which has no place for a mark of ours
+KIND = marked("bundle --sign", b"application/vnd.dev.sigstore.bundle", 100)
 _MAX_SIGNATURE = 1 << 20
 
 

@@ -34,7 +34,7 @@ def run(
     outputs.check(paths, force, page.COMPARISONS)
     found = compare(left, right)
     for path in paths:
-        write_text(path, page.comparison(found, path.suffix), force)
+        write_text(path, page.comparison(found, path.suffix), force, outputs.KINDS[path.suffix])
     if as_json:
         console.print_json(found.model_dump_json(indent=2))
     else:

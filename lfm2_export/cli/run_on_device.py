@@ -36,9 +36,10 @@ def run(
     from lfm2_export.device.proof import prove_on_device
     from lfm2_export.files import check_free_file, write_text
     from lfm2_export.parity.subject import checkpoint_of
+    from lfm2_export.report.outputs import KINDS
 
     if report is not None:
-        check_free_file(report, force)
+        check_free_file(report, force, KINDS[".json"])
     opened = open_artifact(artifact)
     phone = Phone(adb, serial)
     with console.progress(quiet) as progress:
@@ -48,7 +49,7 @@ def run(
         )
     document = result.model_dump_json(indent=2)
     if report is not None:
-        write_text(report, document + "\n", force)
+        write_text(report, document + "\n", force, KINDS[".json"])
     if as_json:
         console.print_json(document)
     else:

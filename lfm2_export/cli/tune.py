@@ -34,9 +34,9 @@ def run(
     from lfm2_export.model.load import open_checkpoint
     from lfm2_export.plots import files, pareto_front
     from lfm2_export.quantize.calibration import Calibration
-    from lfm2_export.tune.search import tune, write_recipe
+    from lfm2_export.tune.search import KIND, tune, write_recipe
 
-    check_free_file(output, force)
+    check_free_file(output, force, KIND)
     if plot is not None:
         files.check(plot, force)
     source_text = {"source": "text", "file": str(text)} if text else {}

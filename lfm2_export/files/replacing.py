@@ -31,6 +31,23 @@ class FileKind(NamedTuple):
     check: Callable[[Path], object]
 
 
+ANY = FileKind("", lambda _: None)  # where all files are ours: the cache, a benchmark's results
+
+
+def marked(command: str, mark: bytes, within: int = 0) -> FileKind:
+    """The kind of file that has a mark of ours in it, which begins at most `within` bytes from its start.
+
+    A text that quotes one of our files further down is not ours.
+    """
+
+    def check(path: Path) -> None:
+        with path.open("rb") as file:
+            if mark not in file.read(within + len(mark)):
+                raise UsageError("it does not begin as one of those does")
+
+    return FileKind(command, check)
+
+
 def check_free(output: Path, force: bool, kind: FolderKind, sources: Iterable[Path] = ()) -> None:
     """UsageError when `output` exists and may not be replaced; cheap enough to ask before any work is done.
 
@@ -48,11 +65,8 @@ def check_free(output: Path, force: bool, kind: FolderKind, sources: Iterable[Pa
         raise UsageError(f"{error.filename or output}: cannot be read, so --force will not replace it") from error
 
 
-def check_free_file(path: Path, force: bool, kind: FileKind | None = None) -> None:
-    """UsageError when a file cannot be written there, or exists and may not be replaced.
-
-    With `force` a file of that kind may be; without a kind any plain file.
-    """
+def check_free_file(path: Path, force: bool, kind: FileKind) -> None:
+    """UsageError when a file cannot be written there, or exists and is not to be replaced: `force` and of that kind."""
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"cannot write {path}: {'it is a folder' if path.is_dir() else f'no folder {path.parent}'}")
     if not os.path.lexists(path):
@@ -61,8 +75,6 @@ def check_free_file(path: Path, force: bool, kind: FileKind | None = None) -> No
         raise UsageError(f"{path} exists already; choose another file or pass --force to replace it")
     if not path.is_file():
         raise UsageError(f"{path} is no plain file; choose another")
-    if kind is None:
-        return
     try:
         kind.check(path)
     except Lfm2ExportError as error:

@@ -36,11 +36,8 @@ def staged_folder(output: Path, force: bool, kind: FolderKind, sources: Iterable
 
 
 @contextmanager
-def staged_file(path: Path, force: bool = True, kind: FileKind | None = None) -> Iterator[Path]:
-    """The name of a file to write, which becomes `path` when the block ends well; otherwise as `staged_folder`.
-
-    Without a `kind`, `force` replaces any plain file.
-    """
+def staged_file(path: Path, force: bool, kind: FileKind) -> Iterator[Path]:
+    """The name of a file to write, which becomes `path` when the block ends well; otherwise as `staged_folder`."""
     with _staged(path, lambda path: check_free_file(path, force, kind)) as new:
         yield new
 
@@ -63,12 +60,12 @@ def resumed_folder(output: Path, force: bool, kind: FolderKind, sources: Iterabl
             _finish(folder, output, check, made)
 
 
-def write_text(path: Path, text: str, force: bool = True) -> None:
+def write_text(path: Path, text: str, force: bool, kind: FileKind) -> None:
     """Write a text file, UTF-8, whole or not at all; see `staged_file`."""
-    write_bytes(path, text.encode("utf-8"), force)
+    write_bytes(path, text.encode("utf-8"), force, kind)
 
 
-def write_bytes(path: Path, data: bytes, force: bool = True, kind: FileKind | None = None) -> None:
+def write_bytes(path: Path, data: bytes, force: bool, kind: FileKind) -> None:
     """Write a file, whole or not at all; see `staged_file`."""
     with staged_file(path, force, kind) as new:
         new.write_bytes(data)

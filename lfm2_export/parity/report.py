@@ -53,6 +53,7 @@ class RuntimeReport(BaseModel):
 class ParityReport(BaseModel):
     """One parity run of one artifact, over every runtime that is meant for it."""
 
+    generator: Literal["lfm2-export"] = "lfm2-export"  # first: what --force knows a report by
     artifact: str
     recipe: str
     source: str

@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING
 
 from lfm2_export.environment.extras import require
 from lfm2_export.errors import UsageError
-from lfm2_export.files import check_free_file, staged_file
+from lfm2_export.files import check_free_file, marked, staged_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FORMATS = (".png", ".svg")
+_NAME = "lfm2-export"
+_MARKS = {".png": {"Software": _NAME}, ".svg": {"Creator": _NAME, "Date": None}}  # metadata, by suffix
+_KINDS = {
+    ".png": marked("… --plot", b"Software\0" + _NAME.encode(), 100),
+    ".svg": marked("… --plot", f"<dc:title>{_NAME}</dc:title>".encode(), 2000),
+}
 
 
 def check(path: Path, force: bool) -> None:
@@ -20,13 +25,14 @@ def check(path: Path, force: bool) -> None:
 
     Raise MissingDependencyError where matplotlib is not installed.
     """
-    if path.suffix.lower() not in _FORMATS:
-        raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(_FORMATS)}")
-    check_free_file(path, force)
+    if path.suffix.lower() not in _KINDS:
+        raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(_KINDS)}")
+    check_free_file(path, force, _KINDS[path.suffix.lower()])
     require("matplotlib", "matplotlib", "report", f"--plot {path}")
 
 
 def write(figure: Figure, path: Path, force: bool = False) -> None:
     """Write the figure in the format that the name's ending says. Raise UsageError when the disk refuses."""
-    with staged_file(path, force) as new:
-        figure.savefig(new, format=path.suffix.lower()[1:], dpi=150)
+    suffix = path.suffix.lower()
+    with staged_file(path, force, _KINDS[suffix]) as new:
+        figure.savefig(new, format=suffix[1:], dpi=150, metadata=_MARKS[suffix])

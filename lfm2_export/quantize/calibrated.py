@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.errors import ArtifactError
-from lfm2_export.files import staged_file
+from lfm2_export.files import ANY, staged_file
 from lfm2_export.graph.matrices import siblings
 from lfm2_export.graph.steps import layer_of
 from lfm2_export.model.decoder import Decoder
@@ -220,7 +220,7 @@ class _Walk:
         work()
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with staged_file(file) as new:
+            with staged_file(file, True, ANY) as new:
                 write_record(new, {name: t for name, t in self.record.items() if name.startswith(f"{part}.")})
 
     def _install(self, path: str, weight: Tensor, scales: Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel
 
 
@@ -21,6 +23,7 @@ class Row(BaseModel):
 class Comparison(BaseModel):
     """The two sides and their rows, section by section."""
 
+    generator: Literal["lfm2-export"] = "lfm2-export"  # first: what --force knows a report by
     left: str
     right: str
     rows: list[Row]

@@ -8,10 +8,17 @@ from pathlib import Path
 from lfm2_export.bench.report import BenchReport
 from lfm2_export.environment.extras import require
 from lfm2_export.errors import UsageError
-from lfm2_export.files import check_free_file, write_text
+from lfm2_export.files import check_free_file, marked, write_text
 from lfm2_export.parity.report import ParityReport
 from lfm2_export.report import junit, page
 
+# how each begins: the templates, the JUnit document and the models of JSON reports say it
+KINDS = {
+    ".html": marked("… --report", b'<meta name="generator" content="lfm2-export">', 100),
+    ".md": marked("… --report", b"<!-- made by lfm2-export -->"),
+    ".xml": marked("… --report", b'<testsuites name="lfm2-export ', 100),
+    ".json": marked("… --report", b'{\n  "generator": "lfm2-export"'),
+}
 _NEEDS = {".json": (), ".md": (), ".html": ("matplotlib",), ".xml": ("junitparser",)}
 
 
@@ -23,7 +30,7 @@ def check(paths: Sequence[Path], force: bool, suffixes: Sequence[str] = tuple(_N
     for path in paths:
         if path.suffix not in suffixes:
             raise UsageError(f"--report {path}: expected a name that ends in {', '.join(suffixes)}")
-        check_free_file(path, force)
+        check_free_file(path, force, KINDS[path.suffix])
         for module in _NEEDS[path.suffix]:
             require(module, module, "report", f"--report {path}")
 
@@ -44,4 +51,4 @@ def write(report: ParityReport, paths: Sequence[Path], bench: BenchReport | None
             text = junit.parity_junit(report)
         else:
             text = report.model_dump_json(indent=2) + "\n"
-        write_text(path, text, force)
+        write_text(path, text, force, KINDS[path.suffix])

@@ -12,6 +12,7 @@ from lfm2_export import recipes
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError
+from lfm2_export.files import marked, write_text
 from lfm2_export.model.load import load_decoder
 from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.calibration import Calibration, calibration_sequences
@@ -20,6 +21,9 @@ from lfm2_export.recipes import Recipe
 from lfm2_export.tune.allocation import Allocation, cheapest, front
 from lfm2_export.tune.choices import named, units
 from lfm2_export.tune.sensitivity import sensitivities, whole_cost
+
+_HEADER = "# made by lfm2-export tune"
+KIND = marked("tune", _HEADER.encode())
 
 
 class Point(BaseModel):
@@ -123,20 +127,18 @@ def _recipe(target: str, name: str, rules: tuple[QuantizationRule, ...], tuning:
     )
 
 
-def write_recipe(path: Path, recipe: Recipe, force: bool = True) -> None:
+def write_recipe(path: Path, recipe: Recipe, force: bool) -> None:
     """A YAML file that `export --recipe` takes. UsageError when the system refuses."""
     from io import StringIO
 
     from ruamel.yaml import YAML
-
-    from lfm2_export.files import write_text
 
     stream = StringIO()
     yaml = YAML()
     yaml.default_flow_style = None  # one line for each rule
     yaml.width = 120
     yaml.dump(recipe.model_dump(mode="json", exclude_defaults=True), stream)
-    write_text(path, stream.getvalue(), force)
+    write_text(path, f"{_HEADER}\n{stream.getvalue()}", force, KIND)
 
 
 def _sum(table: list[list[int]], choice: Allocation) -> int:
