@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from decoders import config, random_decoder, relative, state_error, tokens, worst
+from torch.fx.traceback import NodeSource
 
 from lfm2_export import recipes
 from lfm2_export.artifact.manifest import Manifest, Npu, Source
@@ -44,6 +45,7 @@ from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.targets.qnn import target
 from lfm2_export.targets.qnn.border import FILE, example, method_spec, probed_values
 from lfm2_export.targets.qnn.capacity import first_layers, shards_needed
+from lfm2_export.targets.qnn.compile import shared_origins
 from lfm2_export.targets.qnn.table import TABLE, HtpModule
 from lfm2_export.targets.qnn.target import TARGET
 
@@ -231,6 +233,14 @@ def test_the_backend_starts_and_nothing_is_downloaded() -> None:
     )
     environment = {name: value for name, value in os.environ.items() if name != "QNN_SDK_ROOT"}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment, capture_output=True, timeout=120)
+
+
+def test_nodes_share_their_origins_only_while_a_program_is_compiled() -> None:
+    node = torch.fx.Graph().placeholder("x")
+    node.meta["from_node"] = [NodeSource(None)]
+    with shared_origins():
+        assert NodeSource(node).from_node[0] is node.meta["from_node"][0]
+    assert NodeSource(node).from_node[0] is not node.meta["from_node"][0]
 
 
 class Made:
