@@ -10,6 +10,7 @@ import pytest
 from lfm2_export import runtimes
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.errors import MissingDependencyError
+from lfm2_export.parity.effort import Effort
 from lfm2_export.qualcomm import sdk
 from lfm2_export.runtimes.session import Session
 
@@ -39,6 +40,8 @@ ARTIFACTS = [
     ("onnx-q4f16", "explicit"),
     ("qnn-16a8w", "explicit", "options.weight_sharing=false", "calibration.windows=8"),
 ]
+# a call takes the NPU's emulator 0.1 to 0.5 s
+ON_EMULATOR = Effort(quality_tokens=60, questions=3, prompts=1, continuation=4, law_tokens=24)
 RUNTIME = {"xnnpack": "executorch", "onnx": "onnxruntime", "qnn": "qnn"}
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from artifacts import WINDOW, open_session
+from artifacts import ON_EMULATOR, WINDOW, open_session
 
 from lfm2_export.chat.conversation import Conversation
 from lfm2_export.chat.saved_state import save_state
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError, WindowExceededError
-from lfm2_export.parity.effort import EMULATED, Effort
+from lfm2_export.parity.effort import Effort
 from lfm2_export.parity.prove import prove
 from lfm2_export.parity.reference import reference
 from lfm2_export.runtimes import _text_llm_runner
@@ -25,7 +25,7 @@ EFFORT = Effort(quality_tokens=600, questions=24, prompts=3, continuation=12)
 
 @pytest.mark.slow
 def test_every_artifact_is_proven_by_its_recipe_gates(artifact, nano):
-    report = prove(artifact, nano, effort=EMULATED if artifact.manifest.npu else EFFORT)
+    report = prove(artifact, nano, effort=ON_EMULATOR if artifact.manifest.npu else EFFORT)
     failed = [gate for gate in report.gates if gate.status == "fail"]
     assert not failed
     assert report.passed

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from artifacts import ON_EMULATOR
 from onnx import TensorProto, helper, numpy_helper
 
 from lfm2_export.artifact.folder import Artifact, seal
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.errors import ArtifactError, LoweringError
-from lfm2_export.parity.effort import Effort
 from lfm2_export.parity.prove import prove
 from lfm2_export.qualcomm import provider
 from lfm2_export.qualcomm.calls import graph_inputs, npu_state
@@ -24,7 +24,6 @@ from lfm2_export.runtimes import onnxruntime_qnn
 
 pytest.importorskip("onnxruntime_qnn", reason="QNN is not installed: pip install 'lfm2-export[qnn]'")
 
-EFFORT = Effort(quality_tokens=60, questions=3, prompts=1, continuation=4, law_tokens=24)
 FLOAT = ("window=96",)  # emulation takes time; long enough for most of nano's questions
 INTEGER = (*FLOAT, "calibration.tokens=96", "calibration.windows=12")
 RECIPES = ["onnx-qnn-fp16", "onnx-qnn-16a8w", "onnx-qnn-16a4w"]
@@ -47,7 +46,7 @@ def taken_by_the_npu(artifact: Artifact, file: str) -> int:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_is_proven_on_the_emulator_without_fallback(recipe, make_artifact, nano):
     artifact = make_artifact(recipe, "explicit", *(FLOAT if recipe == "onnx-qnn-fp16" else INTEGER))
-    report = prove(artifact, nano, effort=EFFORT)
+    report = prove(artifact, nano, effort=ON_EMULATOR)
     assert [gate for gate in report.gates if gate.status == "fail"] == []
     (runtime,) = report.runtimes
     assert runtime.status == "pass"
@@ -119,7 +118,7 @@ def test_a_wrong_activation_scale_is_caught(make_artifact, nano, tmp_path: Path)
         scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) / 8, scale.name))
 
     healthy = make_artifact("onnx-qnn-16a8w", "explicit", *INTEGER)
-    report = prove(spoiled(healthy, tmp_path / "spoiled", spoil), nano, effort=EFFORT)
+    report = prove(spoiled(healthy, tmp_path / "spoiled", spoil), nano, effort=ON_EMULATOR)
     failed = {gate.name for gate in report.gates if gate.status == "fail"}
     # not the lowering's: what the NPU is compared with is this very graph on the CPU; prefill's graph and fp32 are not
     assert failed >= {"law: chunked prefill", "law: padded prefill", "quality: mean KLD", "quality: top-1"}
