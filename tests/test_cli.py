@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -31,6 +35,48 @@ def test_help_imports_nothing_heavy():
     probe += "print('HEAVY', sorted({'torch', 'onnx', 'executorch', 'numpy', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert "HEAVY []" in done.stdout
+
+
+def test_no_message_loses_a_square_bracket(capsys):
+    """Markup would take `[genai]` of a command to paste for a colour, and drop it."""
+    from parity_reports import a_report
+
+    from lfm2_export.cli import console
+    from lfm2_export.cli.main import app
+    from lfm2_export.parity.report import RuntimeReport
+
+    command = "pip install 'lfm2-export[genai]' [/] [red]"
+    report = a_report(name=command)
+    report.runtimes.append(RuntimeReport(runtime="genai", reason=command))
+    for gate in report.gates:
+        gate.reason = command
+    console.out.width = 400
+    try:
+        console.print_report(report)
+        console.out.print(console.warned(command, command))
+    finally:
+        console.out._width = None
+    shown = capsys.readouterr().out
+    assert shown.count(command) >= 3 + sum(gate.reason is not None for gate in report.gates)
+    helps = 0
+    for registered in app.registered_commands:
+        documents = [parameter.help or "" for parameter in _options(registered.callback)]
+        for bracketed in {each for text in documents for each in re.findall(r"\[[^\]]+\]", text)}:
+            helps += 1
+            assert bracketed in "".join(_help_of(registered.name).split("\n")), (registered.name, bracketed)
+    assert helps > 5
+
+
+def _options(callback):
+    hints = typing.get_type_hints(callback, include_extras=True)
+    return [hint.__metadata__[0] for hint in hints.values() if hasattr(hint, "__metadata__")]
+
+
+@functools.cache
+def _help_of(command):
+    environment = os.environ | {"COLUMNS": "400", "TERMINAL_WIDTH": "400"}
+    line = [sys.executable, "-m", "lfm2_export", command, "--help"]
+    return subprocess.run(line, capture_output=True, text=True, check=True, env=environment).stdout
 
 
 def test_every_command_has_help():

@@ -56,7 +56,7 @@ def run(
         return
     _print(report)
     if plot is not None:
-        console.out.print(f"wrote {plot}", markup=False)
+        console.out.print(f"wrote {plot}")
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -69,7 +69,7 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _print(report: BenchReport) -> None:
-    from lfm2_export.cli.console import out
+    from lfm2_export.cli.console import out, warned
 
     out.print(_speeds(report, "decode"))
     out.print(_speeds(report, "prefill"))
@@ -80,13 +80,14 @@ def _print(report: BenchReport) -> None:
     out.print(
         f"{report.machine['processor']}; {report.threads} threads read memory at {memory.median / 1e9:.1f} GB/s "
         f"({memory.min / 1e9:.1f} to {memory.max / 1e9:.1f})",
-        markup=False,
     )
     speeds = [speed for each in report.contenders for speed in (*each.decode, *each.prefill)]
     if dropped := sum(speed.noisy_samples for speed in speeds):
-        out.print(f"[yellow]{dropped} samples were taken while others used the machine[/]; figures with * rest on such")
+        out.print(
+            warned(f"{dropped} samples were taken while others used the machine", "; figures with * rest on such")
+        )
     if report.random_weights:
-        out.print("[yellow]random weights[/]: speed counts, answers do not")
+        out.print(warned("random weights", ": speed counts, answers do not"))
 
 
 def _speeds(report: BenchReport, what: str) -> Table:

@@ -61,7 +61,7 @@ def run(
         console.print_json(made.description.to_json().decode().rstrip())
         return
     for line in _lines(made, kind):
-        console.out.print(line, markup=False, soft_wrap=True)
+        console.out.print(line, soft_wrap=True)
 
 
 def _lines(made: Bundle, kind: str) -> list[str]:

@@ -96,20 +96,22 @@ def _open(folder: Path, runtime: str | None, force: bool) -> Chat:
 
 
 def _talk(chat: Chat, limit: int) -> None:
+    from rich.text import Text
+
     from lfm2_export.cli import console, slash
     from lfm2_export.errors import Lfm2ExportError, WindowExceededError
 
-    console.err.print(f"[dim]{chat.conversation.session.runtime}; /help lists the commands, /exit leaves[/]")
+    console.err.print(f"{chat.conversation.session.runtime}; /help lists the commands, /exit leaves", style="dim")
     while True:
         try:
-            text = console.out.input("[bold]> [/]").strip()
+            text = console.out.input(Text("> ", "bold")).strip()
         except EOFError:
             return
         if text == "/exit":
             return
         try:
             if text.startswith("/"):
-                console.err.print(slash.obey(text, chat), style="dim", markup=False, soft_wrap=True)
+                console.err.print(slash.obey(text, chat), style="dim", soft_wrap=True)
             elif text:
                 _stream(chat.conversation, text, limit)
         except WindowExceededError as error:
@@ -121,14 +123,14 @@ def _talk(chat: Chat, limit: int) -> None:
 def _complain(message: str) -> None:
     from lfm2_export.cli import console
 
-    console.err.print(message, style="yellow", markup=False, soft_wrap=True)
+    console.err.print(message, style="yellow", soft_wrap=True)
 
 
 def _stream(conversation: Conversation, text: str, limit: int) -> None:
     from lfm2_export.cli import console
 
     for piece in conversation.reply(text, limit):
-        console.out.print(piece, end="", markup=False, soft_wrap=True)
+        console.out.print(piece, end="", soft_wrap=True)
         console.out.file.flush()
     console.out.print()
-    console.err.print(f"[dim]{conversation.speed.line()}[/]")
+    console.err.print(conversation.speed.line(), style="dim")

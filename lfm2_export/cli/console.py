@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lfm2_export.progress import Progress, silent
 
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     from lfm2_export.parity.trace_result import Trace
     from lfm2_export.tune.search import Tuning
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# without markup: a message may hold square brackets, as in pip install 'lfm2-export[genai]', and loses none of them
+out = Console(highlight=False, markup=False)
+err = Console(stderr=True, highlight=False, markup=False)
 
-_MARKS = {"pass": "[green]pass[/]", "fail": "[bold red]FAIL[/]", "skipped": "[yellow]skipped[/]"}
+_MARKS = {"pass": ("pass", "green"), "fail": ("FAIL", "bold red"), "skipped": ("skipped", "yellow")}
 
 
 @contextmanager
@@ -38,9 +40,7 @@ def progress(quiet: bool) -> Iterator[Progress]:
             yield bar
     else:
         started = time.perf_counter()
-        yield Progress(
-            lambda text: err.print(f"[{time.perf_counter() - started:5.1f} s] {text}", markup=False, soft_wrap=True)
-        )
+        yield Progress(lambda text: err.print(f"[{time.perf_counter() - started:5.1f} s] {text}", soft_wrap=True))
 
 
 def gates_table(gates: list[GateResult], title: str) -> Table:
@@ -55,7 +55,7 @@ def gates_table(gates: list[GateResult], title: str) -> Table:
     for gate in gates:
         measured = "–" if gate.value is None else f"{gate.value:.3g}"
         limit = "–" if gate.limit is None else f"{gate.limit:.3g}"
-        verdict = _MARKS[gate.status] + (f" [dim]{gate.reason}[/]" if gate.reason else "")
+        verdict = Text.assemble(_MARKS[gate.status], (f" {gate.reason}" if gate.reason else "", "dim"))
         table.add_row("" if gate.runtime == previous else gate.runtime, gate.name, measured, limit, verdict)
         previous = gate.runtime
     return table
@@ -68,7 +68,7 @@ def print_report(report: ParityReport) -> None:
     )
     for runtime in report.runtimes:
         if runtime.status == "skipped":
-            out.print(f"[yellow]skipped[/] {runtime.runtime}: {runtime.reason}")
+            out.print(warned("skipped", f" {runtime.runtime}: {runtime.reason}"))
         if runtime.twin is not None:
             twin = runtime.twin
             out.print(
@@ -89,12 +89,17 @@ def print_report(report: ParityReport) -> None:
         out.print(cache_line(report.cache))
     if report.trace is not None:
         out.print(_trace_table(report.trace))
-        out.print(f"first divergence: {report.trace.verdict}", markup=False)
+        out.print(f"first divergence: {report.trace.verdict}")
     for delegation in report.delegation:
         out.print(delegation_line(delegation))
     if report.random_weights:
-        out.print("[yellow]random weights[/]: quality figures say nothing about a trained model")
-    out.print(f"[bold {'green' if report.passed else 'red'}]{report.verdict}[/]")
+        out.print(warned("random weights", ": quality figures say nothing about a trained model"))
+    out.print(report.verdict, style="bold green" if report.passed else "bold red")
+
+
+def warned(word: str, rest: str) -> Text:
+    """Return a line whose first words are yellow."""
+    return Text.assemble((word, "yellow"), rest)
 
 
 def cache_line(cache: CacheFigures) -> str:

@@ -17,6 +17,7 @@ def run(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] 
     import json
 
     from rich.table import Table
+    from rich.text import Text
 
     from lfm2_export.cli import console
     from lfm2_export.environment import leftovers, libraries
@@ -39,13 +40,14 @@ def run(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] 
             table.add_column(heading)
         for part in parts:
             color = "green" if part.healthy else "bold red" if part.required else "yellow"
-            table.add_row(part.name, part.version or "–", part.purpose, f"[{color}]{part.state}[/]")
+            table.add_row(part.name, part.version or "–", part.purpose, Text(part.state, color))
         console.out.print(table)
         for name, value in machine.items():
-            console.out.print(f"{name}: {value}", markup=False)
+            console.out.print(f"{name}: {value}")
         for each in left:
             line = f"on the disk: {each.path}, {console.megabytes(each.size)}, {each.state}"
-            console.out.print(line, style="yellow", markup=False, soft_wrap=True)
-        console.out.print("[bold green]ready[/]" if healthy else "[bold red]not ready[/]: see the lines above")
+            console.out.print(line, style="yellow", soft_wrap=True)
+        verdict = ("ready", "bold green") if healthy else ("not ready", "bold red")
+        console.out.print(Text.assemble(verdict, "" if healthy else ": see the lines above"))
     if not healthy:
         raise typer.Exit(1)

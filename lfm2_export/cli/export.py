@@ -78,7 +78,7 @@ def run(
         console.print_json(artifact.manifest.model_dump_json(indent=2))
         return
     if proof is None:
-        console.out.print("[yellow]not proven[/]: --no-verify was given; `lfm2-export parity` proves it later")
+        console.out.print(console.warned("not proven", ": --no-verify was given; `lfm2-export parity` proves it later"))
     else:
         console.print_report(proof)
-    console.out.print(f"wrote {artifact.folder}", markup=False)
+    console.out.print(f"wrote {artifact.folder}")

@@ -24,4 +24,4 @@ def run(
     folder = output or Path(f"lfm2-{Path(size).stem}-random")
     with console.progress(quiet) as progress:
         init_checkpoint(size, folder, seed=seed, force=force, progress=progress)
-    console.out.print(f"wrote {folder} (random weights)", markup=False)
+    console.out.print(f"wrote {folder} (random weights)")

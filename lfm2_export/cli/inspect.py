@@ -36,7 +36,7 @@ def run(
     if manifest.parity:
         console.out.print(console.gates_table(manifest.parity, f"proof at export: {manifest.verdict}"))
     else:
-        console.out.print("[yellow]not proven[/]: exported with --no-verify; run `lfm2-export parity`")
+        console.out.print(console.warned("not proven", ": exported with --no-verify; run `lfm2-export parity`"))
 
 
 def _overview(manifest: Manifest) -> Table:

@@ -41,7 +41,7 @@ app = typer.Typer(
     help="From an LFM2 checkpoint to a quantized, proven artifact for ExecuTorch or onnxruntime.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
 )
 _COMMANDS = (
     *(export, parity, compare, score, chat, bench, bundle, verify),

@@ -80,6 +80,6 @@ def run(
     else:
         console.print_report(result)
         for path in paths:
-            console.out.print(f"wrote {path}", markup=False)
+            console.out.print(f"wrote {path}")
     if not result.passed or (result.trace is not None and result.trace.first is not None):
         raise typer.Exit(1)

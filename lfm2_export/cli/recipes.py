@@ -25,7 +25,7 @@ def run(
     if as_json:
         console.print_json(json.dumps([recipe.model_dump(mode="json") for recipe in loaded], indent=2))
     elif name:
-        console.out.print(recipes.path_of(name).read_text(encoding="utf-8").rstrip(), markup=False)
+        console.out.print(recipes.path_of(name).read_text(encoding="utf-8").rstrip())
     else:
         table = Table()
         for heading in ("recipe", "target", "what it makes"):

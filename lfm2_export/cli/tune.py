@@ -58,7 +58,7 @@ def run(
         console.print_json(found.model_dump_json(indent=2))
         return
     console.print_tuning(found)
-    console.out.print(f"wrote {output}; next: lfm2-export export {source} --recipe {output}", markup=False)
+    console.out.print(f"wrote {output}; next: lfm2-export export {source} --recipe {output}")
 
 
 def _bytes(given: str | None) -> float | None:

@@ -32,7 +32,7 @@ def run(
         console.print_json(found.model_dump_json(indent=2))
         return
     for line in _lines(found):
-        console.out.print(line, markup=False, soft_wrap=True)
+        console.out.print(line, soft_wrap=True)
 
 
 def _lines(found: Verification) -> list[str]:
