@@ -179,6 +179,7 @@ def _question_1(
     if subject.effort.whole:
         subject.progress("the other form of the same model, to compare with", work.other_form())
     other = other_form(subject, decoder, spoken)
+    return_at_once()
     unpack(decoder).to(subject.device)  # its grids have served, and every call is many times faster without them
     prompts = [tokens[: min(32, subject.window - 1)] for tokens in subject.text.sequences[: subject.effort.prompts]]
     everything = [case for cases in cases_of.values() for case in cases]
