@@ -14,21 +14,33 @@ from lfm2_export.parity.effort import LEFT_OUT
 from lfm2_export.parity.laws import OtherForm
 from lfm2_export.parity.subject import Subject
 from lfm2_export.progress import silent
+from lfm2_export.recipes import Recipe
+
+
+def none_because(subject: Subject) -> str | None:
+    """Return why there is no other form to compare with; None where there is one."""
+    if not subject.effort.whole:
+        return LEFT_OUT
+    recipe = _recipe(subject)
+    try:
+        targets.find(recipe.target).check(recipe, subject.config)
+    except RecipeError as error:
+        return f"there is no {recipe.form} form to compare with ({error})"
+    return None
 
 
 def other_form(subject: Subject, decoder: Decoder, tokens: tuple[int, ...]) -> OtherForm:
     """Return what it says to `tokens`, one by one, or why there is none; `decoder` is the quantized model."""
-    if not subject.effort.whole:
-        return OtherForm(None, LEFT_OUT)
-    manifest = subject.artifact.manifest
-    form: Literal["explicit", "resident"] = "resident" if manifest.form == "explicit" else "explicit"
-    recipe, target = subject.recipe.model_copy(update={"form": form}), targets.find(manifest.target)
-    try:
-        target.check(recipe, subject.config)
-    except RecipeError as error:
-        return OtherForm(None, f"there is no {form} form to compare with ({error})")
+    if (reason := none_because(subject)) is not None:
+        return OtherForm(None, reason)
+    manifest, recipe = subject.artifact.manifest, _recipe(subject)
     with scratch_folder() as folder:
-        lowered = target.lower(decoder, recipe, folder, silent)
-        other = manifest.model_copy(update={"form": form, **lowered._asdict()})
+        lowered = targets.find(recipe.target).lower(decoder, recipe, folder, silent)
+        other = manifest.model_copy(update={"form": recipe.form, **lowered._asdict()})
         session = runtimes.first(other).open_session(folder, other)
         return OtherForm(np.stack([session.decode(token) for token in tokens]))
+
+
+def _recipe(subject: Subject) -> Recipe:
+    form: Literal["explicit", "resident"] = "resident" if subject.recipe.form == "explicit" else "explicit"
+    return subject.recipe.model_copy(update={"form": form})

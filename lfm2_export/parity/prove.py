@@ -37,7 +37,7 @@ from lfm2_export.parity.lowering import (
     same_greedy_text,
 )
 from lfm2_export.parity.noise import noise_floor
-from lfm2_export.parity.other_form import other_form
+from lfm2_export.parity.other_form import none_because, other_form
 from lfm2_export.parity.reference import quantized_model, reference, reference_version
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.parity.reproduce import commands
@@ -176,7 +176,7 @@ def _question_1(
     eager = reference(subject.artifact, decoder)
     stored = targets.find(subject.artifact.manifest.target).weights_error(decoder, subject.artifact.folder)
     spoken = subject.tokens[: min(subject.window // 2, subject.effort.law_tokens)]
-    if subject.effort.whole:
+    if none_because(subject) is None:
         subject.progress("the other form of the same model, to compare with", work.other_form())
     other = other_form(subject, decoder, spoken)
     return_at_once()

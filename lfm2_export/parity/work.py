@@ -12,12 +12,14 @@ from lfm2_export import runtimes
 from lfm2_export.environment.resources import parameters
 from lfm2_export.parity.cache import first_sequences
 from lfm2_export.parity.cases import Case
+from lfm2_export.parity.other_form import none_because
 from lfm2_export.parity.subject import Subject
 from lfm2_export.quantize.size import model_bytes
 from lfm2_export.runtimes.runtime import Runtime
 
 _BYTES, _OPERATIONS = 10e9, 150e9  # a second
 _CALL = 5e-4  # of any call, however small the model
+_LOWERING = 4.0  # of tracing and writing any network, however small
 _PASSES = 15  # over the weights in fp32: what loading and quantizing takes
 
 
@@ -45,7 +47,7 @@ class Work:
 
     def other_form(self) -> float:
         """Return the work of lowering the other form."""
-        return 2 * self.loading() if self._subject.effort.whole else 0.0
+        return _LOWERING + 2 * self.loading() if none_because(self._subject) is None else 0.0
 
     def lowering(self, runtime: str) -> float:
         """Return the work of question 1 through a runtime: cases, single steps, replies, and the reference's own."""
