@@ -257,7 +257,7 @@ class TestRoom:
         half = [Need(tmp_path / "not" / "yet" / "there", 600_000, "these"), Need(tmp_path, 600_000, "those")]
         for need in half:
             check_room(need)
-        with pytest.raises(UsageError, match=r"these and those, at least 0\.0012 GB, do not fit the 0\.001 GB"):
+        with pytest.raises(UsageError, match=r"these and those, at least 1\.2 MB, do not fit the 1 MB"):
             check_room(*half)
 
     @pytest.mark.parametrize("method", ["nearest", "gptq"])

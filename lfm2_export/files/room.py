@@ -27,9 +27,13 @@ def check_room(*needs: Need) -> None:
         if size > free:
             what = " and ".join(need.what for need in there)
             raise UsageError(
-                f"{there[0].place}: {what}, at least {size / 1e9:.3g} GB, do not fit the {free / 1e9:.3g} GB that are "
-                "free there; make room, or choose a place on another disk"
+                f"{there[0].place}: {what}, at least {_spelled(size)}, do not fit the {_spelled(free)} that are free "
+                "there; make room, or choose a place on another disk"
             )
+
+
+def _spelled(size: int) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
 def _existing(place: Path) -> Path:
