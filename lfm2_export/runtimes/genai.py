@@ -54,6 +54,11 @@ class Genai(Runtime):
         """
         return GenaiSession(folder, manifest, threads)
 
+    def load_library(self) -> None:
+        """Import onnxruntime-genai, and onnx, which the file is read with before."""
+        super().load_library()
+        import onnx  # noqa: F401
+
 
 RUNTIME = Genai()
 

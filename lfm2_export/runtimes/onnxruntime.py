@@ -44,6 +44,11 @@ class OnnxRuntime(Runtime):
         """Load an artifact for one conversation. ArtifactError when onnxruntime refuses the file."""
         return OnnxRuntimeSession(folder, manifest, threads=threads)
 
+    def load_library(self) -> None:
+        """Import onnxruntime, and onnx, which the file is read with before."""
+        super().load_library()
+        import onnx  # noqa: F401
+
     def weights_session(self, folder: Path, manifest: Manifest) -> OnnxRuntimeSession:
         """Load the same file with activations and states in fp32, its matrices taking their inputs unrounded.
 

@@ -64,6 +64,11 @@ class OnnxRuntimeCuda(Runtime):
         onnxruntime.preload_dlls()  # CUDA's libraries from NVIDIA's wheels, which no loader's path leads to
         return CudaSession(folder, manifest, threads=threads)
 
+    def load_library(self) -> None:
+        """Import onnxruntime, and onnx, which the file is read with before."""
+        super().load_library()
+        import onnx  # noqa: F401
+
 
 RUNTIME = OnnxRuntimeCuda()
 

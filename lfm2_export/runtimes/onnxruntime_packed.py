@@ -51,6 +51,11 @@ class OnnxRuntimePacked(Runtime):
         """Load an artifact for one conversation. Packs it before, where this machine has not done so yet."""
         return PackedSession(packed(folder, manifest), manifest, threads)
 
+    def load_library(self) -> None:
+        """Import onnxruntime, and onnx, which the file is read with before."""
+        super().load_library()
+        import onnx  # noqa: F401
+
     def prepare(self, folder: Path, manifest: Manifest) -> None:
         """Pack the artifact, where this machine has not done so yet."""
         packed(folder, manifest)
