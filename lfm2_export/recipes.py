@@ -58,6 +58,12 @@ class Gates(BaseModel):
     lowering: LoweringGates
     quality: QualityGates
 
+    def widened(self, factor: float) -> Gates:
+        """Return the same gates with `factor` times the largest error and the divergence."""
+        lowering = self.lowering.model_copy(update={"max_error": factor * self.lowering.max_error})
+        quality = self.quality.model_copy(update={"mean_kld": factor * self.quality.mean_kld})
+        return Gates(lowering=lowering, quality=quality)
+
 
 class Recipe(BaseModel):
     """One recipe. `options` belongs to the target, which checks it."""

@@ -1,9 +1,9 @@
 """The JavaScript that a web bundle needs, out of npm packages: pinned to the byte, never out of a CDN.
 
-It is not part of this project's wheel (onnxruntime's WebAssembly alone is 14 MB). It comes from a `node_modules` folder
-that the user names, or through the user's own npm into a cache; either way each file must have the SHA-256 below. npm's
-own check, by a lock file, is of packages as downloaded: it says nothing of a folder that was there already, and would
-unpack whole packages for four files.
+It is not part of this project's wheel (onnxruntime's WebAssembly alone is 14 MB, with WebGPU 27 MB). It comes from a
+`node_modules` folder that the user names, or through the user's own npm into a cache; either way each file must have
+the SHA-256 below. npm's own check, by a lock file, is of packages as downloaded: it says nothing of a folder that was
+there already, and would unpack whole packages for six files.
 """
 
 from __future__ import annotations
@@ -45,6 +45,22 @@ PIECES = (
         "dist/ort-wasm-simd-threaded.wasm",
         "onnxruntime.wasm",
         "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+        "MIT",
+    ),
+    Piece(
+        "onnxruntime-web",
+        "1.30.0",
+        "dist/ort.webgpu.bundle.min.mjs",
+        "onnxruntime-webgpu.mjs",
+        "0730816731ce2cdfb06f273da065d4a1c7091eb9d1756a83b2916c8a89d015e2",
+        "MIT",
+    ),
+    Piece(
+        "onnxruntime-web",
+        "1.30.0",
+        "dist/ort-wasm-simd-threaded.asyncify.wasm",
+        "onnxruntime-webgpu.wasm",
+        "39f9f0894d478800487ed9f7dbe92618498db320cf55c8e3d89adff8dce658da",
         "MIT",
     ),
     Piece(

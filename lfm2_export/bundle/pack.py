@@ -172,7 +172,7 @@ def _gather(
     files: dict[str, Content] = {f"{prefix}{name}": artifact.folder / name for name in names}
     if kind == "web":
         progress("collecting page and JavaScript runtime")
-        files |= web.gather(scratch, node_modules)
+        files |= web.gather(artifact.manifest, scratch, node_modules)
     return files
 
 

@@ -1,7 +1,8 @@
 """A web bundle: static files that chat in a browser, and prove themselves there. Nothing is loaded from elsewhere.
 
-index.html and its scripts (`page/`), `runtime/` (onnxruntime-web and the text libraries, see `npm.py`), `model/` (the
-artifact folder, whole), `golden.json` (see `golden.py`) and `bundle.json`, which tells the page what it is about.
+index.html and its scripts (`page/`), `runtime/` (onnxruntime-web, once for WebAssembly and once for WebGPU, and the
+text libraries, see `npm.py`), `model/` (the artifact folder, whole), `attention.onnx`, by which the page tries the GPU
+beforehand, `golden.json` (see `golden.py`) and `bundle.json`, which tells the page what it is about.
 """
 
 from __future__ import annotations
@@ -11,16 +12,23 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from lfm2_export.artifact.folder import Artifact
+from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.bundle import npm
 from lfm2_export.errors import UsageError
+from lfm2_export.runtimes._attention_check import Heads, model
+
+_ATTENTION = "attention.onnx"
 
 
-def gather(scratch: Path, node_modules: Path | None) -> dict[str, Path]:
-    """The page and its JavaScript, copied below `scratch`, by name. Raises what `npm.copy_pieces` does."""
+def gather(manifest: Manifest, scratch: Path, node_modules: Path | None) -> dict[str, Path]:
+    """The page and its JavaScript, written below `scratch`, by name. Raises what `npm.copy_pieces` does."""
     folder = scratch / "web"
     with as_file(files("lfm2_export.bundle") / "page") as page:
         shutil.copytree(page, folder)
     npm.copy_pieces(folder / "runtime", node_modules)
+    keys = [spec.shape for spec in manifest.methods[0].inputs if spec.name.endswith(".key")]
+    for heads in {Heads(int(shape[1]), int(shape[3])) for shape in keys}:
+        (folder / _ATTENTION).write_bytes(model(heads))
     return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
 
 

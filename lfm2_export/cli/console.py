@@ -69,6 +69,8 @@ def print_report(report: ParityReport) -> None:
     for runtime in report.runtimes:
         if runtime.status == "skipped":
             out.print(warned("skipped", f" {runtime.runtime}: {runtime.reason}"))
+        for note in runtime.notes:
+            out.print(f"{runtime.runtime}: {note}")
         if runtime.twin is not None:
             twin = runtime.twin
             out.print(

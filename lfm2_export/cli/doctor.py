@@ -22,9 +22,10 @@ def run(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] 
     from lfm2_export.cli import console
     from lfm2_export.environment import leftovers, libraries
     from lfm2_export.environment.machine import machine as machine_facts
+    from lfm2_export.runtimes import webgpu
 
     parts = libraries.parts()
-    machine, left = machine_facts(), leftovers.found()
+    machine, left = machine_facts() | {"WebGPU": webgpu.described()}, leftovers.found()
     healthy = all(part.healthy or not part.required for part in parts)
     if as_json:
         document = {

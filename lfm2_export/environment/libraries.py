@@ -15,6 +15,7 @@ _PURPOSES = {
     "executorch": "XNNPACK .pte: lowering and running",
     "onnx": "ONNX: writing",
     "onnxruntime": "ONNX: running",
+    "onnxruntime-ep-webgpu": "ONNX: running on GPUs",
     "onnxruntime-qnn": "Qualcomm NPU: compiling, emulating",
     "onnxruntime-genai": "ONNX: chat and parity through genai",
     "optimum": "optimum-cli export lfm2",

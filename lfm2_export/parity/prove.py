@@ -38,7 +38,7 @@ from lfm2_export.parity.lowering import (
 )
 from lfm2_export.parity.noise import noise_floor
 from lfm2_export.parity.other_form import none_because, other_form
-from lfm2_export.parity.reference import quantized_model, reference, reference_version
+from lfm2_export.parity.reference import quantized_model, reference, reference_version, rounded_as_in
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.parity.reproduce import commands
 from lfm2_export.parity.subject import Subject
@@ -47,6 +47,7 @@ from lfm2_export.parity.work import Work
 from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.freed_memory import return_at_once
 from lfm2_export.quantize.unpack import unpack, without_rounding
+from lfm2_export.recipes import Gates, Recipe
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
@@ -106,7 +107,7 @@ def _prove(
     _question_1(subject, work, opened, cases, sessions, references)
     accuracy, cache = _question_2(subject, work, opened, sessions, references)
     for report in opened:
-        judge(report, subject.recipe.gates, accuracy, checkpoint.random_weights)
+        judge(report, _gates(subject.recipe, report.runtime), accuracy, checkpoint.random_weights)
     if stock_runner.runs(artifact.manifest):
         reports.append(stock_runner.prove(artifact, subject.tokenizer, unpack(_quantized(subject)), progress))
     manifest = artifact.manifest
@@ -151,11 +152,19 @@ def _open(artifact: Artifact, report: RuntimeReport, required: bool, progress: P
     start = time.perf_counter()
     session = runtime.open_session(artifact.folder, artifact.manifest)
     report.load_seconds = time.perf_counter() - start
+    report.checks, report.notes = session.checks, session.notes
     return session
 
 
 def _reference(artifact: Artifact, runtime: str) -> Session | None:
     return runtimes.find(runtime).reference_session(artifact.folder, artifact.manifest)
+
+
+def _gates(recipe: Recipe, runtime: str) -> Gates:
+    """The recipe's limits, wider where a runtime sums products of two fp16 matrices in fp16."""
+    rules = recipe.quantization
+    half = any(rule.activation == "float16" and rule.weight and rule.weight.bits == 16 for rule in rules)
+    return recipe.gates.widened(runtimes.find(runtime).half_slack) if half else recipe.gates
 
 
 def _quantized(subject: Subject) -> Decoder:
@@ -189,23 +198,26 @@ def _question_1(
     elif subject.device != "cpu":
         raise UsageError(f"what {subject.artifact.manifest.target} artifacts must equal is computed on the CPU only")
     for report in reports:
-        session, own = sessions[report.runtime], references.get(report.runtime)
-        truth = SessionTruth(own) if own is not None else common
-        report.reference, cases = truth.runtime, cases_of[report.runtime]
-        what = f"{report.runtime}: against the same quantized model in {truth.runtime}"
-        subject.progress(what, work.lowering(report.runtime))
-        rounding = runtimes.find(report.runtime).rounding
-        measured = noise_floor(truth, cases) if subject.rounds and isinstance(truth, EagerTruth) else None
-        floor = None if measured is None else measured.times(rounding)
-        tolerance = allowed_error(subject.recipe.gates.lowering, floor)
-        report.lowering = compare(session, truth, cases, tolerance, floor, rounding)
-        report.twin = _twin(subject, report, session, cases)
-        report.greedy = same_greedy_text(session, truth, prompts, subject.effort.continuation, tolerance)
-        subject.progress(f"{report.runtime}: state laws", work.laws())
-        context = LawContext(session, subject.config, spoken, tolerance, other, fills=subject.effort.whole)
-        report.laws = list(state_laws(context))
-        if subject.detail is not None:
-            report.details = _details(subject, work, subject.detail, session, own or eager)
+        with rounded_as_in(runtimes.find(report.runtime), decoder) as otherwise:
+            session, own = sessions[report.runtime], references.get(report.runtime)
+            cases = cases_of[report.runtime]
+            truth = EagerTruth(decoder, subject.window, cases) if otherwise else common
+            truth = SessionTruth(own) if own is not None else truth
+            report.reference = truth.runtime
+            what = f"{report.runtime}: against the same quantized model in {truth.runtime}"
+            subject.progress(what, work.lowering(report.runtime))
+            rounding = runtimes.find(report.runtime).rounding
+            measured = noise_floor(truth, cases) if subject.rounds and isinstance(truth, EagerTruth) else None
+            floor = None if measured is None else measured.times(rounding)
+            tolerance = allowed_error(_gates(subject.recipe, report.runtime).lowering, floor)
+            report.lowering = compare(session, truth, cases, tolerance, floor, rounding)
+            report.twin = _twin(subject, report, session, cases)
+            report.greedy = same_greedy_text(session, truth, prompts, subject.effort.continuation, tolerance)
+            subject.progress(f"{report.runtime}: state laws", work.laws())
+            context = LawContext(session, subject.config, spoken, tolerance, other, fills=subject.effort.whole)
+            report.laws = list(state_laws(context))
+            if subject.detail is not None:
+                report.details = _details(subject, work, subject.detail, session, own or eager)
     del eager, common, truth
     for report in reports if subject.rounds else ():
         report.weights_error = stored

@@ -9,6 +9,8 @@ show, that these integers are this checkpoint's, shows in the quality gates: the
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -17,12 +19,13 @@ from lfm2_export.artifact.folder import Artifact
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.errors import MissingDependencyError, UsageError
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.quantize.apply import load_quantized
+from lfm2_export.quantize.apply import BlockActivationLinear, load_quantized
 from lfm2_export.quantize.calibration import read_sequences
 from lfm2_export.quantize.record import FILE, load_recorded, read_record
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes._slices import SliceSession, pte_call
 from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.runtimes.runtime import Runtime
 from lfm2_export.runtimes.session import Session
 
 
@@ -69,3 +72,19 @@ def quantized_model(artifact: Artifact, checkpoint: Checkpoint) -> Decoder:
     if recipe.is_calibrated:
         return load_recorded(checkpoint, rules, cache, read_record(artifact.folder / FILE))
     return load_quantized(checkpoint, rules, cache, recipe.weights)
+
+
+@contextmanager
+def rounded_as_in(runtime: Runtime, decoder: Decoder) -> Iterator[bool]:
+    """Let products round their inputs in a runtime's own blocks meanwhile; whether that is another arithmetic."""
+    rounding = [module for module in decoder.modules() if isinstance(module, BlockActivationLinear)]
+    before = [module.group for module in rounding]
+    for module, group in zip(rounding, before, strict=True):
+        rows, columns = module.weight.shape
+        if group is not None:
+            module.group = runtime.activation_block(rows, columns, group)
+    try:
+        yield [module.group for module in rounding] != before
+    finally:
+        for module, group in zip(rounding, before, strict=True):
+            module.group = group

@@ -21,6 +21,7 @@ from lfm2_export.parity.lowering import (
 )
 from lfm2_export.parity.trace_result import Trace
 from lfm2_export.recipes import Gates
+from lfm2_export.runtimes.session import Check
 
 WEIGHTS_LIMIT = 1e-4  # with float activations quantized kernels are as exact as fp32 ones
 
@@ -41,6 +42,8 @@ class RuntimeReport(BaseModel):
     weights_error: float | None = None  # of the stored weights alone: by comparing bytes, or run with float activations
     weights_reason: str | None = None  # why that could not be measured
     twin: TwinFigures | None = None  # an emulated processor beside this machine's own
+    checks: tuple[Check, ...] = ()  # made on the device when the session was opened
+    notes: tuple[str, ...] = ()  # how the session computes, where that is not as usual
     greedy: float | None = None  # share of equal greedy continuations
     laws: list[LawResult] = []
     quality_of: str | None = None  # what quality and task accuracy were measured on: the runtime, or its reference
@@ -95,6 +98,8 @@ class ParityReport(BaseModel):
 def judge(report: RuntimeReport, gates: Gates, reference: dict[str, float] | None, random_weights: bool) -> None:
     """Fill in the runtime's gates and status from its figures."""
     judged = Judged(report.runtime)
+    for check in report.checks:
+        judged.at_most(check.name, check.error, check.limit, check.reason)
     if report.lowering is not None:
         noise = report.lowering.floor
         judged.at_most("lowering: max error", report.lowering.max_error, allowed_error(gates.lowering, noise))

@@ -43,15 +43,18 @@ class BlockActivationLinear(nn.Module):
 
     The eager stand-in for onnxruntime's MatMulNBits at `accuracy_level=4` (MLAS CompInt8), integer for integer:
     x is multiplied by 127/max|x| (not divided by the scale, which flips one in a million) and rounded half to even.
+    `group` is the weight's; other kernels round in other blocks, and with None not at all.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, group: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, group: int | None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = bias
         self.group = group
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.group is None:
+            return F.linear(x, self.weight, self.bias)
         blocks = x.unflatten(-1, (-1, self.group))
         largest = blocks.abs().amax(-1, keepdim=True)
         inverse = torch.where(largest > 0, 127 / largest, 0)

@@ -26,6 +26,8 @@ class Runtime(ABC):
     computes_on: ClassVar[Literal["CPU", "GPU", "NPU"]] = "CPU"
     # how much further its kernels' own rounding moves a model than sums in fp32 do, which noise alone then may as well
     rounding: ClassVar[float] = 1.0
+    # times a recipe's largest error and divergence where weights and activations are fp16: what fp16 sums cost
+    half_slack: ClassVar[float] = 1.0
     # hardware that it stands in for, which makes it slow: `parity` asks an emulator less
     emulates: ClassVar[Literal["CPU", "NPU"] | None] = None
     # processor → the runtime for it, found as `NAME/PROCESSOR`, of one that can emulate several
@@ -67,6 +69,13 @@ class Runtime(ABC):
     def twin_session(self, folder: Path, manifest: Manifest) -> Session | None:
         """Load the program that an emulator runs on this machine's own processor. None where there is no such thing."""
         return None
+
+    def activation_block(self, outputs: int, inputs: int, group: int) -> int | None:
+        """Return how many inputs share a scale where its kernels round a matrix's input to int8 (`int8-block`).
+
+        `group` is that of the weights `[outputs, inputs]`, the usual answer; None means they do not round at all.
+        """
+        return group
 
     def load_library(self) -> None:
         """Import the library into this process, so that what a session takes afterwards is the model's own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,15 @@ class Snapshot:
     tensors: dict[str, np.ndarray] = field(repr=False)
 
 
+class Check(NamedTuple):
+    """What a session tried on its device when it was opened: an error and its limit, or why it is not held to it."""
+
+    name: str
+    error: float
+    limit: float
+    reason: str | None = None
+
+
 class Session(ABC):
     """A loaded artifact (or the eager model) and one conversation's state. Batch 1.
 
@@ -35,6 +45,8 @@ class Session(ABC):
     window: int  # tokens
     pads: bool = False  # whether prefill accepts `pad_to`
     has_state: bool = True  # whether state() and restore() exist (a resident form hides its state)
+    checks: tuple[Check, ...] = ()  # made when it was opened
+    notes: tuple[str, ...] = ()  # what a report should say of how it computes
 
     @property
     @abstractmethod

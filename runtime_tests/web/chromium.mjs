@@ -15,6 +15,9 @@ process.env.TMPDIR = unpacked; // the package unpacks itself into the folder for
 const { default: chromium } = await import("@sparticuz/chromium");
 const { default: puppeteer } = await import("puppeteer-core");
 
+/** WebGPU on a GPU in software: Chromium has no other where there is no GPU. */
+export const WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"];
+
 /** Launch; with the shared libraries that the package brings along, for machines that have none. */
 export async function launch(flags = []) {
   const bundled = path.join(here, "node_modules", "@sparticuz", "chromium", "bin", "al2023.tar.br");

@@ -1,16 +1,25 @@
 // A web bundle in headless Chromium, used as a person would. Job: { folder, turns, scheme, … } → what was seen.
-// `screenshots` is a folder for pictures; `stopAfter` presses Stop once a reply is that many characters long.
-import { launch, openPage } from "./chromium.mjs";
+// `screenshots` is a folder for pictures; `stopAfter` presses Stop once a reply is that many characters long; `device` is
+// the page's own choice; with `offline` the server is gone and the page opened once more before anything is asked;
+// `prompts` are token ids, each fed to the page's own model at once, and answered with the logits of the last token.
+import { launch, openPage, WEBGPU } from "./chromium.mjs";
 import { finish, job } from "./job.mjs";
 import { serve } from "./serve.mjs";
 
 const server = await serve({ "/": job.folder });
-const browser = await launch();
-const { page, complaints } = await openPage(browser, `${server.url}/index.html`, { scheme: job.scheme });
+const browser = await launch(job.device === "webgpu" ? WEBGPU : []);
+const address = `${server.url}/index.html${job.device ? `?device=${job.device}` : ""}`;
+const { page, complaints } = await openPage(browser, address, { scheme: job.scheme });
 const shot = (name) => job.screenshots && page.screenshot({ path: `${job.screenshots}/${job.scheme}-${name}.png` });
 const problems = () => page.$$eval(".problem", (found) => found.map((each) => each.textContent));
 const settled = () => !document.getElementById("send").disabled || document.querySelector(".problem");
 await page.waitForFunction(settled, { timeout: 300_000 });
+if (job.offline) {
+  await page.waitForFunction(() => document.documentElement.dataset.kept, { timeout: 60_000 });
+  server.close();
+  await page.reload();
+  await page.waitForFunction(settled, { timeout: 300_000 });
+}
 
 const replies = [];
 for (const text of job.turns) {
@@ -31,7 +40,8 @@ const said = await page.$$eval(".user", (turns) => turns.map((turn) => [turn.tex
 let parity = null;
 if ((await problems()).length === 0) {
   await page.click("#check");
-  await page.waitForFunction(() => !document.getElementById("verdict").textContent.startsWith("Checking"));
+  const judged = () => !document.getElementById("verdict").textContent.startsWith("Checking");
+  await page.waitForFunction(judged, { timeout: 300_000 });
   await shot("parity");
   parity = {
     verdict: await page.$eval("#verdict", (line) => line.textContent),
@@ -39,7 +49,25 @@ if ((await problems()).length === 0) {
   };
 }
 const facts = await page.$eval("#facts", (line) => line.textContent);
-const result = { replies, said, speed, facts, parity, problems: await problems(), complaints };
+const logits = await page.evaluate(feedAll, job.prompts ?? [], job.device ?? null);
+const result = { replies, said, speed, facts, parity, logits, problems: await problems(), complaints };
 await browser.close();
 server.close();
 finish(result);
+
+async function feedAll(prompts, device) {
+  if (!prompts.length) return [];
+  const { Model } = await import("./model.js");
+  const bundle = await (await fetch("bundle.json")).json();
+  const names = [bundle.model.file, ...bundle.model.data];
+  const bytes = async (name) => new Uint8Array(await (await fetch(name)).arrayBuffer());
+  const files = { "attention.onnx": await bytes("attention.onnx") };
+  for (const name of names) files[name] = await bytes(`model/${name}`);
+  const model = await Model.load(bundle, files, device);
+  const found = [];
+  for (const tokens of prompts) {
+    model.reset();
+    found.push([...(await model.feed(tokens))]);
+  }
+  return found;
+}

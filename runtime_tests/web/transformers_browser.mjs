@@ -2,7 +2,7 @@
 // Job and result as in transformers_node.mjs, and `error`.
 import path from "node:path";
 import { fileURLToPath } from "node:url";
-import { launch, openPage } from "./chromium.mjs";
+import { launch, openPage, WEBGPU } from "./chromium.mjs";
 import { finish, job } from "./job.mjs";
 import { serve } from "./serve.mjs";
 
@@ -12,9 +12,7 @@ const server = await serve({
   "/packages/": path.join(here, "node_modules"),
   "/artifact/": job.folder,
 });
-// a software adapter: Chromium has no other where there is no GPU
-const flags = job.device === "webgpu" ? ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"] : [];
-const browser = await launch(flags);
+const browser = await launch(job.device === "webgpu" ? WEBGPU : []);
 const { page, complaints } = await openPage(browser, `${server.url}/transformers.html`);
 await page.waitForFunction("window.run");
 const run = (asked) => window.run(asked).catch((error) => ({ error: String(error) }));

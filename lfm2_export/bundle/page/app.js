@@ -1,8 +1,8 @@
 // The page: what is shown, and what is asked of the worker. Text is always set as text, never as markup.
 const LIMIT = 256; // tokens of a reply
 const $ = (id) => document.getElementById(id);
+await keepFiles();
 const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
-
 let messages = [];
 let answer = null; // the element being written into
 let busy = true;
@@ -17,15 +17,16 @@ const on = {
     $("progress").removeAttribute("value");
     $("status").textContent = "Preparing the model…";
   },
-  ready({ bundle, threads }) {
+  ready({ bundle, described }) {
     loaded = true;
     $("loading").hidden = true;
     $("title").textContent = bundle.source;
     document.title = `${bundle.source} in the browser`;
     const size = megabytes(bundle.model.bytes);
-    const runtime = `onnxruntime-web ${bundle.versions["onnxruntime-web"]}, ${threads} thread${threads > 1 ? "s" : ""}`;
+    const runtime = `onnxruntime-web ${bundle.versions["onnxruntime-web"]}, ${described}`;
     const random = bundle.random_weights ? " · random weights, the replies mean nothing" : "";
     $("facts").textContent = `${bundle.recipe}, ${size} · ${runtime} · nothing you type leaves this machine${random}`;
+    keepPage(Object.keys(bundle.files));
     idle();
     $("text").focus();
   },
@@ -33,21 +34,22 @@ const on = {
     answer.textContent = text;
     follow();
   },
-  done({ text, ids, prompt, seconds: [prefill, decode] }) {
+  done({ text, ids, prompt, seconds: [prefill, decode], memory }) {
     answer.textContent = text;
     answer.classList.remove("writing");
     messages.push({ role: "assistant", content: text });
     const rate = (tokens, time) => (time > 0 ? Math.round(tokens / time) : "–");
     $("speed").textContent =
-      `prefill ${prompt} tokens at ${rate(prompt, prefill)} tok/s, decode ${ids.length} at ${rate(ids.length, decode)} tok/s`;
+      `first token after ${prefill.toFixed(2)} s (${prompt} tokens at ${rate(prompt, prefill)} tok/s), ` +
+      `${ids.length} decoded at ${rate(ids.length, decode)} tok/s, weights and state ${megabytes(memory)}`;
     idle();
     $("text").focus();
   },
-  parity({ reports, passed, cases, golden }) {
+  parity({ reports, passed, cases, golden, described }) {
     $("verdict").textContent = passed ? "Parity: pass" : "Parity: FAIL";
     $("verdict").className = passed ? "pass" : "fail";
     $("explained").textContent =
-      `Against ${golden.runtime}, where this bundle was made. Errors are relative to the largest logit; ` +
+      `${described}, against ${golden.runtime}, where this bundle was made. Errors are relative to the largest logit; ` +
       `${golden.max_error} is allowed. A different token counts only where the choice was not that close.`;
     $("cases").replaceChildren(
       ...reports.map((report, at) => {
@@ -72,7 +74,7 @@ const on = {
 
 worker.onmessage = ({ data }) => on[data.on](data);
 worker.onerror = (event) => on.problem({ message: event.message ?? "The model's thread could not start." });
-worker.postMessage({ do: "load" });
+worker.postMessage({ do: "load", device: new URLSearchParams(location.search).get("device") });
 
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -104,6 +106,30 @@ $("check").addEventListener("click", () => {
   $("parity").showModal();
   worker.postMessage({ do: "parity" });
 });
+
+/** Let the service worker see every request from now on; where there can be none, nothing is kept. */
+async function keepFiles() {
+  if (!navigator.serviceWorker) return; // browsers have it only for pages from https or this machine
+  try {
+    await navigator.serviceWorker.register("keep.js");
+    await navigator.serviceWorker.ready;
+    if (navigator.serviceWorker.controller) return;
+    await new Promise((done) => {
+      navigator.serviceWorker.addEventListener("controllerchange", done, { once: true });
+      setTimeout(done, 3000); // a reload past the cache is never taken over
+    });
+  } catch (error) {
+    console.info(`Nothing will be kept for the next time: ${error}`);
+  }
+}
+
+/** What was loaded before the service worker saw it: the page itself. */
+async function keepPage(names) {
+  if (!navigator.serviceWorker?.controller) return;
+  const small = names.filter((name) => !name.includes("/"));
+  await Promise.allSettled([...small, location.href].map((name) => fetch(name)));
+  document.documentElement.dataset.kept = "true";
+}
 
 function ask(text) {
   messages.push({ role: "user", content: text });

@@ -1,43 +1,60 @@
 // The artifact in onnxruntime-web: tokens in, logits out, one conversation's state kept here.
-import * as ort from "./runtime/onnxruntime.mjs";
+import { CHUNK, LIMIT, tryAttention } from "./attention.js";
 
-ort.env.wasm.wasmPaths = { wasm: new URL("runtime/onnxruntime.wasm", import.meta.url).href };
-// Threads need shared memory, which browsers give only to a page served with COOP and COEP headers.
-ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
-
-export const threads = ort.env.wasm.numThreads;
+const BUILDS = { webgpu: "onnxruntime-webgpu", wasm: "onnxruntime" };
 
 export class Model {
+  #ort;
   #session;
   #states;
   #past;
+  #chunk;
   position = 0;
 
-  /** `files` maps the names in `bundle.model` to their bytes. */
-  static async load(bundle, files) {
-    const { file, data } = bundle.model;
-    // external data is found by its file name alone, as the model spells it
-    const externalData = data.map((name) => ({ path: name.split("/").at(-1), data: files[name] }));
-    const options = { executionProviders: ["wasm"], externalData, logSeverityLevel: 3 }; // 3: errors only
-    const session = await ort.InferenceSession.create(files[file], options);
-    return new Model(session, bundle);
+  /**
+   * `files` maps the names in `bundle.model`, and `attention.onnx`, to their bytes. On WebGPU where the browser has it
+   * and its GPU is one, else on WebAssembly; `device`, "webgpu" or "wasm", asks for one of them, a GPU in software too.
+   */
+  static async load(bundle, files, device = null) {
+    let why = null;
+    if (device !== "wasm") {
+      try {
+        return await openOnGpu(bundle, files, device === "webgpu");
+      } catch (error) {
+        if (device === "webgpu") throw error;
+        why = `not on WebGPU: ${String(error?.message ?? error).split("\n")[0]}`;
+      }
+    }
+    const ort = await library("wasm", bundle);
+    const threads = ort.env.wasm.numThreads;
+    const described = `WebAssembly, ${threads} thread${threads > 1 ? "s" : ""}`;
+    return new Model(ort, await session(ort, bundle, files, "wasm"), bundle, why ? `${described} (${why})` : described);
   }
 
-  constructor(session, bundle) {
+  /** `described` says what computes, for people; `chunk` is the most tokens that one call may have. */
+  constructor(ort, session, bundle, described, chunk = Infinity) {
+    this.#ort = ort;
     this.#session = session;
     this.#states = bundle.states;
+    this.#chunk = chunk;
     this.window = bundle.window;
+    this.described = described;
     this.reset();
+  }
+
+  /** Bytes of this conversation's state. */
+  get stateBytes() {
+    return Object.values(this.#past).reduce((sum, { dims }) => sum + 4 * dims.reduce((product, size) => product * size, 1), 0);
   }
 
   /** Forget everything: conv states are zero and caches have no columns yet. */
   reset() {
     this.position = 0;
-    this.#past = {};
+    this.#keep({});
     for (const { past, shape } of this.#states) {
       const sizes = shape.map((size) => (typeof size === "number" ? size : size === "batch_size" ? 1 : 0));
       const count = sizes.reduce((product, size) => product * size, 1);
-      this.#past[past] = new ort.Tensor("float32", new Float32Array(count), sizes);
+      this.#past[past] = new this.#ort.Tensor("float32", new Float32Array(count), sizes);
     }
   }
 
@@ -45,15 +62,31 @@ export class Model {
   async feed(tokens) {
     const total = this.position + tokens.length;
     if (!tokens.length || total > this.window) throw new RangeError(`${total} tokens do not fit ${this.window}`);
+    let logits;
+    for (let start = 0; start < tokens.length; start += this.#chunk) {
+      logits = await this.#call(tokens.slice(start, start + this.#chunk));
+    }
+    return logits;
+  }
+
+  async #call(tokens) {
+    const total = this.position + tokens.length;
+    const row = (values) => new this.#ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
     const outputs = await this.#session.run({
       input_ids: row(tokens),
       attention_mask: row(new Array(total).fill(1)),
       position_ids: row(tokens.map((_, index) => this.position + index)),
       ...this.#past,
     });
-    for (const { past, present } of this.#states) this.#past[past] = outputs[present];
+    this.#keep(Object.fromEntries(this.#states.map(({ past, present }) => [past, outputs[present]])));
     this.position = total;
     return outputs.logits.data;
+  }
+
+  /** A new state; what the old one holds on the GPU is freed. */
+  #keep(state) {
+    for (const tensor of Object.values(this.#past ?? {})) if (tensor.location === "gpu-buffer") tensor.dispose();
+    this.#past = state;
   }
 }
 
@@ -64,6 +97,44 @@ export function greedy(logits) {
   return best;
 }
 
-function row(values) {
-  return new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
+async function openOnGpu(bundle, files, software) {
+  if (!navigator.gpu) throw new Error("this browser has none");
+  const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
+  if (!adapter) throw new Error("it finds no GPU");
+  const { vendor, architecture, description, isFallbackAdapter } = adapter.info;
+  const name = [vendor, architecture, description].filter(Boolean).join(" ") || "an unnamed GPU";
+  const isSoftware = isFallbackAdapter || /swiftshader|llvmpipe/i.test(name);
+  if (isSoftware && !software) throw new Error(`${name} is no GPU but software`);
+  const ort = await library("webgpu", bundle);
+  let [chunk, prompts] = [Infinity, "prompts whole"];
+  const key = bundle.states.find(({ past }) => past.endsWith(".key"));
+  if (key) {
+    const { whole, chunked } = await tryAttention(ort, files["attention.onnx"], key.shape[1], key.shape[3]);
+    if (!(chunked <= LIMIT)) throw new Error(`${name} computes attention wrongly, by ${chunked.toPrecision(2)}`);
+    if (!(whole <= LIMIT)) {
+      [chunk, prompts] = [CHUNK, `prompts in chunks of ${CHUNK}: whole ones are wrong by ${whole.toPrecision(2)}`];
+    }
+  }
+  const described = `WebGPU on ${name}${isSoftware ? " (software)" : ""}, ${prompts}`;
+  return new Model(ort, await session(ort, bundle, files, "webgpu"), bundle, described, chunk);
+}
+
+async function library(device, bundle) {
+  const ort = await import(`./runtime/${BUILDS[device]}.mjs`);
+  const wasm = `runtime/${BUILDS[device]}.wasm`;
+  ort.env.wasm.wasmPaths = { wasm: new URL(`${wasm}?sha256=${bundle.files[wasm].sha256}`, import.meta.url).href };
+  // Threads need shared memory, which browsers give only to a page served with COOP and COEP headers.
+  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
+  return ort;
+}
+
+function session(ort, bundle, files, device) {
+  const { file, data } = bundle.model;
+  // external data is found by its file name alone, as the model spells it
+  const externalData = data.map((name) => ({ path: name.split("/").at(-1), data: files[name] }));
+  const options = { executionProviders: [device], externalData, logSeverityLevel: 3 }; // 3: errors only
+  if (device === "webgpu") {
+    options.preferredOutputLocation = Object.fromEntries(bundle.states.map(({ present }) => [present, "gpu-buffer"]));
+  }
+  return ort.InferenceSession.create(files[file], options);
 }

@@ -1,6 +1,6 @@
 // The model's own thread: loads it, chats, checks parity. The page asks with { do: … } and is answered with { on: … }.
 import { check } from "./golden.js";
-import { greedy, Model, threads } from "./model.js";
+import { greedy, Model } from "./model.js";
 import { Text } from "./text.js";
 
 let [bundle, model, text, fed, stopped] = [null, null, null, [], false];
@@ -19,10 +19,11 @@ self.onmessage = async ({ data }) => {
   }
 };
 
-async function load() {
+async function load({ device }) {
   bundle = await json("bundle.json");
   const wanted = [bundle.model.file, ...bundle.model.data];
   const files = {};
+  if (bundle.files["attention.onnx"]) files["attention.onnx"] = await download("attention.onnx", () => {});
   let done = 0;
   for (const name of wanted) {
     files[name] = await download(`model/${name}`, (bytes) => {
@@ -32,8 +33,8 @@ async function load() {
   }
   text = new Text(await json("model/tokenizer.json"), await json("model/tokenizer_config.json"));
   postMessage({ on: "preparing" });
-  model = await Model.load(bundle, files);
-  postMessage({ on: "ready", bundle, threads });
+  model = await Model.load(bundle, files, device);
+  postMessage({ on: "ready", bundle, described: model.described });
 }
 
 async function reply({ messages, limit }) {
@@ -59,14 +60,16 @@ async function reply({ messages, limit }) {
     await breath();
   }
   const seconds = [(begun - start) / 1000, (performance.now() - begun) / 1000];
-  postMessage({ on: "done", text: text.decode(ids), ids, prompt: fresh.length, seconds });
+  const memory = bundle.model.bytes + model.stateBytes;
+  postMessage({ on: "done", text: text.decode(ids), ids, prompt: fresh.length, seconds, memory });
 }
 
 async function parity() {
   fed = [];
   const golden = await json("golden.json");
   const result = await check(golden, model, text);
-  postMessage({ on: "parity", ...result, cases: golden.cases.map((one) => one.messages.at(-1).content), golden });
+  const cases = golden.cases.map((one) => one.messages.at(-1).content);
+  postMessage({ on: "parity", ...result, cases, golden, described: model.described });
 }
 
 async function feed(tokens) {
@@ -94,7 +97,7 @@ async function json(name) {
 /** A large file's bytes, held once. */
 async function download(name, onBytes) {
   const { size, sha256 } = bundle.files[name];
-  const response = await get(name);
+  const response = await get(`${name}?sha256=${sha256}`);
   const bytes = new Uint8Array(size);
   let at = 0;
   for (const reader = response.body.getReader(); ; ) {
