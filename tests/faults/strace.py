@@ -115,7 +115,7 @@ def _become(words: list[str], work: Path, shown: Path, plainly: bool) -> NoRetur
     code = 99
     try:
         os.chdir(work)
-        tempfile.tempdir = None
+        tempfile.tempdir = os.environ["TMPDIR"]  # Python would try it out, with a file of four bytes
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(os.open(os.devnull, os.O_RDWR), 1)
         os.dup2(os.open(shown, os.O_WRONLY | os.O_CREAT), 2)
