@@ -235,6 +235,12 @@ def test_the_backend_starts_and_nothing_is_downloaded() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, env=environment, capture_output=True, timeout=120)
 
 
+@needs_qnn
+def test_onnxruntime_can_be_imported_after_the_backend_has_run() -> None:
+    program = "from lfm2_export.qualcomm import sdk; sdk._start_backend(); import onnxruntime"
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=120)
+
+
 def test_nodes_share_their_origins_only_while_a_program_is_compiled() -> None:
     node = torch.fx.Graph().placeholder("x")
     node.meta["from_node"] = [NodeSource(None)]

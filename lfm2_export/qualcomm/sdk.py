@@ -3,9 +3,10 @@
 They come from the user's own installation, the pip package onnxruntime-qnn or a QAIRT SDK named by `QNN_SDK_ROOT`;
 their licence forbids passing them on, and nothing is ever downloaded here. ExecuTorch asks the dynamic loader for
 them by bare name, which normally means setting LD_LIBRARY_PATH before the process starts. Loading them first, by path,
-does the same: the loader finds a library that is already there under its name. Two things matter in that: torch and
-ExecuTorch's adaptor must be there before, and the libraries must keep their symbols to themselves (RTLD_LOCAL),
-because they carry a C++ runtime of their own.
+does the same: the loader finds a library that is already there under its name. Two things matter in that: torch,
+ExecuTorch's adaptor and onnxruntime must be there before (onnxruntime imported after a backend was started crashes the
+process), and the libraries must keep their symbols to themselves (RTLD_LOCAL), because they carry a C++ runtime of
+their own.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def prepare() -> None:
     folder = Path(os.environ[_ROOT]) / _LAYOUT
     with silenced(1, 2):  # the emulator's thread library announces itself
         import executorch.backends.qualcomm.python.PyQnnManagerAdaptor  # noqa: F401  must be there first (see above)
+        import onnxruntime  # noqa: F401  likewise
         import torch  # noqa: F401  likewise
 
         for name in _LIBRARIES:
