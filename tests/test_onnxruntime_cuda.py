@@ -21,6 +21,7 @@ from lfm2_export.parity.cases import Case
 from lfm2_export.parity.truth import EagerTruth
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.runtimes import onnxruntime_cuda
+from lfm2_export.runtimes._device_session import refuse
 from lfm2_export.runtimes.onnxruntime import RUNTIME
 
 HALF = ["onnx-fp16", "onnx-q4f16"]
@@ -61,9 +62,9 @@ def test_state_on_the_device_obeys_the_laws(tmp_path: Path, name: str) -> None:
 def test_a_node_that_fell_back_is_named(tmp_path: Path) -> None:
     manifest = made(tmp_path, "onnx-fp16")
     there = HereInstead(tmp_path, manifest)
-    onnxruntime_cuda.refuse_fallback(there._session, "CPUExecutionProvider")
+    refuse(there.fallen("CPUExecutionProvider"), "CPUExecutionProvider")
     with pytest.raises(ArtifactError, match=r"no kernel on CUDAExecutionProvider: .*embed_tokens/Gather") as caught:
-        onnxruntime_cuda.refuse_fallback(there._session, "CUDAExecutionProvider")
+        refuse(there.fallen("CUDAExecutionProvider"), "CUDAExecutionProvider")
     assert "Shape" not in str(caught.value)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from lfm2_export.errors import ArtifactError
 from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession, present_name
 from lfm2_export.runtimes.session import Snapshot
 
@@ -64,6 +65,12 @@ class DeviceSession(OnnxRuntimeSession):
     def _upload(self) -> None:
         for name, value in self._on_device.items():
             value.update_inplace(self._buffers[name])
+
+
+def refuse(fallen: Sequence[Fallen], provider: str) -> None:
+    """Raise ArtifactError, with their names, if there are nodes that `provider` has no kernel for."""
+    if fallen:
+        raise ArtifactError(f"{len(fallen)} nodes have no kernel on {provider}: {', '.join(map(str, fallen[:6]))}")
 
 
 def _fallen(subgraphs: Iterable[Any], provider: str) -> Iterator[Fallen]:

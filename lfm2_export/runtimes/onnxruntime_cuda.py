@@ -6,21 +6,14 @@ arithmetic on shapes and positions (a few whole numbers) is the one thing onnxru
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from lfm2_export.artifact.manifest import Manifest
-from lfm2_export.errors import ArtifactError, MissingDependencyError
-from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession, present_name
+from lfm2_export.errors import MissingDependencyError
+from lfm2_export.runtimes._device_session import DeviceSession, refuse
 from lfm2_export.runtimes.runtime import Runtime
-from lfm2_export.runtimes.session import Snapshot
 
 _PROVIDER = "CUDAExecutionProvider"
-_RECORD = "session.record_ep_graph_assignment_info"
-_ON_SHAPES = frozenset(  # what `targets/onnx/border.py` computes positions and counts with, before the layers
-    ("Shape", "Gather", "Sub", "Add", "Unsqueeze", "Equal", "Min", "Max", "Where", "Range", "ReduceSum", "Cast")
-)
 
 
 class OnnxRuntimeCuda(Runtime):
@@ -73,8 +66,8 @@ class OnnxRuntimeCuda(Runtime):
 RUNTIME = OnnxRuntimeCuda()
 
 
-class CudaSession(OnnxRuntimeSession):
-    """One conversation, batch 1 (see `Session`), its state in the GPU's memory; `_buffers` are copies of it here."""
+class CudaSession(DeviceSession):
+    """One conversation, batch 1 (see `Session`), its state in the GPU's memory."""
 
     runtime = "onnxruntime-cuda"
     _providers = (_PROVIDER, "CPUExecutionProvider")
@@ -82,57 +75,7 @@ class CudaSession(OnnxRuntimeSession):
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int | None = None) -> None:
         super().__init__(folder, manifest, threads=threads)
-        refuse_fallback(self._session, self._providers[0])
-
-    def reset(self) -> None:
-        super().reset()
-        self._upload()
-
-    def state(self) -> Snapshot:
-        for name, value in self._on_device.items():
-            self._buffers[name][...] = value.numpy()
-        return super().state()
-
-    def restore(self, snapshot: Snapshot) -> None:
-        super().restore(snapshot)
-        self._upload()
-
-    def _bind_buffers(self) -> None:
-        from onnxruntime import OrtValue
-
-        self._on_device = {
-            name: OrtValue.ortvalue_from_numpy(buffer, self._device, 0) for name, buffer in self._buffers.items()
-        }
-        for name, value in self._on_device.items():
-            self._binding.bind_ortvalue_input(name, value)
-            self._binding.bind_ortvalue_output(present_name(name), value)
-        self._bind_logits()
-
-    def _upload(self) -> None:
-        for name, value in self._on_device.items():
-            value.update_inplace(self._buffers[name])
-
-    def _configure(self, options: Any) -> None:
-        super()._configure(options)
-        options.add_session_config_entry(_RECORD, "1")
-
-
-def refuse_fallback(session: Any, provider: str) -> None:
-    """ArtifactError if a node of an open session, but for those on shapes, was not given to `provider`."""
-    fallen = fallen_back(session.get_provider_graph_assignment_info(), provider)
-    if fallen:
-        raise ArtifactError(f"{len(fallen)} nodes have no kernel on {provider}: {', '.join(fallen[:6])}")
-
-
-def fallen_back(subgraphs: Iterable[Any], provider: str) -> list[str]:
-    """`operator name` of every node that another provider got."""
-    return [
-        f"{node.op_type} {node.name}"
-        for subgraph in subgraphs
-        if subgraph.ep_name != provider
-        for node in subgraph.get_nodes()
-        if not (node.op_type in _ON_SHAPES and node.name.startswith(("call/", "logits/")))
-    ]
+        refuse(self.fallen(self._providers[0]), self._providers[0])
 
 
 def _has_gpu() -> bool:

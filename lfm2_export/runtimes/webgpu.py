@@ -21,7 +21,7 @@ from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import ArtifactError, MissingDependencyError
 from lfm2_export.runtimes import onnxruntime
 from lfm2_export.runtimes._attention_check import CHUNK, LIMIT, Found, Heads, try_attention
-from lfm2_export.runtimes._device_session import DeviceSession, Fallen
+from lfm2_export.runtimes._device_session import DeviceSession, refuse
 from lfm2_export.runtimes._vulkan import gpus
 from lfm2_export.runtimes.runtime import Runtime
 from lfm2_export.runtimes.session import check_room
@@ -95,7 +95,7 @@ class WebGpuSession(DeviceSession):
         super().__init__(folder, manifest, float_activations=float_activations, threads=threads)
         self.version = described
         fallen = self.fallen(_PROVIDER)
-        _refuse([node for node in fallen if node.name not in _ON_CPU])
+        refuse([node for node in fallen if node.name not in _ON_CPU], "WebGPU")
         self._chunk: int | None = None
         self.notes = (f"nodes on the CPU: {', '.join(map(str, fallen))}",) if fallen else ()
         keys = [buffer for name, buffer in self._buffers.items() if name.endswith(".key")]
@@ -148,12 +148,6 @@ def described() -> str:
         return f"{RUNTIME.version()}; {try_attention(Heads(2, 32), _device())}"
     except MissingDependencyError as error:
         return str(error)
-
-
-def _refuse(fallen: Sequence[Fallen]) -> None:
-    if fallen:
-        names = ", ".join(map(str, fallen[:6]))
-        raise ArtifactError(f"{len(fallen)} nodes have no kernel on WebGPU: {names}")
 
 
 @cache
