@@ -212,9 +212,13 @@ def test_an_existing_plot_is_kept_unless_forced(artifact, tmp_path):
     plot = tmp_path / "mine.png"
     plot.write_bytes(b"mine")
     assert code_of("bench", str(artifact), *QUICK, "--plot", str(plot)) == 2
+    assert code_of("bench", str(artifact), *QUICK, "--plot", str(plot), "--force") == 2  # no plot of ours
     assert plot.read_bytes() == b"mine"
+    plot.unlink()
+    assert code_of("bench", str(artifact), *QUICK, "--plot", str(plot)) == 0
+    drawn = plot.stat()
     assert code_of("bench", str(artifact), *QUICK, "--plot", str(plot), "--force") == 0
-    assert plot.read_bytes() != b"mine"
+    assert (plot.stat().st_ino, plot.stat().st_mtime_ns) != (drawn.st_ino, drawn.st_mtime_ns)
 
 
 def test_a_file_that_is_no_llm_program_is_one_line(artifact, tmp_path, capsys):
