@@ -24,7 +24,9 @@ def gather(manifest: Manifest, scratch: Path, node_modules: Path | None) -> dict
     """The page and its JavaScript, written below `scratch`, by name. Raises what `npm.copy_pieces` does."""
     folder = scratch / "web"
     with as_file(files("lfm2_export.bundle") / "page") as page:
-        shutil.copytree(page, folder)
+        folder.mkdir()
+        for part in page.iterdir():  # one by one: the error of `copytree` does not say which of the system's it was
+            shutil.copyfile(part, folder / part.name)
     npm.copy_pieces(folder / "runtime", node_modules)
     keys = [spec.shape for spec in manifest.methods[0].inputs if spec.name.endswith(".key")]
     for heads in {Heads(int(shape[1]), int(shape[3])) for shape in keys}:

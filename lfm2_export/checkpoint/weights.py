@@ -89,7 +89,7 @@ def _read(path: Path, name: str) -> Tensor:
     try:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # PyTorch, which maps the file, knows no other class
         raise CheckpointError(f"{path}: tensor {name}: {one_line(error)}") from error
 
 

@@ -50,6 +50,7 @@ class Ended(NamedTuple):
     shown: str  # on stderr
     calls: list[Call]
     injected: bool
+    struck: str | None  # the file of the call that an error was injected into
 
 
 _UNPACKED = Path(sys.prefix) / "strace" / "usr"  # by setup.sh
@@ -104,7 +105,8 @@ def run(words: list[str], work: Path, sandbox: Path, inject: str | None = None, 
         tracer.stderr.close()
         log = (folder / "calls").read_text(errors="replace")
         shown = (folder / "stderr").read_text(errors="replace")
-        return Ended(os.waitstatus_to_exitcode(status), shown, _changes(log, work, sandbox), _is_injected(inject, log))
+        calls, injected = _changes(log, work, sandbox), _is_injected(inject, log)
+        return Ended(os.waitstatus_to_exitcode(status), shown, calls, injected, _struck(log, work, sandbox))
 
 
 def _become(words: list[str], work: Path, shown: Path, plainly: bool) -> NoReturn:
@@ -165,6 +167,16 @@ def _is_injected(inject: str | None, log: str) -> bool:
         name = inject.partition(":signal=")[2].partition(":")[0]
         marks += [f"--- SIG{name} ", f"+++ killed by SIG{name} "]
     return any(mark in log for mark in marks)
+
+
+def _struck(log: str, work: Path, sandbox: Path) -> str | None:
+    line = next((line for line in log.splitlines() if line.endswith("(INJECTED)")), "")
+    match = _LINE.match(line)
+    if match is None:
+        return None
+    name, arguments, *_ = match.groups()
+    path = _subject(arguments.partition(",")[0] + ', "."' if name in _BY_DESCRIPTOR else arguments, work)
+    return str(path.relative_to(sandbox)) if path is not None and path.is_relative_to(sandbox) else str(path)
 
 
 def _changes(log: str, work: Path, sandbox: Path) -> list[Call]:
