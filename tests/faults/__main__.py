@@ -40,7 +40,7 @@ def sweep(
     """(points tried by kind, what is wrong, points by scenario)."""
     import_all()
     from faults.scenarios import SCENARIOS
-    from faults.trial import Ground
+    from faults.trial import Ground, MissedError
 
     tried: Counter[str] = Counter()
     by_scenario: Counter[str] = Counter()
@@ -59,9 +59,14 @@ def sweep(
                 if show:
                     print(f"{scenario.name}: {fault}")
                     continue
+                try:
+                    findings = ground.try_out(fault)
+                except MissedError as missed:
+                    print(f"{scenario.name}: {fault}: no point: {missed}", flush=True)
+                    continue
                 tried[fault.name] += 1
                 by_scenario[scenario.name] += 1
-                for finding in ground.try_out(fault):
+                for finding in findings:
                     wrong.append(f"{scenario.name}: {fault}: {finding}")
                     print(wrong[-1], flush=True)
             spent = time.monotonic() - begun
