@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from lfm2_export.files import scratch_folder
 
 
 @contextmanager
@@ -19,6 +22,18 @@ def no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def swept_temporaries() -> Iterator[None]:
+    """Put the compilers' temporary files into a hidden folder of ours, swept by the next run after a kill."""
+    before = tempfile.tempdir
+    with scratch_folder() as folder:
+        tempfile.tempdir = str(folder)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 @contextmanager

@@ -187,8 +187,8 @@ class Ground:
 
 
 def _plain(path: str) -> str:
-    """Without the random part of a hidden folder's name."""
-    return re.sub(r"\.[a-z0-9_]{8}(?=\.lfm2-export|$|/)", "", path)
+    """Without the random parts of a hidden folder's and a temporary one's name."""
+    return re.sub(r"\.[a-z0-9_]{8}(?=\.lfm2-export|$|/)|(?<=/tmp)[a-z0-9_]{8}", "", path)
 
 
 def _says_why(line: str, fault: Fault) -> bool:

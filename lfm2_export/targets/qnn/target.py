@@ -27,7 +27,7 @@ from lfm2_export.qualcomm.calls import PREFILL
 from lfm2_export.quantize.scheme import needs_calibration, rule_for
 from lfm2_export.quantize.static_weights import static_weights
 from lfm2_export.recipes import Recipe
-from lfm2_export.targets._compiling import no_collection, quiet
+from lfm2_export.targets._compiling import no_collection, quiet, swept_temporaries
 from lfm2_export.targets.qnn.border import FILE, example, method_spec, probed_values, rows_of
 from lfm2_export.targets.qnn.capabilities import CAPABILITIES
 from lfm2_export.targets.qnn.capacity import first_layers, shards_needed
@@ -89,7 +89,7 @@ class QnnTarget(Target):
         shards = CAPABILITIES.option(recipe, "shards") or shards_needed(config, recipe, copies=2)
         starts = first_layers(config.num_hidden_layers, shards)
         examples = {name: example(config, recipe.window, count) for name, count in rows.items()}
-        with quiet(), no_collection(), torch.no_grad():
+        with quiet(), no_collection(), swept_temporaries(), torch.no_grad():
             for name, share in files.items():
                 progress(f"compiling {name} for {soc.name}" + (" (weights stored once)" if share else ""))
                 reports = compiled(

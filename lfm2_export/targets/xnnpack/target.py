@@ -25,7 +25,7 @@ from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.model.state import FLOAT_DTYPES, State
 from lfm2_export.progress import Progress
 from lfm2_export.recipes import Recipe
-from lfm2_export.targets._compiling import no_collection, quiet
+from lfm2_export.targets._compiling import no_collection, quiet, swept_temporaries
 from lfm2_export.targets.target import Lowered, Target
 from lfm2_export.targets.xnnpack.border import inputs, native_state, runner_metadata
 from lfm2_export.targets.xnnpack.capabilities import CAPABILITIES, MAX_TOKENS
@@ -79,7 +79,7 @@ def _lower(decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, p
     limit = min(recipe.window, CAPABILITIES.option(recipe, "max_tokens"))
     state = native_state(decoder.config, recipe.window, FLOAT_DTYPES[recipe.cache])
     explicit = recipe.form == "explicit"
-    with quiet(), no_collection(), torch.no_grad():
+    with quiet(), no_collection(), swept_temporaries(), torch.no_grad():
         progress("packing weights for XNNPACK")
         network = DelegatedNetwork(decoder, limit, probed).eval()
         progress("tracing")
