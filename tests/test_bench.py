@@ -216,6 +216,7 @@ def test_an_existing_plot_is_kept_unless_forced(artifact, tmp_path):
     assert plot.read_bytes() == b"mine"
     plot.unlink()
     assert code_of("bench", str(artifact), *QUICK, "--plot", str(plot)) == 0
+    assert plot.read_bytes() != b"mine"
     drawn = plot.stat()
     assert code_of("bench", str(artifact), *QUICK, "--plot", str(plot), "--force") == 0
     assert (plot.stat().st_ino, plot.stat().st_mtime_ns) != (drawn.st_ino, drawn.st_mtime_ns)

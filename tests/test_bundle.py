@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -157,3 +159,22 @@ class TestNpm:
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(MissingDependencyError, match="--node-modules"):
             npm.copy_pieces(tmp_path / "runtime", None)
+
+
+_SMALL_FILES = """
+import errno, resource, sys
+from pathlib import Path
+from lfm2_export.bundle import web
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+try:
+    web.gather(None, Path(sys.argv[1]), None)
+except OSError as error:
+    print(errno.errorcode.get(error.errno), error.filename)
+"""
+
+
+def test_what_stops_the_copy_of_the_page_is_the_systems_own_error(tmp_path: Path) -> None:
+    """By its number the command knows what to advise; `shutil.copytree` raises one without."""
+    words = [sys.executable, "-c", _SMALL_FILES, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[:1]) == (0, ["EFBIG"]), done.stdout + done.stderr

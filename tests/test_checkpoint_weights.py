@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -238,3 +239,26 @@ def test_refusals_leave_no_mapping_behind(tiny_checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="holds NaN"):
         load_decoder(open_checkpoint(str(tiny_checkpoint)))
     os.truncate(tiny_checkpoint / "model.safetensors", 0)  # a mapping still in use would end the process
+
+
+_FEW_FILES = """
+import os, resource, sys
+from lfm2_export.errors import CheckpointError
+from lfm2_export.model.load import open_checkpoint, load_decoder
+checkpoint = open_checkpoint("nano")
+opened = len(os.listdir("/proc/self/fd")) - 1
+for spare in range(int(sys.argv[1])):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + spare, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    try:
+        load_decoder(checkpoint)
+    except CheckpointError as error:
+        print("refused", error)
+"""
+
+
+def test_a_file_that_cannot_be_mapped_is_a_checkpoint_error_whichever_library_is_refused() -> None:
+    """safetensors opens the file, and PyTorch once more, which has no class of error for it."""
+    words = [sys.executable, "-c", _FEW_FILES, "2"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^refused .*Too many open files", done.stdout, re.MULTILINE)) == 2

@@ -271,3 +271,23 @@ class TestRoom:
         assert "do not fit" in shown
         assert ("record" in shown) == (method == "gptq")
         assert not list(tmp_path.iterdir())
+
+
+_KILLED_COMPILER = """
+import os, signal, tempfile
+from lfm2_export.targets._compiling import swept_temporaries
+with swept_temporaries():
+    open(os.path.join(tempfile.mkdtemp(), "schema.fbs"), "w").close()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_compilers_temporary_files_are_swept_by_the_next(tmp_path: Path) -> None:
+    around = {**os.environ, "TMPDIR": str(tmp_path)}
+    killed = subprocess.run([sys.executable, "-c", _KILLED_COMPILER], env=around, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.rglob("schema.fbs")] == ["schema.fbs"]
+    whole = _KILLED_COMPILER.replace("os.kill(os.getpid(), signal.SIGKILL)", "pass")
+    whole += "assert tempfile.gettempdir() == os.environ['TMPDIR']\n"
+    subprocess.run([sys.executable, "-c", whole], env=around, check=True)
+    assert list(tmp_path.iterdir()) == []

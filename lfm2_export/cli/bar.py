@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Display
 from rich.text import Text
@@ -45,14 +45,15 @@ class Bar(Progress):
         self._display.update(self._task, completed=self._done + self._within)
 
 
-class _Share(BarColumn):
+class _Share(ProgressColumn):
     """A bar of how far all of the work is; nothing before its extent is known."""
 
     def __init__(self) -> None:
-        super().__init__(bar_width=24)
+        super().__init__()
+        self._bar = BarColumn(bar_width=24)
 
-    def render(self, task: Task) -> object:  # type: ignore[override]  # what rich renders may be text as well
-        return Text() if task.total is None else super().render(task)
+    def render(self, task: Task) -> RenderableType:
+        return Text() if task.total is None else self._bar.render(task)
 
 
 class _Left(ProgressColumn):

@@ -7,7 +7,9 @@ the processor has. The emulator computes as the hardware does and says nothing a
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import MissingDependencyError
@@ -57,7 +59,7 @@ class Processor(Runtime):
 class Arm64(Processor):
     """All emulated processors; by itself, without a processor's name, a usual one of them."""
 
-    processors = {name: Processor(name) for name in PROCESSORS}  # noqa: RUF012  a constant
+    processors: ClassVar[Mapping[str, Runtime]] = {name: Processor(name) for name in PROCESSORS}
 
     def __init__(self) -> None:
         super().__init__(_DEFAULT)

@@ -27,15 +27,13 @@ class EagerSession(Session):
         self.reset()
 
     @property
-    def runtime(self) -> str:  # type: ignore[override]  # the decoder may move after this was opened
-        return eager_on(self.decoder.device)
-
-    @property
     def position(self) -> int:
         return self._position
 
     def reset(self) -> None:
+        """Begin anew, where the decoder is now: it may have moved since."""
         self._position = 0
+        self.runtime = eager_on(self.decoder.device)
         self._state = empty_state(self.decoder.config, self.window, device=self.decoder.device)
 
     def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
