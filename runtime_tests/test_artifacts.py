@@ -34,8 +34,9 @@ def test_every_artifact_is_proven_by_its_recipe_gates(artifact, nano):
         assert "CUDA" in str(next(r.reason for r in report.runtimes if r.runtime == "onnxruntime-cuda"))
         del statuses["onnxruntime-cuda"]
     assert set(statuses.values()) == {"pass"}
-    # a narrower cache rounds differently in every step, and the NPU's 16-bit steps are coarser than fp32's
-    exact = artifact.manifest.recipe["cache"] == "float32" and not artifact.manifest.npu
+    # 16 bits round differently in every step: a narrower cache, the NPU, products on processors with fp16 arithmetic
+    halves = artifact.manifest.recipe["name"].endswith("-fp16")
+    exact = artifact.manifest.recipe["cache"] == "float32" and not artifact.manifest.npu and not halves
     if exact and artifact.manifest.form == "explicit":  # int8 flips are rare on nano: the median step is free of them
         assert report.runtimes[0].lowering.median_step < 1e-5
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import code_of
 from small_bundles import archived, described, small_artifact, small_contents
 
-from lfm2_export import bundle, runtimes, verify
+from lfm2_export import bundle, recipes, runtimes, verify
 from lfm2_export.artifact.folder import Artifact, open_artifact, parse_manifest, seal, write_manifest
 from lfm2_export.bundle import archive, budget, pack, parts, zip_format
 from lfm2_export.bundle.joined_files import JoinedFiles
@@ -27,7 +28,7 @@ from lfm2_export.pipeline import export
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """nano for ExecuTorch, with a licence beside it as a real checkpoint has one."""
     output = tmp_path_factory.mktemp("packed") / "nano"
-    folder = export("nano", "xnnpack-int8", output, overrides=["window=64", "cache=float32"], verify=False)[0].folder
+    folder = export("nano", "xnnpack-int8", output, overrides=["window=64"], verify=False)[0].folder
     (folder / "LICENSE").write_text("LFM Open License v1.0\n")
     reseal(folder)
     return open_artifact(folder)
@@ -333,11 +334,22 @@ def test_zip64_where_a_number_does_not_fit_and_only_there(tmp_path: Path) -> Non
 
 
 def test_a_bfloat16_cache_is_refused_for_android_which_has_no_such_tensor(tmp_path: Path) -> None:
-    folder = export("nano", "xnnpack-int8", tmp_path / "narrow", overrides=["window=64"], verify=False)[0].folder
+    narrow = ["window=64", "cache=bfloat16"]
+    folder = export("nano", "xnnpack-int8", tmp_path / "narrow", overrides=narrow, verify=False)[0].folder
     with pytest.raises(UsageError, match=r"bfloat16.*--set cache=float32.*--form resident"):
         bundle(folder, "android")
     assert list(tmp_path.iterdir()) == [folder]
     assert bundle(folder, "desktop").path.is_file()
+
+
+@pytest.mark.parametrize("form", ["explicit", "resident"])
+@pytest.mark.parametrize("recipe", [name for name in recipes.names() if name.startswith("xnnpack-")])
+def test_every_cpu_recipe_goes_to_a_phone_without_an_option(tmp_path: Path, recipe: str, form: str) -> None:
+    """As README tells a phone's developer: export, bundle, verify."""
+    folder = tmp_path / "nano"
+    assert code_of("export", "nano", "--recipe", recipe, "--form", form, "-o", str(folder), "--no-verify", "-q") == 0
+    assert code_of("bundle", str(folder), "--for", "android", "-q") == 0
+    assert verify(tmp_path / "nano-android.zip").kind == "android"
 
 
 def test_what_only_a_proof_reads_is_not_shipped(artifact: Artifact, packed: Path, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from checkpoints import write_tiny
 from command import cli, code_of
 from hostile_checkpoints import HOSTILE
 
+from lfm2_export.environment.machine import arithmetic
+
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -157,6 +159,13 @@ def test_an_existing_output_is_kept_unless_forced(artifact, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize(("cache", "said"), [("float32", False), ("bfloat16", True), ("float16", True)])
+def test_a_cache_that_many_processors_are_slow_with_is_warned_of(cache, said, tmp_path, capsys):
+    changes = ("--set", f"cache={cache}", "--window", "64", "--no-verify", "-q")
+    assert code_of("export", "nano", "-r", "xnnpack-int8", "-o", str(tmp_path / "made"), *changes) == 0
+    assert (f"a {cache} cache makes" in capsys.readouterr().out) == said
+
+
 def test_force_never_replaces_what_others_made(tmp_path, capsys):
     output = tmp_path / "home"
     output.mkdir()
@@ -238,9 +247,24 @@ def test_doctor_names_the_parts_and_is_healthy_here(capsys):
     assert code_of("doctor") == 0
     shown = capsys.readouterr().out
     assert "executorch" in shown
+    assert "bf16 arithmetic: " in shown
     assert "ready" in shown
     assert code_of("doctor", "--json") == 0
     assert json.loads(capsys.readouterr().out)["healthy"] is True
+
+
+def test_a_processor_is_known_by_what_it_computes_in():
+    cascade_lake = arithmetic(["sse2", "avx2", "fma", "f16c", "avx512f", "avx512_vnni"])
+    assert cascade_lake == {
+        "vector extensions": "avx2 fma f16c avx512f avx512_vnni",
+        "int8 products": "avx512_vnni",
+        "bf16 arithmetic": "none",
+        "fp16 arithmetic": "none",
+    }
+    cortex_a76 = arithmetic({"asimd", "asimdhp", "asimddp"})
+    assert cortex_a76["fp16 arithmetic"] == "asimdhp"
+    assert cortex_a76["bf16 arithmetic"] == "none"
+    assert set(arithmetic([]).values()) == {"none", "none of those looked for"}
 
 
 def test_optimum_cli_makes_the_same_artifact(artifact, tmp_path):

@@ -118,6 +118,12 @@ def test_a_wrong_override_is_refused_in_one_line(override):
     assert "\n" not in str(caught.value)
 
 
+def test_a_step_is_judged_by_what_the_cache_rounds_to():
+    assert recipes.load("xnnpack-int8").judged_by.lowering.median_step == 2.5e-6
+    assert recipes.load("xnnpack-int8", ["cache=bfloat16"]).judged_by.lowering.median_step == 0.03
+    assert recipes.load("qnn-fp16").judged_by == recipes.load("qnn-fp16").gates  # wide enough for float16
+
+
 def test_the_first_matching_rule_wins():
     rules = (
         QuantizationRule(match="layers.0.*", weight=WeightScheme(bits=8)),

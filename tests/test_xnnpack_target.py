@@ -161,7 +161,7 @@ class TestInPlace:
         assert made.lowered.transport == "inplace"
         assert [spec.name for spec in method.inputs if not spec.written] == ["tokens", "position"]
         written = {spec.name: (spec.dtype, spec.shape) for spec in method.inputs if spec.written}
-        assert written["key.2"] == written["value.4"] == ("bfloat16", [2, WINDOW, 1, 16])
+        assert written["key.2"] == written["value.4"] == ("float32", [2, WINDOW, 1, 16])
         assert written["conv_state.0"] == ("float32", [1, 2, 64])
         assert [spec.name for spec in method.outputs] == ["logits"]
 

@@ -34,6 +34,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Export a checkpoint, and prove the artifact against eager PyTorch before it appears."""
+    from lfm2_export import targets
     from lfm2_export.cli import console
     from lfm2_export.errors import UsageError
     from lfm2_export.parity.detail import Detail
@@ -81,4 +82,8 @@ def run(
         console.out.print(console.warned("not proven", ": --no-verify was given; `lfm2-export parity` proves it later"))
     else:
         console.print_report(proof)
+    manifest = artifact.manifest
+    cache = str(manifest.recipe["cache"])
+    if slow := targets.capabilities(manifest.target).slow_caches.get(cache):
+        console.out.print(console.warned(f"a {cache} cache", f" {slow}"))
     console.out.print(f"wrote {artifact.folder}")

@@ -65,7 +65,7 @@ def prove_on_device(
         outputs = _on_phone(phone, files, runner.name, asked, scratch, timeout, keep, progress)
     made = [call for batch in asked for call in batch.calls]
     report.lowering = _compare(made, outputs, recipe.gates.lowering.max_error)
-    judge(report, recipe.gates, None, checkpoint.random_weights)
+    judge(report, recipe.judged_by, None, checkpoint.random_weights)
     return ParityReport(
         artifact=artifact.folder.name,
         recipe=recipe.name,

@@ -164,7 +164,7 @@ def _gates(recipe: Recipe, runtime: str) -> Gates:
     """The recipe's limits, wider where a runtime sums products of two fp16 matrices in fp16."""
     rules = recipe.quantization
     half = any(rule.activation == "float16" and rule.weight and rule.weight.bits == 16 for rule in rules)
-    return recipe.gates.widened(runtimes.find(runtime).half_slack) if half else recipe.gates
+    return recipe.judged_by.widened(runtimes.find(runtime).half_slack) if half else recipe.judged_by
 
 
 def _quantized(subject: Subject) -> Decoder:

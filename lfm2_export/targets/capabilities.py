@@ -148,6 +148,7 @@ class Capabilities:
     forms: tuple[str, ...] = ("explicit",)
     methods: tuple[Method, ...] = get_args(Method)  # by which weights may come to their integers
     observers: tuple[str, ...] = ()  # that may choose the ranges of int16 activations
+    slow_caches: Mapping[str, str] = field(default_factory=dict)  # precision → what it does to speed, and where
 
     def option(self, recipe: Recipe, name: str) -> Any:
         """Return the recipe's value of an option, or its default."""

@@ -25,6 +25,7 @@ def _section(name: str, has: Capabilities) -> str:
     parts.append(f"Forms: {', '.join(has.forms)}. Weights come to their integers by: {', '.join(has.methods)}.")
     if has.observers:
         parts[-1] += f" Ranges of activations are chosen by: {', '.join(has.observers)}."
+    parts += [f"A {name} cache {slow}." for name, slow in has.slow_caches.items()]
     parts.append(_options(has))
     return "\n\n".join(parts) + "\n"
 

@@ -22,4 +22,9 @@ CAPABILITIES = Capabilities(
     ),
     options={"max_tokens": Whole(MAX_TOKENS, 2, "the most tokens of one call")},
     forms=("explicit", "resident"),
+    slow_caches={
+        "bfloat16": "makes long contexts slower on CPUs without bf16 arithmetic; in float32 they are fast on every CPU",
+        "float16": "makes prompts and long contexts several times slower where ExecuTorch's attention has no fp16 "
+        "arithmetic, as on x86-64; in float32 they are fast on every CPU",
+    },
 )
