@@ -1,4 +1,4 @@
-"""transformers' `Lfm2ForCausalLM`: the independent implementation that the traced model must equal."""
+"""transformers' models of the family: the independent implementations that the traced model must equal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Lfm2Config, Lfm2ForCausalLM
+from transformers import (
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    Lfm2MoeConfig,
+    Lfm2MoeForCausalLM,
+    Lfm3Config,
+    Lfm3ForCausalLM,
+    PreTrainedModel,
+)
 
-from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.model.decoder import Decoder
+from lfm2_export.checkpoint.config import LFM2Config, parse_config
+from lfm2_export.model.decoder import Decoder, layouts
 
 
 def make_pair(seed: int = 0, **shape: Any) -> tuple[Lfm2ForCausalLM, Decoder]:
@@ -34,6 +42,50 @@ def make_pair(seed: int = 0, **shape: Any) -> tuple[Lfm2ForCausalLM, Decoder]:
     ours = Decoder(_config(theirs.config)).eval()
     ours.load_state_dict(_renamed(theirs.state_dict()))
     return theirs, ours.requires_grad_(False)
+
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 7,
+}
+
+
+def make_lfm3_pair(seed: int = 0, **shape: Any) -> tuple[Lfm3ForCausalLM, Decoder]:
+    """The same of LFM3: by default six layers, one of them full and one sliding attention over six tokens."""
+    defaults: dict[str, Any] = _SMALL | {"num_hidden_layers": 6, "head_dim": 16, "sliding_window": 6}
+    return _pair(Lfm3ForCausalLM(Lfm3Config(**(defaults | shape))), seed)
+
+
+def make_moe_pair(seed: int = 0, **shape: Any) -> tuple[Lfm2MoeForCausalLM, Decoder]:
+    """The same of LFM2-MoE: by default three layers of which the last two choose two of six experts."""
+    experts = {"num_experts": 6, "num_experts_per_tok": 2, "num_dense_layers": 1, "moe_intermediate_size": 32}
+    layers = {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}
+    return _pair(Lfm2MoeForCausalLM(Lfm2MoeConfig(**(_SMALL | experts | layers | shape))), seed)
+
+
+def _pair(theirs: Any, seed: int) -> tuple[Any, Decoder]:
+    torch.manual_seed(seed)
+    biases = [buffer for name, buffer in theirs.named_buffers() if name.endswith("expert_bias")]
+    with torch.no_grad():
+        for tensor in (*theirs.parameters(), *biases):
+            tensor.normal_(0.0, 0.15)
+    return theirs.eval(), _ours(theirs)
+
+
+def _ours(theirs: PreTrainedModel) -> Decoder:
+    """The traced model, its tensors as transformers holds them in memory."""
+    decoder = Decoder(parse_config(theirs.config.to_dict(), "config.json")).eval().requires_grad_(False)
+    tensors = theirs.state_dict()
+    for stored in layouts(decoder.config)[-1]:
+        for name, part in zip(stored.parameters, stored.parts(tensors[stored.name]), strict=True):
+            decoder.get_parameter(name).copy_(part)
+    return decoder
 
 
 def _config(config: Lfm2Config) -> LFM2Config:

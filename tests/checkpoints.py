@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Lfm2Config, Lfm2ForCausalLM
@@ -49,6 +50,26 @@ def tiny_config() -> LFM2Config:
         eos_token_ids=(7,),
         pad_token_id=0,
     )
+
+
+LFM3: dict[str, Any] = {  # changes of `tiny_config`
+    "model_type": "lfm3",
+    "layer_types": ("conv", "full_attention", "sliding_attention"),
+    "rope_factor": 0.5,
+    "sliding_window": 5,
+    "sliding_rope_theta": 1e4,
+    "use_attention_gate": True,
+    "use_sandwich_norm": True,
+}
+MOE: dict[str, Any] = {
+    "model_type": "lfm2_moe",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "num_dense_layers": 1,
+    "moe_intermediate_size": 8,
+    "use_expert_bias": True,
+    "norm_topk_prob": True,
+}
 
 
 def write_tiny(folder: Path) -> Path:

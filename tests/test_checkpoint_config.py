@@ -14,12 +14,15 @@ import torch
 from checkpoints import SIX_LAYERS, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Lfm2Config, Lfm2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Lfm2Config, Lfm2ForCausalLM
 from transformers.models.lfm2.modeling_lfm2 import Lfm2MLP
+from transformers.models.lfm3.modeling_lfm3 import Lfm3RotaryEmbedding
 
 from lfm2_export.checkpoint.config import from_dict, parse_config, read_config, to_dict
 from lfm2_export.errors import CheckpointError
+from lfm2_export.model.decoder import layouts
 from lfm2_export.model.load import tensor_shapes
+from lfm2_export.model.operators import rotary_frequencies
 
 WITHOUT_LAYERS = {key: value for key, value in SIX_LAYERS.items() if key != "layer_types"}
 WITHOUT_WIDTH = {key: value for key, value in SIX_LAYERS.items() if "intermediate" not in key and "adjust" not in key}
@@ -99,6 +102,89 @@ def test_means_what_it_means_to_transformers(document: dict[str, Any]) -> None:
     assert ours.eos_token_ids == (tuple(ends) if isinstance(ends, list) else (ends,))
 
 
+LFM3 = {key: value for key, value in SIX_LAYERS.items() if "adjust" not in key and key != "layer_types"} | {
+    "model_type": "lfm3",
+    "head_dim": 16,
+}
+SLIDING = {"rope_type": "default", "rope_theta": 2e4}
+FULL = {"rope_type": "proportional", "rope_theta": 5e5, "partial_rotary_factor": 0.25}
+MOE = {key: value for key, value in SIX_LAYERS.items() if "adjust" not in key} | {
+    "model_type": "lfm2_moe",
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+}
+FAMILY: dict[str, dict[str, Any]] = {
+    "LFM3 by its defaults": LFM3,
+    "LFM3's own pattern and window": LFM3
+    | {"layer_types": ["sliding_attention", "conv"] * 3, "sliding_window": 9, "conv_L_cache": 3},
+    "LFM3 without its own": LFM3 | {"use_sandwich_norm": False, "use_attention_gate": False, "attention_bias": True},
+    "LFM3's rotary kinds": LFM3 | {"rope_parameters": {"sliding_attention": SLIDING, "full_attention": FULL}},
+    "LFM3 untied": LFM3 | {"tie_word_embeddings": False, "conv_bias": True},
+    "LFM2-MoE by its defaults": MOE,
+    "LFM2-MoE without its own": MOE | {"use_expert_bias": False, "norm_topk_prob": False, "num_dense_layers": 0},
+    "LFM2-MoE dense throughout": MOE | {"num_dense_layers": 6},
+    "LFM2-MoE in its own numbers": MOE
+    | {"routed_scaling_factor": 2.5, "rope_parameters": {"rope_type": "default", "rope_theta": 2e6}},
+}
+
+
+@pytest.mark.parametrize("document", FAMILY.values(), ids=FAMILY)
+def test_the_family_means_what_it_means_to_transformers(document: dict[str, Any]) -> None:
+    ours = parse_config(document, "config.json")
+    theirs = AutoConfig.for_model(**(document | {"pad_token_id": 0, "bos_token_id": 1}))
+    with torch.device("meta"):
+        state = AutoModelForCausalLM.from_config(theirs).state_dict()
+    if theirs.tie_word_embeddings:
+        del state["lm_head.weight"]
+    held = {each.name: each.shape for each in layouts(ours)[-1]}
+    assert held == {name: tuple(tensor.shape) for name, tensor in state.items()}
+    assert from_dict(json.loads(json.dumps(to_dict(ours))), "manifest.json") == ours
+    assert ours.layer_types == tuple(theirs.layer_types)
+    assert (ours.norm_eps, ours.conv_L_cache, ours.head_dim) == (1e-5, theirs.conv_L_cache, 16)
+    if document["model_type"] == "lfm2_moe":
+        assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+        for key in ("num_experts_per_tok", "use_expert_bias", "norm_topk_prob", "routed_scaling_factor"):
+            assert getattr(ours, key) == getattr(theirs, key)
+        return
+    assert ours.sliding_window == (theirs.sliding_window if ours.sliding_layers else None)
+    rotary = Lfm3RotaryEmbedding(theirs)
+    for kind in set(ours.layer_types) - {"conv"}:
+        frequencies = getattr(rotary, f"{kind}_inv_freq")
+        torch.testing.assert_close(rotary_frequencies(16, *ours.rotary(kind)), frequencies, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"rope_parameters": {"full_attention": FULL | {"rope_type": "yarn"}}},
+            "rope_type is 'yarn'; expected 'default'",
+        ),
+        ({"rope_parameters": {"full_attention": FULL | {"factor": 4.0}}}, "factor is 4.0; expected 1"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+            "expected an object each for full_attention",
+        ),
+        ({"rope_parameters": {"sliding_attention": SLIDING | {"partial_rotary_factor": 0.5}}}, "0.5; expected 1 with"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "expected none: LFM3 has rope_parameters"),
+        ({"sliding_window": 1}, "sliding_window is 1; expected a whole number from 2"),
+        ({"layer_types": ["sliding_attention"] * 6, "sliding_window": None}, "sliding_window is missing"),
+        ({"layer_types": ["conv"] * 5}, "layer_types has 5 entries; expected num_hidden_layers 6"),
+        ({"layer_types": ["mamba"] * 6}, "expected 'conv', 'full_attention' or 'sliding_attention'"),
+        ({"model_type": "lfm2_moe", "num_experts": 2}, "num_experts_per_tok is 4; expected at most num_experts 2"),
+        ({"model_type": "lfm2_moe", "layer_types": ["sliding_attention"] * 6}, "expected 'conv' or 'full_attention'"),
+        ({"model_type": "lfm2_moe", "sliding_window": 8}, "sliding_window is 8; expected none"),
+        ({"model_type": "lfm2_vl"}, "only 'lfm2', 'lfm2_moe' and 'lfm3' are supported"),
+    ],
+)
+def test_what_the_family_does_not_have_is_refused_by_name(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(CheckpointError) as refusal:
+        parse_config(LFM3 | changes, "config.json")
+    assert str(refusal.value).startswith("config.json: ")
+    assert says in str(refusal.value)
+
+
 @given(
     width=st.integers(2, 20_000),
     multiplier=st.one_of(st.none(), st.floats(0.1, 4.0)),
@@ -129,11 +215,15 @@ JSON = st.recursive(
 )
 
 
-@given(changes=st.dictionaries(st.sampled_from([*SPELLINGS["first release"], "layer_types", "rope_parameters"]), JSON))
-@settings(max_examples=300, deadline=None)
-def test_any_value_anywhere_is_a_config_or_a_one_line_refusal(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("document", [SPELLINGS["first release"], LFM3, MOE], ids=["lfm2", "lfm3", "lfm2_moe"])
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_value_anywhere_is_a_config_or_a_one_line_refusal(document: dict[str, Any], data: st.DataObject) -> None:
+    own = ("sliding_window", "num_experts", "use_expert_bias", "num_dense_layers", "routed_scaling_factor")
+    keys = st.sampled_from([*document, "layer_types", "rope_parameters", *own])
+    changes = data.draw(st.dictionaries(keys, JSON))
     try:
-        config = parse_config(SPELLINGS["first release"] | changes, "config.json")
+        config = parse_config(document | changes, "config.json")
     except CheckpointError as error:
         refusal = str(error)
     else:

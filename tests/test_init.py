@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from checkpoints import SIX_LAYERS, tiny_config
+from checkpoints import LFM3, MOE, SIX_LAYERS, tiny_config
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -24,10 +27,14 @@ from lfm2_export.model.random_init import SIZES, init_checkpoint
 
 @pytest.mark.parametrize(
     ("size", "parameters"),
-    [("350m", 354_483_968), ("700m", 742_489_344), ("1.2b", 1_170_340_608), ("2.6b", 2_569_272_320)],
+    [
+        *(("350m", 354_483_968), ("700m", 742_489_344), ("1.2b", 1_170_340_608), ("2.6b", 2_569_272_320)),
+        *(("lfm2-8b-a1b", 8_339_929_856), ("lfm3-1.7b", 1_728_801_536)),
+    ],
 )
 def test_sizes_have_the_released_number_of_parameters(size: str, parameters: int) -> None:
-    assert sum(map(math.prod, tensor_shapes(SIZES[size]).values())) == parameters
+    shapes = tensor_shapes(SIZES[size])
+    assert sum(math.prod(shape) for name, shape in shapes.items() if "expert_bias" not in name) == parameters
 
 
 def test_the_largest_size_has_22_convolutions_and_8_attentions() -> None:
@@ -57,13 +64,47 @@ def test_weights_are_distributed_as_transformers_initializes_them(tmp_path: Path
     assert not torch.equal(w1, w3)
 
 
-def test_transformers_opens_what_init_wrote(tmp_path: Path) -> None:
-    config = replace(tiny_config(), conv_bias=True, tie_word_embeddings=False, conv_L_cache=5)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"conv_bias": True, "tie_word_embeddings": False, "conv_L_cache": 5},
+        LFM3 | {"attention_bias": True},
+        LFM3 | {"rope_factor": 1.0, "use_attention_gate": False, "use_sandwich_norm": False},
+        LFM3 | {"layer_types": ("conv", "full_attention"), "sliding_window": None, "sliding_rope_theta": 0.0},
+        MOE,
+        MOE | {"use_expert_bias": False, "norm_topk_prob": False, "routed_scaling_factor": 2.0},
+    ],
+)
+def test_transformers_opens_what_init_wrote(changes: dict[str, Any], tmp_path: Path) -> None:
+    config = replace(tiny_config(), **changes)
     init_checkpoint(config, tmp_path / "model")
     _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(report.values())
     assert read_config(tmp_path / "model" / "config.json") == config
     assert open_checkpoint(str(tmp_path / "model")).random_weights
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """100 MB of experts in matrices of 1 MB: less than a tenth of them is ever in memory."""
+    script = (
+        "import resource, sys; from dataclasses import replace; from pathlib import Path\n"
+        "from checkpoints import MOE, tiny_config; from lfm2_export.model.random_init import init_checkpoint\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "def write(name, **more): init_checkpoint(replace(tiny_config(), **(MOE | more)), Path(sys.argv[1]) / name)\n"
+        "wide = {'hidden_size': 512, 'head_dim': 256, 'moe_intermediate_size': 1024}\n"
+        "write('small', **wide, num_experts=2); before = peak()\n"
+        "write('large', **wide, num_experts=16); print((peak() - before) * 1024)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    size = (tmp_path / "large" / "model.safetensors").stat().st_size
+    assert size > 95e6
+    assert int(said.stdout) < size / 10
 
 
 def test_a_config_in_the_old_spelling_becomes_one_in_the_new(tmp_path: Path) -> None:
@@ -111,6 +152,13 @@ def test_what_does_not_fit_the_disk_is_refused_before_it_is_written(
     with pytest.raises(UsageError, match="do not fit"):
         init_checkpoint(tiny_config(), tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+def test_experts_biases_are_written_in_fp32(tmp_path: Path) -> None:
+    init_checkpoint(replace(tiny_config(), **MOE), tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    assert {t.dtype for name, t in tensors.items() if name.endswith("expert_bias")} == {torch.float32}
+    assert {t.dtype for name, t in tensors.items() if not name.endswith("expert_bias")} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("size", ["350", "8b", "", "no/such/config.json"])

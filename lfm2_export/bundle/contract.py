@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from lfm2_export.artifact.folder import MANIFEST
@@ -157,13 +158,9 @@ def _check_state(spec: TensorSpec, config: LFM2Config, window: int, where: str) 
         raise BundleError(f"{where}: {spec.dtype} {spec.shape!r:.80} does not fit the model's {wanted}")
 
 
-def _shape(config: LFM2Config) -> tuple[Any, ...]:
-    """All but the special tokens, which a target may state differently for its runtimes."""
-    return (
-        *(config.vocab_size, config.hidden_size, config.intermediate_size, config.num_attention_heads),
-        *(config.num_key_value_heads, config.head_dim, config.layer_types, config.conv_L_cache),
-        *(config.conv_bias, config.rope_theta, config.norm_eps, config.tie_word_embeddings),
-    )
+def _shape(config: LFM2Config) -> LFM2Config:
+    """All but what a target may state differently for its runtimes: the special tokens, how far positions go."""
+    return replace(config, bos_token_id=None, eos_token_ids=(), pad_token_id=None, max_position_embeddings=1)
 
 
 def _vocabulary(tokenizer: dict[str, Any]) -> Iterable[int]:

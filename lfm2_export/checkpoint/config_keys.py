@@ -1,13 +1,14 @@
 """The keys of `config.json` that are read, under every spelling, with the values that each may have.
 
-The keys and their defaults are those of transformers' `Lfm2Config`; the older spellings are those of the first released
-checkpoints. An absent key and a null one mean the same. Keys that are not listed are ignored.
+The keys and their defaults are those of transformers' `Lfm2Config`, `Lfm2MoeConfig` and `Lfm3Config`; the older
+spellings are those of the first released checkpoints. An absent key and a null one mean the same. Keys that are not
+listed are ignored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AliasChoices,
@@ -26,7 +27,10 @@ from lfm2_export.errors import CheckpointError
 MAX_SIZE = 1 << 20  # no width, count or vocabulary comes near
 _MAX_NUMBER = 1e15
 _MAX_LAYERS = 1024
-LayerType = Literal["conv", "full_attention"]
+_MAX_EXPERTS = 1024
+LFM3_LAYERS = 24  # where neither their number nor their kinds are given
+ModelType = Literal["lfm2", "lfm2_moe", "lfm3"]
+LayerType = Literal["conv", "full_attention", "sliding_attention"]
 Keys = TypeVar("Keys", bound=BaseModel)
 
 
@@ -63,6 +67,7 @@ def _spelled(*names: str, default: Any = None) -> Any:
 _required = Field(None, validate_default=True)  # a missing key is refused in the words in which a wrong value is
 
 Size = Annotated[int, _whole()]
+ConvWidth = Annotated[int, _whole(low=2, high=64)]
 Token = Annotated[int, _whole(low=0)]
 Tokens = Annotated[list[Token], BeforeValidator(_as_list)]  # one id, or a list of them
 Number = Annotated[
@@ -75,14 +80,14 @@ _One = Annotated[float, _only("expected 1: partial rotation is not supported", l
 
 class _Document(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+    null_means_none: ClassVar[str] = ""  # the key of which null is a value of its own
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, document: Any) -> Any:
-        """Leave out nulls, but where null is a value of its own."""
         if not isinstance(document, dict):
             return document
-        return {key: value for key, value in document.items() if value is not None or key == "block_ffn_dim_multiplier"}
+        return {key: value for key, value in document.items() if value is not None or key == cls.null_means_none}
 
 
 class RopeKeys(_Document):
@@ -100,47 +105,125 @@ class EndKeys(_Document):
     eos_token_id: Tokens = []
 
 
-class ConfigKeys(_Document):
-    """The keys of `config.json`, each by itself; `config.py` says what they mean together."""
+def _pattern(kinds: str) -> WrapValidator:
+    many = f"expected a list of 1 to {_MAX_LAYERS} times {kinds}"
+    return _only(many, lambda listed: 1 <= len(listed) <= _MAX_LAYERS)
 
-    model_type: Annotated[Literal["lfm2"], _only("only 'lfm2' is supported")] = _required
+
+class TypeKey(_Document):
+    """The key that says which of the classes below reads the others."""
+
+    model_type: Annotated[ModelType, _only("only 'lfm2', 'lfm2_moe' and 'lfm3' are supported")] = _required
+
+
+class ConfigKeys(_Document):
+    """The keys of the family's `config.json`, each by itself; `config.py` says what they mean together."""
+
     quantization_config: Annotated[None, _only("expected none, plain F32, F16 or BF16 weights")] = None
-    sliding_window: Annotated[
-        Literal[0, False], _only("expected none: attention over a sliding window is not supported")
-    ] = 0
     vocab_size: Size = _required
     hidden_size: Size = _required
     num_attention_heads: Size = _spelled("num_attention_heads", "num_heads")
     num_key_value_heads: Size = 8
     head_dim: Size | None = None
     num_hidden_layers: Annotated[int, _whole(high=_MAX_LAYERS)] | None = None
+    conv_bias: Flag = False
+    norm_eps: Number = _spelled("norm_eps", "block_norm_eps", default=1e-5)
+    max_position_embeddings: Annotated[int, _whole(high=1 << 24)] = 128_000
+    bos_token_id: Token | None = None
+    eos_token_id: Tokens = []
+    pad_token_id: Token | None = None
+
+
+class _Lfm2LayerKeys(ConfigKeys):
+    """What LFM2 and LFM2-MoE have in common."""
+
+    sliding_window: Annotated[
+        Literal[0, False], _only("expected none: attention over a sliding window is not supported")
+    ] = 0
     layer_types: (
         Annotated[
-            list[Annotated[LayerType, _only("expected 'conv' or 'full_attention'")]],
-            _only(
-                f"expected a list of 1 to {_MAX_LAYERS} times 'conv' or 'full_attention'",
-                lambda kinds: 1 <= len(kinds) <= _MAX_LAYERS,
-            ),
+            list[Annotated[Literal["conv", "full_attention"], _only("expected 'conv' or 'full_attention'")]],
+            _pattern("'conv' or 'full_attention'"),
         ]
         | None
     ) = None
     full_attn_idxs: Annotated[list[Token], _only("expected a list of layer indices")] | None = None
-    intermediate_size: Size = _spelled("block_ff_dim", "intermediate_size")
-    block_auto_adjust_ff_dim: Flag = True
-    block_ffn_dim_multiplier: Number | None = 1.0  # null: no multiplier, and no rounding to a multiple either
-    block_multiple_of: Size = 256
-    conv_L_cache: Annotated[int, _whole(low=2, high=64)] = 3
-    conv_bias: Flag = False
-    norm_eps: Number = _spelled("norm_eps", "block_norm_eps", default=1e-5)
+    conv_L_cache: ConvWidth = 3
     rope_scaling: Annotated[RopeKeys, _only("expected an object")] = RopeKeys()
     rope_parameters: Annotated[RopeKeys, _only("expected an object")] = RopeKeys()
     rope_theta: Number = _spelled("rope_theta", "theta", default=1e6)
     partial_rotary_factor: _One = 1.0
     tie_word_embeddings: Flag = _spelled("tie_embedding", "tie_word_embeddings", default=True)
-    max_position_embeddings: Annotated[int, _whole(high=1 << 24)] = 128_000
-    bos_token_id: Token | None = None
-    eos_token_id: Tokens = []
-    pad_token_id: Token | None = None
+
+
+class Lfm2Keys(_Lfm2LayerKeys):
+    """The keys of LFM2."""
+
+    null_means_none = "block_ffn_dim_multiplier"
+    intermediate_size: Size = _spelled("block_ff_dim", "intermediate_size")
+    block_auto_adjust_ff_dim: Flag = True
+    block_ffn_dim_multiplier: Number | None = 1.0  # null: no multiplier, and no rounding to a multiple either
+    block_multiple_of: Size = 256
+
+
+class Lfm2MoeKeys(_Lfm2LayerKeys):
+    """The keys of LFM2-MoE."""
+
+    intermediate_size: Size = _required
+    num_dense_layers: Annotated[int, _whole(low=0, high=_MAX_LAYERS)] = 2
+    num_experts: Annotated[int, _whole(high=_MAX_EXPERTS)] = 32
+    num_experts_per_tok: Annotated[int, _whole(high=_MAX_EXPERTS)] = 4
+    moe_intermediate_size: Size = 1792
+    use_expert_bias: Flag = True
+    norm_topk_prob: Flag = True
+    routed_scaling_factor: Number = 1.0
+
+
+class LayerRopeKeys(_Document):
+    """The rotary keys of one kind of attention layer of LFM3."""
+
+    rope_type: Annotated[
+        Literal["default", "proportional"],
+        _only("expected 'default' or 'proportional'; other rotary scalings are not supported"),
+    ] = "default"
+    rope_theta: Number = _required
+    partial_rotary_factor: Annotated[float, _only("expected a number from 0 to 1", lambda value: 0 <= value <= 1)] = 1.0
+    factor: Annotated[float, _only("expected 1: scaled positions are not supported", lambda value: value == 1)] = 1.0
+
+
+class RopeByLayerKeys(_Document):
+    """The keys of LFM3's `rope_parameters`."""
+
+    full_attention: Annotated[LayerRopeKeys, _only("expected an object")] = LayerRopeKeys(
+        rope_type="proportional", rope_theta=1e6, partial_rotary_factor=0.5
+    )
+    sliding_attention: Annotated[LayerRopeKeys, _only("expected an object")] = LayerRopeKeys(rope_theta=1e4)
+    rope_type: Annotated[None, _only("expected an object each for full_attention and sliding_attention")] = None
+
+
+class Lfm3Keys(ConfigKeys):
+    """The keys of LFM3."""
+
+    null_means_none = "sliding_window"
+    num_key_value_heads: Size = 4
+    head_dim: Size = 128
+    layer_types: (
+        Annotated[
+            list[Annotated[LayerType, _only("expected 'conv', 'full_attention' or 'sliding_attention'")]],
+            _pattern("'conv', 'full_attention' or 'sliding_attention'"),
+        ]
+        | None
+    ) = None
+    intermediate_size: Size = _required
+    conv_L_cache: ConvWidth = 7
+    norm_eps: Number = _spelled("norm_eps", "rms_norm_eps", default=1e-5)
+    sliding_window: Annotated[int, _whole(low=2)] | None = 256
+    use_sandwich_norm: Flag = True
+    use_attention_gate: Flag = True
+    attention_bias: Flag = False
+    rope_scaling: Annotated[None, _only("expected none: LFM3 has rope_parameters")] = None
+    rope_parameters: Annotated[RopeByLayerKeys, _only("expected an object")] = RopeByLayerKeys()
+    tie_word_embeddings: Flag = True
 
 
 def read_keys(keys: type[Keys], document: dict[str, Any], where: str) -> Keys:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ _COMPANIONS = (
     "chat_template.jinja",
 )
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "LICENSE*"]
-Expected = Callable[[LFM2Config], Mapping[str, tuple[int, ...]]]  # shape of every tensor by name
+Expected = Callable[[LFM2Config], Sequence[Mapping[str, tuple[int, ...]]]]  # each way: shape of every tensor by name
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -68,7 +68,7 @@ class Checkpoint:
 def open_checkpoint(source: str, revision: str | None, expected: Expected) -> Checkpoint:
     """Open "nano", a folder in Hugging Face layout, or a hub id "owner/name" (cache and HF_HUB_OFFLINE honoured).
 
-    `expected` says which tensors a checkpoint of a config holds (`model/load.py` knows).
+    `expected` says which tensors a checkpoint of a config holds, in each way it may hold them (`model/load.py` knows).
 
     Raises UsageError for a place that does not exist, CheckpointError for a config or header that is wrong.
     """

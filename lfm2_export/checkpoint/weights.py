@@ -6,7 +6,7 @@ them: no more of the weights is ever in memory than the caller keeps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,10 +24,11 @@ _CHUNK = 1 << 20  # elements looked at in one go
 class Weights:
     """The tensors of a checkpoint folder, checked against those expected; nothing is read before `tensors()`."""
 
-    def __init__(self, folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, folder: Path, expected: Sequence[Mapping[str, tuple[int, ...]]]) -> None:
         """Check the headers against `expected`, the shape of every tensor by name, in the order to read them in.
 
-        Raises CheckpointError, one line that names file, tensor and expectation.
+        Of several ways to hold the weights that one counts which is closest to what is there. Raises CheckpointError,
+        one line that names file, tensor and expectation.
         """
         self.files = weight_files(folder)
         self.home: dict[str, WeightFile] = {}
@@ -36,7 +37,7 @@ class Weights:
                 if name in self.home:
                     raise CheckpointError(f"{file.path}: tensor {name!r:.120} is also in {self.home[name].path.name}")
                 self.home[name] = file
-        self._expected = expected
+        self._expected = min(expected, key=lambda way: len(way.keys() - self.home.keys()))
         self._check_names(folder)
 
     @property

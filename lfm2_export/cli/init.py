@@ -11,7 +11,9 @@ NAME = "init"
 
 
 def run(
-    size: Annotated[str, typer.Option(help="350m, 700m, 1.2b, 2.6b, or the path of a config.json.")],
+    size: Annotated[
+        str, typer.Option(help="350m, 700m, 1.2b, 2.6b, lfm2-8b-a1b, lfm3-1.7b, or the path of a config.json.")
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to make. [lfm2-SIZE-random]")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace what this command made there.")] = False,
@@ -19,9 +21,10 @@ def run(
 ) -> None:
     """Write a checkpoint of a true shape with random weights (bf16)."""
     from lfm2_export.cli import console
-    from lfm2_export.model.random_init import init_checkpoint
+    from lfm2_export.model.random_init import SIZES, init_checkpoint
 
-    folder = output or Path(f"lfm2-{Path(size).stem}-random")
+    name = size.lower() if size.lower() in SIZES else Path(size).stem
+    folder = output or Path(f"{name}-random" if name.startswith("lfm") else f"lfm2-{name}-random")
     with console.progress(quiet) as progress:
         init_checkpoint(size, folder, seed=seed, force=force, progress=progress)
     console.out.print(f"wrote {folder} (random weights)")

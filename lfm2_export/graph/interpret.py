@@ -16,6 +16,7 @@ from lfm2_export.graph.steps import Network, Step
 from lfm2_export.model import operators
 from lfm2_export.model.attention import Attention
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.experts import ExpertChoice
 from lfm2_export.model.short_conv import ShortConv
 
 Values = dict[str, Tensor]
@@ -53,8 +54,8 @@ def _needed(steps: Sequence[Step], given: Collection[str], wanted: Collection[st
     return found[::-1]
 
 
-def _module(step: Step, decoder: Decoder, x: Tensor) -> Tensor:
-    return cast(Tensor, decoder.get_submodule(step.path)(x))
+def _module(step: Step, decoder: Decoder, *inputs: Tensor) -> Tensor:
+    return cast(Tensor, decoder.get_submodule(step.path)(*inputs))
 
 
 def _short_conv(step: Step, decoder: Decoder, gated: Tensor, state: Tensor, *rest: Optional) -> tuple[Tensor, ...]:
@@ -70,12 +71,18 @@ def _attention(step: Step, decoder: Decoder, *inputs: Tensor) -> tuple[Tensor, .
     return operators.attention(query, key, value, past_key, past_value, position, attention.cache_dtype)
 
 
+def _choose_experts(step: Step, decoder: Decoder, scores: Tensor, *_: Optional) -> tuple[Tensor, ...]:
+    choice = decoder.get_submodule(step.path)
+    assert isinstance(choice, ExpertChoice)
+    return operators.choose_experts(scores, choice.expert_bias, choice.count, choice.normalized, choice.scale)
+
+
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda step, decoder, *inputs: function(*inputs, *step.arguments)
 
 
 _TABLE: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
-    **dict.fromkeys(("embedding", "linear", "rms_norm", "head_norm"), _module),
+    **dict.fromkeys(("embedding", "linear", "rms_norm", "head_norm", "experts"), _module),
     "add": _plain(torch.add),
     "mul": _plain(torch.mul),
     "silu": _plain(F.silu),
@@ -84,4 +91,7 @@ _TABLE: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "last_valid": _plain(operators.last_valid),
     "short_conv": _short_conv,
     "attention": _attention,
+    "sliding_attention": _plain(operators.sliding_attention),
+    "gate_heads": _plain(operators.gate_heads),
+    "choose_experts": _choose_experts,
 }

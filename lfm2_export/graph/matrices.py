@@ -5,21 +5,22 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.graph.steps import layer_of
 from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import skeleton
 
-MatrixClass = Literal["embedding", "head", "conv", "linear"]
+MatrixClass = Literal["embedding", "head", "conv", "linear", "gate"]
 
 
 class Matrix(NamedTuple):
     """A module with a weight matrix, `shape` (rows, columns)."""
 
     path: str
-    kind: MatrixClass  # embedding; head, which makes the logits; conv, a short convolution's projection; or linear
+    kind: MatrixClass  # embedding; head, which makes the logits; conv, a short convolution's projection; gate, whose
+    # results weigh others; or linear
     shape: tuple[int, int]
 
 
@@ -28,16 +29,25 @@ def matrices(config: LFM2Config) -> tuple[Matrix, ...]:
     """Every matrix of a model of that shape, in the order in which they are used."""
     network, model = trace(config, padded=False), skeleton(config)
     convolutions = {step.path for step in network.of_kind("short_conv")}
+    gates = {value for step in network.of_kind("gate_heads") for value in step.inputs[1:]}
+    gates |= {step.inputs[0] for step in network.of_kind("choose_experts")}
 
     def kind(step_kind: str, path: str, output: str) -> MatrixClass:
         if step_kind == "embedding":
             return "embedding"
         if output == network.logits:
             return "head"
+        if output in gates:
+            return "gate"
         return "conv" if path.rpartition(".")[0] in convolutions else "linear"
 
-    found = []
-    for step in network.of_kind("embedding", "linear"):
+    found: list[Matrix] = []
+    for step in network.of_kind("embedding", "linear", "experts"):
+        if step.kind == "experts":
+            experts = model.get_submodule(step.path).named_modules(prefix=step.path)
+            parts = [(path, part) for path, part in experts if isinstance(part, nn.Linear)]
+            found += [Matrix(path, "linear", (part.out_features, part.in_features)) for path, part in parts]
+            continue
         weight = model.get_submodule(step.path).weight
         assert isinstance(weight, Tensor)
         rows, columns = weight.shape

@@ -1,8 +1,9 @@
 """The model of a shape, traced: `model/` run once on symbols, from its config alone, before a weight is read.
 
-A module without parts (a product, a norm, the lookup) is one step, and so is each operator of `model/operators.py`. The
-trace of a model is the same however its weights are quantized. `torch.export` gives the same steps, a hundred times
-slower (`graph/export.py`, for whoever lowers aten); a test holds the two against each other.
+A module without parts (a product, a norm, the lookup) is one step, and so are all experts of a layer and each operator
+of `model/operators.py`. The trace of a model is the same however its weights are quantized. `torch.export` gives the
+same steps, a hundred times slower (`graph/export.py`, for whoever lowers aten); a test holds the two against each
+other.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.graph.passes import without_dead_steps
 from lfm2_export.graph.steps import LENGTH, POSITION, STATE, TOKENS, Network, Step
 from lfm2_export.model.decoder import skeleton
+from lfm2_export.model.experts import Experts
 from lfm2_export.model.layers import HeadNorm, RMSNorm
 from lfm2_export.model.operators import NAMESPACE
 
@@ -28,6 +30,7 @@ _MODULES: tuple[tuple[type[nn.Module], str], ...] = (  # the first that fits
     (nn.Linear, "linear"),
     (HeadNorm, "head_norm"),
     (RMSNorm, "rms_norm"),
+    (Experts, "experts"),
 )
 _FUNCTIONS: dict[Any, str] = {operator.add: "add", operator.mul: "mul", F.silu: "silu"}
 
@@ -46,7 +49,7 @@ def trace(config: LFM2Config, padded: bool) -> Network:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not any(m.children())
+        return not any(m.children()) or isinstance(m, Experts)
 
 
 def _network(graph: fx.Graph, decoder: nn.Module) -> Network:
@@ -65,7 +68,8 @@ def _network(graph: fx.Graph, decoder: nn.Module) -> Network:
             module = decoder.get_submodule(node.target)
             values[node] = named(node.target)
             arguments = (module.eps,) if isinstance(module, RMSNorm) else ()
-            steps.append(Step(_kind(module), node.target, (values[node.args[0]],), (values[node],), arguments))
+            inputs = tuple(values[given] for given in node.args)
+            steps.append(Step(_kind(module), node.target, inputs, (values[node],), arguments))
         elif node.target is operator.getitem:
             source, key = node.args
             values[node] = f"{STATE}{key}" if source.op == "placeholder" else f"{values[source]}:{key}"

@@ -69,15 +69,19 @@ class Decoder(nn.Module, StoresOtherwise):
 
     def call(self, tokens: Tensor, position: Tensor, length: Tensor | None = None) -> Call:
         """Return where the call's tokens stand in the window, for every layer; arguments as in `forward`."""
-        cos, sin = operators.rotary(tokens, position, self.config.head_dim, self.config.rope_theta)
-        return Call(position, length, cos, sin)
+        angles: dict[str, tuple[Tensor, Tensor]] = {}
+        for kind in ("full_attention", "sliding_attention"):
+            if kind in self.config.layer_types:
+                cos, sin = operators.rotary(tokens, position, self.config.head_dim, *self.config.rotary(kind))
+                angles[kind] = cos, sin
+        return Call(position, length, angles)
 
-    def stored(self) -> Iterator[Stored]:
+    def stored(self, unsaved: bool) -> Iterator[Stored]:
         """Yield the checkpoint's tensors in its order; a tied one has no head of its own."""
         for name, part in self.named_children():
             if name == "lm_head" and self.config.tie_word_embeddings:
                 continue
-            for each in stored(part):
+            for each in stored(part, unsaved):
                 owned = within(name, each)
                 yield owned if name == "lm_head" else owned._replace(name=f"model.{owned.name}")
 
@@ -90,7 +94,11 @@ def skeleton(config: LFM2Config) -> Decoder:
 
 
 @lru_cache(maxsize=8)
-def layout(config: LFM2Config) -> tuple[Stored, ...]:
-    """Every tensor of a checkpoint of that shape, in a checkpoint's order."""
+def layouts(config: LFM2Config) -> tuple[tuple[Stored, ...], ...]:
+    """Every tensor of a checkpoint of that shape, in a checkpoint's order: in each way it may be laid out, the usual
+    one first."""
     with torch.device("meta"):
-        return tuple(Decoder(config).stored())
+        decoder = Decoder(config)
+        saved, unsaved = tuple(decoder.stored(unsaved=False)), tuple(decoder.stored(unsaved=True))
+    same = [each.name for each in saved] == [each.name for each in unsaved]
+    return (saved,) if same else (saved, unsaved)

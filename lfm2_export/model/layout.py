@@ -24,19 +24,22 @@ class StoresOtherwise(ABC):
     """A module whose tensors in a checkpoint are not its own and its children's parameters one by one."""
 
     @abstractmethod
-    def stored(self) -> Iterator[Stored]:
-        """Yield what a checkpoint holds, in its order."""
+    def stored(self, unsaved: bool) -> Iterator[Stored]:
+        """Yield what a checkpoint holds, in its order.
+
+        When `unsaved`, under the names and in the shapes that transformers has in memory, where it saves others.
+        """
 
 
-def stored(module: nn.Module) -> Iterator[Stored]:
+def stored(module: nn.Module, unsaved: bool) -> Iterator[Stored]:
     """Yield what a checkpoint holds of a module, in its order: the module's own word, or its parameters by name."""
     if isinstance(module, StoresOtherwise):
-        yield from module.stored()
+        yield from module.stored(unsaved)
         return
     for name, parameter in module.named_parameters(recurse=False):
         yield Stored(name, tuple(parameter.shape), (name,))
     for prefix, child in module.named_children():
-        for each in stored(child):
+        for each in stored(child, unsaved):
             yield within(prefix, each)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lfm2_export.checkpoint import source as places
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.checkpoint.source import Checkpoint
-from lfm2_export.model.decoder import Decoder, layout
+from lfm2_export.model.decoder import Decoder, layouts
 from lfm2_export.model.layout import Stored
 
 
@@ -21,12 +21,16 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     Names and shapes of its tensors are held against the model that its config describes; no weight is read. Raises
     UsageError for a place that does not exist, CheckpointError for a config or header that is wrong.
     """
-    return places.open_checkpoint(source, revision, expected=tensor_shapes)
+    return places.open_checkpoint(source, revision, expected=_expected)
 
 
 def tensor_shapes(config: LFM2Config) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of a checkpoint by name; a tied checkpoint has no head of its own."""
-    return {each.name: each.shape for each in layout(config)}
+    return _expected(config)[0]
+
+
+def _expected(config: LFM2Config) -> list[dict[str, tuple[int, ...]]]:
+    return [{each.name: each.shape for each in way} for way in layouts(config)]
 
 
 def load_decoder(
@@ -43,7 +47,7 @@ def load_decoder(
     with torch.device("meta"):
         decoder = Decoder(checkpoint.config)
     decoder.eval()
-    becomes = {each.name: each for each in layout(checkpoint.config)}
+    becomes = {each.name: each for way in layouts(checkpoint.config) for each in way}
     for part, tensors in groupby(checkpoint.tensors(), lambda named: _part(becomes[named[0]])):
         for name, tensor in tensors:
             _place(decoder, becomes[name], tensor, loaded)

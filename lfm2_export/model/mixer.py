@@ -17,8 +17,7 @@ class Call(NamedTuple):
 
     position: Tensor  # [B] int64, tokens already seen
     length: Tensor | None  # [B] int64, valid tokens of this call; None: all T
-    cos: Tensor  # [B, T, head_dim]
-    sin: Tensor  # [B, T, head_dim]
+    angles: dict[str, tuple[Tensor, Tensor]]  # by kind of attention layer: RoPE's cos and sin, [B, T, head_dim] each
 
 
 class Mixer(nn.Module, ABC):

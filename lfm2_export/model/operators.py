@@ -47,13 +47,15 @@ def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (heads * torch.rsqrt(heads.pow(2).mean(-1, keepdim=True) + eps) * weight).flatten(-2)
 
 
-@_operator("(Tensor tokens, Tensor position, int width, float theta) -> (Tensor, Tensor)")
-def rotary(tokens: Tensor, position: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
+@_operator("(Tensor tokens, Tensor position, int width, float theta, int turned) -> (Tensor, Tensor)")
+def rotary(tokens: Tensor, position: Tensor, width: int, theta: float, turned: int) -> tuple[Tensor, Tensor]:
     """cos and sin of RoPE (Su et al. 2021, arXiv:2104.09864) for `tokens [B, T]` behind `position [B]`.
 
-    `[B, T, width]` each, the angles of a head's first half repeated for its second.
+    `[B, T, width]` each, the angles of a head's first half repeated for its second. Of the pairs of channels only the
+    first `turned` turn; the others stay as they are.
     """
-    return rotary_tables(position.unsqueeze(1) + torch.arange(tokens.shape[1], device=tokens.device), width, theta)
+    positions = position.unsqueeze(1) + torch.arange(tokens.shape[1], device=tokens.device)
+    return rotary_tables(positions, width, theta, turned)
 
 
 @_operator("(Tensor x, Tensor cos, Tensor sin) -> Tensor")
@@ -108,6 +110,67 @@ def attention(
     return mixed.transpose(1, 2).flatten(2), key, value
 
 
+@_operator(
+    "(Tensor query, Tensor key, Tensor value, Tensor past_key, Tensor past_value, Tensor position, Tensor? length,"
+    " int width) -> (Tensor, Tensor, Tensor)"
+)
+def sliding_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    position: Tensor,
+    length: Tensor | None,
+    width: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax attention of each of the call's T tokens over itself and the W-1 tokens before it.
+
+    query `[B, T, heads·D]`, key and value `[B, T, kv_heads·D]` with D = `width`; past_key and past_value
+    `[B, kv_heads·D, W-1]`: what the last W-1 tokens left, oldest first, of which the last `position [B]` count.
+    Returns the mixed values `[B, T, heads·D]` and the new state, the last W-1 columns before the padding (`length [B]`
+    valid tokens; None: all T).
+    """
+    tokens, reach = query.shape[1], past_key.shape[2]
+    keys = torch.cat((past_key.transpose(1, 2), key), dim=1)  # [B, W-1+T, kv_heads·D]
+    values = torch.cat((past_value.transpose(1, 2), value), dim=1)
+    columns = torch.arange(reach + tokens, device=query.device)
+    ahead = columns.unsqueeze(0) - torch.arange(tokens, device=query.device).unsqueeze(1)  # [T, W-1+T]
+    within = (ahead >= 0) & (ahead <= reach)
+    filled = columns.unsqueeze(0) >= reach - position.unsqueeze(1)  # [B, W-1+T]
+    mask = _additive(within.unsqueeze(0) & filled.unsqueeze(1)).unsqueeze(1).unsqueeze(1)  # [B, 1, 1, T, W-1+T]
+    by_head = [x.unflatten(-1, (-1, width)).transpose(1, 2) for x in (query, keys, values)]
+    grouped = by_head[0].unflatten(1, (by_head[1].shape[1], -1))  # [B, kv_heads, groups, T, D]
+    scores = grouped @ by_head[1].unsqueeze(2).transpose(3, 4) * width**-0.5 + mask
+    mixed = scores.softmax(-1) @ by_head[2].unsqueeze(2)
+    mixed = mixed.flatten(1, 2).transpose(1, 2).flatten(2)
+    return mixed, _last_columns(keys, reach, length), _last_columns(values, reach, length)
+
+
+@_operator("(Tensor x, Tensor gate) -> Tensor")
+def gate_heads(x: Tensor, gate: Tensor) -> Tensor:
+    """Every head of `x [B, T, heads·D]` times the sigmoid of its `gate [B, T, heads]`."""
+    heads = x.unflatten(-1, (gate.shape[-1], -1))
+    return (heads * gate.sigmoid().unsqueeze(-1)).flatten(-2)
+
+
+@_operator("(Tensor scores, Tensor? bias, int count, bool normalized, float scale) -> (Tensor, Tensor)")
+def choose_experts(
+    scores: Tensor, bias: Tensor | None, count: int, normalized: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The router of LFM2-MoE: each token's `count` experts and their weights, both `[B, T, count]`, indices int64.
+
+    An expert's weight is the sigmoid of its score, `[B, T, experts]`; `bias [experts]` is added for the choice alone.
+    When `normalized` the weights of the chosen ones sum to 1; then they are multiplied by `scale`.
+    """
+    weights = scores.sigmoid()
+    chosen = (weights if bias is None else weights + bias).topk(count, dim=-1).indices
+    weights = weights.gather(-1, chosen)
+    if normalized:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
+    return weights * scale, chosen
+
+
 @_operator("(Tensor gated, Tensor state, Tensor kernel, Tensor? bias, Tensor? length) -> (Tensor, Tensor)")
 def short_conv(
     gated: Tensor, state: Tensor, kernel: Tensor, bias: Tensor | None, length: Tensor | None
@@ -125,12 +188,7 @@ def short_conv(
         mixed = mixed + columns.narrow(1, shift, tokens) * kernel[shift]
     if bias is not None:
         mixed = mixed + bias
-    if length is None:
-        last = columns.narrow(1, tokens, width - 1)
-    else:
-        index = length.view(-1, 1) + torch.arange(width - 1, device=gated.device)
-        last = columns.gather(1, index.unsqueeze(-1).expand(-1, -1, columns.shape[2]))
-    return mixed, last.transpose(1, 2)
+    return mixed, _last_columns(columns, width - 1, length)
 
 
 @_operator("(Tensor x, Tensor? length) -> Tensor")
@@ -142,17 +200,27 @@ def last_valid(x: Tensor, length: Tensor | None) -> Tensor:
     return x.gather(1, index).squeeze(1)
 
 
-def rotary_tables(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotary_tables(positions: Tensor, width: int, theta: float, turned: int) -> tuple[Tensor, Tensor]:
     """cos and sin of RoPE at any `positions [...] int64`, `[..., width] fp32` each."""
-    angles = positions.to(torch.float32).unsqueeze(-1) * rotary_frequencies(width, theta).to(positions.device)
+    frequencies = rotary_frequencies(width, theta, turned).to(positions.device)
+    angles = positions.to(torch.float32).unsqueeze(-1) * frequencies
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
 
-def rotary_frequencies(width: int, theta: float) -> Tensor:
-    """RoPE's angle per position of each pair of channels, `[width/2] fp32`."""
-    exponent = torch.arange(0, width, 2, dtype=torch.float32) / width
-    return 1.0 / theta**exponent
+def rotary_frequencies(width: int, theta: float, turned: int) -> Tensor:
+    """RoPE's angle per position of each pair of channels, `[width/2] fp32`; 0 for all but the first `turned`."""
+    pairs = torch.arange(0, width, 2, dtype=torch.float32)
+    frequencies = 1.0 / theta ** (pairs / width)
+    return frequencies if 2 * turned == width else torch.where(pairs < 2 * turned, frequencies, 0.0)
+
+
+def _last_columns(columns: Tensor, count: int, length: Tensor | None) -> Tensor:
+    """`[B, count+T, C]` → `[B, C, count]`: what lies before the padding (`length [B]` valid of T; None: all)."""
+    if length is None:
+        return columns.narrow(1, columns.shape[1] - count, count).transpose(1, 2)
+    index = length.view(-1, 1) + torch.arange(count, device=columns.device)
+    return columns.gather(1, index.unsqueeze(-1).expand(-1, -1, columns.shape[2])).transpose(1, 2)
 
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:

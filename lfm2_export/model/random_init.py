@@ -1,7 +1,7 @@
-"""A checkpoint of a true LFM2 shape with random weights: what an export costs can be tried without a download.
+"""A checkpoint of a true shape with random weights: what an export costs can be tried without a download.
 
-The safetensors file is streamed, header first, then one tensor at a time: 2.6B parameters need the memory of the
-largest tensor, not of the model.
+The safetensors file is streamed, header first, then one tensor at a time: 8B parameters need the memory of the largest
+tensor, not of the model.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lfm2_export.checkpoint.config import LFM2Config, read_config
+from lfm2_export.checkpoint.config_keys import LayerType
 from lfm2_export.checkpoint.safetensors_file import read_header
 from lfm2_export.checkpoint.shards import SINGLE
 from lfm2_export.checkpoint.source import RANDOM
@@ -26,6 +28,8 @@ from lfm2_export.model.load import tensor_shapes
 from lfm2_export.progress import Progress, silent
 
 _STD = 0.02  # transformers' initializer_range
+_SPELLED = {torch.bfloat16: "BF16", torch.float32: "F32"}
+_ARCHITECTURES = {"lfm2": "Lfm2ForCausalLM", "lfm2_moe": "Lfm2MoeForCausalLM", "lfm3": "Lfm3ForCausalLM"}
 
 
 def _released(hidden: int, heads: int, mlp: int, layers: int, attention: tuple[int, ...]) -> LFM2Config:
@@ -50,12 +54,47 @@ def _released(hidden: int, heads: int, mlp: int, layers: int, attention: tuple[i
     )
 
 
+_FOUR: tuple[LayerType, ...] = ("sliding_attention", "conv", "full_attention", "conv")  # LFM3's, from layer 4 on
 _SIXTEEN = (2, 5, 8, 10, 12, 14)
 SIZES = {
     "350m": _released(1024, 16, 4608, 16, _SIXTEEN),
     "700m": _released(1536, 24, 6912, 16, _SIXTEEN),
     "1.2b": _released(2048, 32, 8192, 16, _SIXTEEN),
     "2.6b": _released(2048, 32, 10752, 30, (2, 5, 9, 13, 17, 21, 24, 27)),
+    "lfm2-8b-a1b": replace(
+        _released(2048, 32, 7168, 24, (2, 6, 10, 14, 18, 21)),
+        model_type="lfm2_moe",
+        num_experts=32,
+        num_experts_per_tok=4,
+        num_dense_layers=2,
+        moe_intermediate_size=1792,
+        use_expert_bias=True,
+        norm_topk_prob=True,
+    ),
+    "lfm3-1.7b": LFM2Config(
+        model_type="lfm3",
+        vocab_size=128_000,
+        hidden_size=2048,
+        intermediate_size=7680,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        head_dim=128,
+        layer_types=("conv", *_FOUR[1:], *(5 * _FOUR)),
+        conv_L_cache=7,
+        conv_bias=False,
+        norm_eps=1e-5,
+        rope_theta=1e6,
+        rope_factor=0.5,
+        sliding_window=256,
+        sliding_rope_theta=1e4,
+        tie_word_embeddings=True,
+        max_position_embeddings=128_000,
+        use_attention_gate=True,
+        use_sandwich_norm=True,
+        bos_token_id=124_894,
+        eos_token_ids=(124_900,),
+        pad_token_id=124_893,
+    ),
 }
 
 
@@ -69,7 +108,7 @@ def init_checkpoint(
     """Write config.json and a bf16 model.safetensors of `size`: a name in SIZES, the path of a config.json, a config.
 
     The same size and seed give the same bytes. Raises UsageError for an unknown size, an existing folder or a full
-    disk, CheckpointError for a config that is not an LFM2. Whatever is raised, `folder` is left as it was.
+    disk, CheckpointError for a config of another model. Whatever is raised, `folder` is left as it was.
     """
     config = size if isinstance(size, LFM2Config) else _named(size)
     check_free(folder, force, KIND)
@@ -106,14 +145,15 @@ def _named(size: str) -> LFM2Config:
 def _document(config: LFM2Config) -> dict[str, Any]:
     """config.json in Hugging Face's newest spelling."""
     eos = list(config.eos_token_ids)
+    own = {"lfm2": {}, "lfm2_moe": _moe_keys(config), "lfm3": _lfm3_keys(config)}[config.model_type]
     return {
-        "architectures": ["Lfm2ForCausalLM"],
-        "model_type": "lfm2",
+        "architectures": [_ARCHITECTURES[config.model_type]],
+        "model_type": config.model_type,
         "dtype": "bfloat16",
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
-        "block_auto_adjust_ff_dim": False,  # the width above is the true one
+        **({"block_auto_adjust_ff_dim": False} if config.model_type == "lfm2" else {}),  # the width is the true one
         "num_hidden_layers": config.num_hidden_layers,
         "layer_types": list(config.layer_types),
         "num_attention_heads": config.num_attention_heads,
@@ -128,7 +168,30 @@ def _document(config: LFM2Config) -> dict[str, Any]:
         "bos_token_id": config.bos_token_id,
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
         "pad_token_id": config.pad_token_id,
+        **own,
     }
+
+
+def _moe_keys(config: LFM2Config) -> dict[str, Any]:
+    experts = ("num_experts", "num_experts_per_tok", "num_dense_layers", "moe_intermediate_size")
+    choice = ("use_expert_bias", "norm_topk_prob", "routed_scaling_factor")
+    return {name: getattr(config, name) for name in (*experts, *choice)}
+
+
+def _lfm3_keys(config: LFM2Config) -> dict[str, Any]:
+    rope = {
+        "full_attention": (config.rope_theta, config.rope_factor),
+        "sliding_attention": (config.sliding_rope_theta, config.sliding_rope_factor),
+    }
+    parameters = {
+        kind: {"rope_type": "default", "rope_theta": theta}
+        if factor == 1
+        else {"rope_type": "proportional", "rope_theta": theta, "partial_rotary_factor": factor}
+        for kind, (theta, factor) in rope.items()
+        if theta
+    }
+    names = ("sliding_window", "attention_bias", "use_attention_gate", "use_sandwich_norm")
+    return {name: getattr(config, name) for name in names} | {"rope_parameters": parameters}
 
 
 def _write_weights(path: Path, config: LFM2Config, seed: int, progress: Progress) -> None:
@@ -136,8 +199,8 @@ def _write_weights(path: Path, config: LFM2Config, seed: int, progress: Progress
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "lfm2_export": RANDOM, "seed": str(seed)}}
     offset = 0
     for name, shape in shapes.items():
-        size = 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        size = _dtype(name).itemsize * math.prod(shape)
+        header[name] = {"dtype": _SPELLED[_dtype(name)], "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
@@ -148,12 +211,17 @@ def _write_weights(path: Path, config: LFM2Config, seed: int, progress: Progress
             file.write(_random_tensor(name, shape, seed).view(torch.uint8).numpy().data)
 
 
+def _dtype(name: str) -> torch.dtype:
+    """bf16, but for experts' biases: what is added to nearly equal scores decides between them."""
+    return torch.float32 if name.endswith(".expert_bias") else torch.bfloat16
+
+
 def _random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """bf16: ones for norms, zeros for biases, N(0, 0.02) for matrices, seeded by name so that order never matters."""
     if "norm" in name:
         return torch.ones(shape, dtype=torch.bfloat16)
-    if name.endswith(".bias"):
-        return torch.zeros(shape, dtype=torch.bfloat16)
+    if name.endswith("bias"):
+        return torch.zeros(shape, dtype=_dtype(name))
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.empty(shape, dtype=torch.bfloat16).normal_(0.0, _STD, generator=generator)

@@ -38,7 +38,7 @@ class ShortConv(Mixer, StoresOtherwise):
         """Return the last L-1 columns of `B⊙x`, `[hidden, L-1]`, whatever the window."""
         return {"conv_state": (config.hidden_size, config.conv_L_cache - 1)}
 
-    def stored(self) -> Iterator[Stored]:
+    def stored(self, unsaved: bool) -> Iterator[Stored]:
         """Yield the checkpoint's tensors: the kernel as a Conv1d's, the three projections as one matrix."""
         width, hidden = self.kernel.shape
         yield Stored("conv.weight", (hidden, 1, width), ("kernel",), lambda tensor: (tensor[:, 0].T,))

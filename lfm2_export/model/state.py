@@ -4,7 +4,9 @@ A state is a plain `dict[str, Tensor]` in the order of `state_shapes`, so that a
 a manifest and a runtime's buffers all speak the same names:
 
 - `conv_state.i  [B, hidden, L-1]`: the last L-1 columns of `B⊙x` of conv layer i (L = `conv_L_cache`);
-- `key.i`, `value.i  [B, kv_heads, S, head_dim]`: attention layer i, RoPE applied, S = window.
+- `key.i`, `value.i  [B, kv_heads, S, head_dim]`: attention layer i, RoPE applied, S = window;
+- `sliding_key.i`, `sliding_value.i  [B, kv_heads·head_dim, W-1]`: the last W-1 keys and values of sliding attention
+  layer i, RoPE applied, W = `sliding_window`, whatever S is.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ def empty_state(
 
 
 def is_cache(name: str) -> bool:
-    """Return whether a state tensor is a KV cache (written at a position) and not a conv state (replaced whole)."""
-    return not name.startswith("conv_state.")
+    """Return whether a state tensor is a KV cache (written at a position) and not one that each call replaces whole."""
+    return name.startswith(("key.", "value."))
 
 
 def cache_bytes(config: LFM2Config, precision: str) -> int:
@@ -60,7 +62,7 @@ def cache_bytes(config: LFM2Config, precision: str) -> int:
 def write_slices(state: State, new: State, position: Tensor, length: Tensor) -> None:
     """Write a call's results into the state, in place, as the caller of the `slice` transport does.
 
-    Conv states are replaced; of each new key and value, row b's first `length[b]` columns are written at
+    Other states are replaced; of each new key and value, row b's first `length[b]` columns are written at
     `position[b]`. `position` and `length` are `[B] int64`.
     """
     for name, tensor in new.items():

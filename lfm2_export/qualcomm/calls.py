@@ -58,7 +58,8 @@ def graph_inputs(config: LFM2Config, tokens: Sequence[int], position: int, rows:
     """
     count = len(tokens)
     padded = [*tokens, *[tokens[-1]] * (rows - count)]
-    cos, sin = rotary_tables(torch.arange(position, position + rows).view(1, 1, -1), config.head_dim, config.rope_theta)
+    positions = torch.arange(position, position + rows).view(1, 1, -1)
+    cos, sin = rotary_tables(positions, config.head_dim, *config.rotary("full_attention"))
     hidden = torch.ones(1, 1, rows, window + rows)
     hidden[..., :position] = 0
     hidden[0, 0, :, window:].triu_(1)

@@ -94,9 +94,9 @@ def _silu(to: Site, step: Step, x: str) -> str:
 
 def _rotary(to: Site, step: Step, *_: str) -> tuple[str, ...]:
     """Tables over the whole window, `[window, width/2]`; the attention operator knows each row's position."""
-    width, theta = cast(tuple[int, float], step.arguments)
+    width, theta, turned = cast(tuple[int, float, int], step.arguments)
     name = step.output.partition(":")[0]
-    cos, sin = rotary_tables(torch.arange(to.border.window), width, theta)
+    cos, sin = rotary_tables(torch.arange(to.border.window), width, theta, turned)
     halves = {f"{name}.cos": cos[:, : width // 2], f"{name}.sin": sin[:, : width // 2]}
     return tuple(to.graph.parameter(name, half, to.border.cache) for name, half in halves.items())
 

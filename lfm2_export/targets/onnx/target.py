@@ -118,7 +118,7 @@ def _add_probes(graph: Graph, steps: Iterable[Step], values: dict[str, str]) -> 
 
 
 def _check_head_width(recipe: Recipe, network: Network) -> None:
-    for width, _ in (cast(tuple[int, float], step.arguments) for step in network.of_kind("rotary")):
+    for width in (cast(int, step.arguments[0]) for step in network.of_kind("rotary")):
         if width % _HEAD_DIM_STEP:
             raise RecipeError(
                 f"{recipe.name}: onnxruntime's attention needs a head_dim that is a multiple of {_HEAD_DIM_STEP}, "

@@ -122,5 +122,5 @@ def _check_model(recipe: Recipe, config: LFM2Config, network: Network) -> None:
             "use onnx-qnn-fp16"
         )
     angles = {step.arguments for step in network.of_kind("rotary")}
-    if angles - {(config.head_dim, config.rope_theta)}:
+    if angles - {(config.head_dim, *config.rotary("full_attention"))}:
         raise RecipeError(f"{recipe.name}: the caller of an NPU method makes RoPE's factors of one kind, not {angles}")

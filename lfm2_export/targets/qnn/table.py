@@ -82,8 +82,8 @@ class _Rotary(Entry):
 
     def __init__(self, step: Step, module: Any, window: int) -> None:
         super().__init__(step, module, window)
-        width, theta = cast(tuple[int, float], step.arguments)
-        cos, sin = rotary_tables(torch.arange(window).view(1, 1, -1), width, theta)
+        width, theta, turned = cast(tuple[int, float, int], step.arguments)
+        cos, sin = rotary_tables(torch.arange(window).view(1, 1, -1), width, theta, turned)
         half = width // 2  # both halves of a head turn by the same angles
         self.register_buffer("cos", cos[..., :half].contiguous())
         self.register_buffer("sin", sin[..., :half].contiguous())

@@ -54,8 +54,7 @@ def norm(graph: Graph, at: Place, x: Value) -> Value:
 
 def angles(graph: Graph, at: Place, offsets: Value, seen: Value) -> tuple[Value, Value]:
     """cos and sin `[1, T, 1, width]` of positions: `offsets [T]` counts the call's tokens, `seen [1]` those before."""
-    width, theta = at.arguments
-    frequencies = graph.constant(rotary_frequencies(width, theta).repeat(2))
+    frequencies = graph.constant(rotary_frequencies(*at.arguments).repeat(2))
     times = graph.reshape(graph.add(offsets, seen), 1, 0, 1, 1)
     turns = graph.multiply(times, frequencies)
     return graph.cos(turns), graph.sin(turns)
