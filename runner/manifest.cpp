@@ -102,6 +102,12 @@ std::string inside(const std::string& folder, const std::string& name, const std
   return folder + "/" + name;
 }
 
+}  // namespace
+
+bool is_cache(const std::string& state) { return state.rfind("key.", 0) == 0 || state.rfind("value.", 0) == 0; }
+
+namespace {
+
 void check_signature(const Manifest& manifest, const std::string& where) {
   const auto& inputs = manifest.inputs;
   const bool fits = inputs.size() >= 2 && inputs[0].name == "tokens" && inputs[0].dtype == "int64" &&
@@ -115,10 +121,11 @@ void check_signature(const Manifest& manifest, const std::string& where) {
   }
   for (size_t i = 2; i < inputs.size(); ++i) {
     const TensorSpec& state = inputs[i];
-    const bool cache = state.name.rfind("key.", 0) == 0 || state.name.rfind("value.", 0) == 0;
-    const bool conv = state.name.rfind("conv_state.", 0) == 0;
+    const bool cache = is_cache(state.name);
+    const bool whole = state.name.rfind("conv_state.", 0) == 0 || state.name.rfind("sliding_key.", 0) == 0 ||
+                       state.name.rfind("sliding_value.", 0) == 0;
     const size_t dimensions = cache ? 4 : 3;
-    if (!state.written || (!cache && !conv) || state.shape.size() != dimensions ||
+    if (!state.written || (!cache && !whole) || state.shape.size() != dimensions ||
         std::find(state.shape.begin(), state.shape.end(), -1) != state.shape.end()) {
       refuse(where, "input '" + state.name.substr(0, 40) + "' is no state that lfm2_runner knows");
     }

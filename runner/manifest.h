@@ -29,6 +29,9 @@ struct Manifest {
   std::string digest;  // lfm2_export.chat.saved_state's artifact_digest: what a saved state belongs to
 };
 
+// Whether a state tensor is a KV cache, written at a position, and not one that each call replaces whole.
+bool is_cache(const std::string& state);
+
 // Failure, in one line that names the file, for a manifest that is missing, malformed or of a later schema, for an
 // artifact that this program does not run, and for a model path that leaves the folder.
 Manifest read_manifest(const std::string& folder);

@@ -17,7 +17,7 @@ Session::Session(const Manifest& manifest, uint32_t threads) : manifest_(manifes
     StateTensor tensor;
     tensor.spec = manifest_.inputs[index];
     tensor.bytes = bytes_of(tensor.spec);
-    tensor.cache = tensor.spec.name.rfind("conv_state.", 0) != 0;
+    tensor.cache = is_cache(tensor.spec.name);
     // zeroed by the system as it is first touched, so a long window costs only what is filled
     tensor.data.reset(static_cast<char*>(std::calloc(std::max<size_t>(tensor.bytes, 1), 1)));
     if (!tensor.data) throw Failure("no memory for '" + tensor.spec.name + "', " + std::to_string(tensor.bytes) + " bytes");

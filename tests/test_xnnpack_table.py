@@ -128,7 +128,7 @@ class GatedAttention(Mixer):
         return {"wide_key": (cls.KV_HEADS, window, cls.WIDTH), "wide_value": (cls.KV_HEADS, window, cls.WIDTH)}
 
     def forward(self, x: Tensor, state: tuple[Tensor, ...], call: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-        cos, sin = operators.rotary(x, call.position, self.WIDTH, self.THETA)
+        cos, sin = operators.rotary(x, call.position, self.WIDTH, self.THETA, self.WIDTH // 2)
         shared = self.key_value(x)
         query, key = (operators.rotate(each, cos, sin) for each in (self.query(x), shared))
         mixed, key, value = operators.attention(query, key, shared, *state, call.position, torch.float32)

@@ -21,7 +21,10 @@ from lfm2_export.errors import BundleError
 
 _DTYPES = {"float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint16", "uint8", "bool"}
 _FLOATS = {"float32", "float16", "bfloat16"}
-_STATE = re.compile(r"(?:conv_state|past_conv)\.(\d+)|(?:key|value)\.(\d+)|past_key_values\.(\d+)\.(?:key|value)", re.A)
+_STATE = re.compile(
+    r"(?:conv_state|past_conv)\.(\d+)|(?:sliding_)?(?:key|value)\.(\d+)|past_(?:key_values|sliding)\.(\d+)\.(?:key|value)",
+    re.A,
+)
 _REQUIREMENT = re.compile(r"[a-z][a-z0-9-]*(==|>=)[0-9][0-9a-z.]*(\+[a-z0-9.]+)?( with the [A-Za-z]+ backend)?", re.A)
 _MAX_DIMENSION = 1 << 31
 _MAX_ELEMENTS = 1 << 40
@@ -128,7 +131,7 @@ def _check_tensors(method: MethodSpec, config: LFM2Config, manifest: Manifest, w
     for name, spec in states.items():
         _check_state(spec, config, manifest.window, f"{where}: {name!r:.80}")
     caches = sum(_is_cache(name) for name in states)
-    if states and caches != 2 * len(config.attention_layers):
+    if states and caches != 2 * len(config.attention_layers + config.sliding_layers):
         raise BundleError(f"{where}: {caches} caches, expected a key and a value for each attention layer")
 
 
@@ -144,7 +147,10 @@ def _is_cache(name: str) -> bool:
 
 def _check_state(spec: TensorSpec, config: LFM2Config, window: int, where: str) -> None:
     """Whatever its layout, a state has the model's widths: each once, and beside them only ones and varying names."""
-    if _is_cache(spec.name):
+    if "sliding" in spec.name:
+        columns = (config.sliding_window or 0) - 1
+        wanted, kind = [config.num_key_value_heads * config.head_dim, columns], "sliding_attention"
+    elif _is_cache(spec.name):
         wanted, kind = [config.num_key_value_heads, config.head_dim], "full_attention"
         if not any(isinstance(size, str) for size in spec.shape[1:]):
             wanted.append(window)

@@ -115,7 +115,7 @@ def web_fields(manifest: Manifest) -> dict[str, Any]:
 def _present(past: str) -> str:
     """`past_conv.3` → `present_conv.3`; `past_key_values.5.key` → `present.5.key`."""
     kind, _, rest = past.partition(".")
-    return f"present_conv.{rest}" if kind == "past_conv" else f"present.{rest}"
+    return f"present.{rest}" if kind == "past_key_values" else f"present{kind.removeprefix('past')}.{rest}"
 
 
 def _chunk(name: str) -> int:

@@ -46,6 +46,8 @@ def check(artifact: Artifact) -> None:
         raise UsageError(
             f"{folder}: a browser runs ONNX artifacts, this one is {manifest.target}; export an onnx recipe"
         )
+    if (model_type := manifest.source.config.get("model_type", "lfm2")) != "lfm2":
+        raise UsageError(f"{folder}: the page's state is LFM2's, this artifact is of {model_type}")
     method = manifest.methods[0]
     if other := {spec.dtype for spec in (*method.inputs, *method.outputs)} - {"float32", "int64"}:
         raise UsageError(f"{folder}: the page keeps state and logits in float32, this artifact has {', '.join(other)}")

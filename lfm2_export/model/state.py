@@ -50,7 +50,7 @@ def empty_state(
 
 def is_cache(name: str) -> bool:
     """Return whether a state tensor is a KV cache (written at a position) and not one that each call replaces whole."""
-    return name.startswith(("key.", "value."))
+    return not name.startswith(("conv_state.", "sliding_"))
 
 
 def cache_bytes(config: LFM2Config, precision: str) -> int:

@@ -37,7 +37,7 @@ class Passage:
     """One sequence's way from an empty state: its final hidden rows, its keys and values, its convolutions' columns."""
 
     def __init__(self, decoder: Decoder, hidden: Tensor, columns: dict[str, Tensor]) -> None:
-        """hidden `[T, H]`; columns `[kv_heads, T, head_dim]` of a cache, `[T, hidden]` of a conv state, by name."""
+        """hidden `[T, H]`; columns `[kv_heads, T, head_dim]` of a cache, `[T, channels]` of other states, by name."""
         self._decoder, self._hidden, self._columns = decoder, hidden, columns
 
     @torch.inference_mode()
@@ -128,10 +128,12 @@ def _lookup(network: Network) -> str:
 
 
 def _column_source(network: Network, name: str) -> str:
-    """The value that holds a column for each token: new keys and values themselves, a convolution's input."""
+    """The value that holds a column for each token: new keys and values themselves, or what becomes such a state."""
     if is_cache(name):
         return network.state[name]
-    return next(step.inputs[0] for step in network.of_kind("short_conv") if STATE + name in step.inputs)
+    (reader,) = network.users(STATE + name)
+    before = {"short_conv": 1, "sliding_attention": 2}[reader.kind]  # inputs between the two
+    return reader.inputs[reader.inputs.index(STATE + name) - before]
 
 
 def _shapes(decoder: Decoder) -> dict[str, tuple[int, ...]]:

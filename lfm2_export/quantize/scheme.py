@@ -1,8 +1,8 @@
 """What is quantized and how: rules from a recipe, matched to modules of the traced model.
 
 The first rule whose `match` fits a module wins; a module that no rule fits stays fp32. `match` is a module
-class (`embedding`, `head`, `conv` for the projections of a short convolution, `linear` for every other
-matrix) or a glob over the module's path (`layers.*.feed_forward.w2`).
+class (`embedding`, `head`, `conv` for the projections of a short convolution, `gate` for what weighs heads or
+experts, `linear` for every other matrix) or a glob over the module's path (`layers.*.feed_forward.w2`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.graph.matrices import matrices
 
-MODULE_CLASSES = ("embedding", "head", "conv", "linear")
+MODULE_CLASSES = ("embedding", "head", "conv", "linear", "gate")
 
 Scale = Literal["float32", "bfloat16", "float16"]
 Activation = Literal["int8-token", "int8-block", "float16", "int16"]
@@ -53,8 +53,13 @@ Rules = tuple[QuantizationRule, ...]
 
 
 def rule_for(path: str, module_class: str, rules: Rules) -> QuantizationRule | None:
-    """The first rule that fits, or None."""
+    """The first rule that fits, or None.
+
+    Gates and routers weigh whole heads and experts, and are small: they become integers only by a rule for `gate`.
+    """
     for rule in rules:
+        if module_class == "gate" and rule.match != "gate" and rule.weight is not None and rule.weight.bits < 16:
+            continue
         if rule.match == module_class or (rule.match not in MODULE_CLASSES and fnmatchcase(path, rule.match)):
             return rule
     return None

@@ -47,6 +47,10 @@ class Genai(Runtime):
             raise MissingDependencyError(f"onnxruntime-genai is not installed; {hint}") from error
         return str(onnxruntime_genai.__version__)
 
+    def runs(self, manifest: Manifest) -> bool:
+        """Return whether the artifact is of the library's LFM2 class: 0.18.0 has none for LFM3 or LFM2-MoE."""
+        return super().runs(manifest) and manifest.source.config.get("model_type", "lfm2") == "lfm2"
+
     def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> GenaiSession:
         """Load an artifact for one conversation.
 

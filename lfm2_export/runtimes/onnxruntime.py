@@ -20,7 +20,7 @@ from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes.runtime import Runtime
 from lfm2_export.runtimes.session import Session, Snapshot, check_room, check_snapshot
 
-_CONV = "past_conv."
+_CONV, _SLIDING = "past_conv.", "past_sliding."
 _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 _QUIET = 3  # onnxruntime's log level: errors only
 
@@ -127,10 +127,10 @@ class OnnxRuntimeSession(Session):
         return {name.removeprefix(PROBE): array.astype(np.float32) for name, array in values}
 
     def reset(self) -> None:
-        """Conv states start from zero; old keys need no clearing, attention sees only columns below the position."""
+        """What is replaced whole starts from zero; of a cache attention sees only columns below the position."""
         self._position = 0
         for name, buffer in self._buffers.items():
-            if name.startswith(_CONV):
+            if name.startswith((_CONV, _SLIDING)):
                 buffer.fill(0)
 
     def state(self) -> Snapshot:
@@ -151,6 +151,8 @@ class OnnxRuntimeSession(Session):
     def _filled(self, name: str, position: int) -> np.ndarray:
         """The part of a buffer that is state: the last L-1 columns of a conv state, `position` columns of a cache."""
         buffer = self._buffers[name]
+        if name.startswith(_SLIDING):
+            return buffer.transpose(0, 2, 1)
         return buffer[:, :, 1:] if name.startswith(_CONV) else buffer[:, :, :position]
 
     def _bind_buffers(self) -> None:
@@ -198,15 +200,16 @@ def _fp32(tensor: Any) -> np.ndarray:
 
 
 def _contract_name(name: str) -> str:
-    """`past_conv.3` → `conv_state.3`; `past_key_values.5.key` → `key.5`."""
+    """`past_conv.3` → `conv_state.3`; `past_key_values.5.key` → `key.5`; `past_sliding.5.key` → `sliding_key.5`."""
     _, layer, *kind = name.split(".")
-    return f"{kind[0]}.{layer}" if kind else f"conv_state.{layer}"
+    sliding = "sliding_" if name.startswith(_SLIDING) else ""
+    return f"{sliding}{kind[0]}.{layer}" if kind else f"conv_state.{layer}"
 
 
 def present_name(name: str) -> str:
     """`past_conv.3` → `present_conv.3`; `past_key_values.5.key` → `present.5.key`."""
     kind, _, rest = name.partition(".")
-    return f"present_conv.{rest}" if kind == "past_conv" else f"present.{rest}"
+    return f"present.{rest}" if kind == "past_key_values" else f"present{kind.removeprefix('past')}.{rest}"
 
 
 def _shape(spec: TensorSpec, window: int) -> list[int]:

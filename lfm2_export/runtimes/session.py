@@ -10,14 +10,15 @@ from typing import NamedTuple
 import numpy as np
 
 from lfm2_export.errors import UsageError, WindowExceededError
+from lfm2_export.model.state import is_cache
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A conversation's state, copied out: enough to go on exactly from here in a session of the same artifact.
 
-    `tensors` follow `model/state.py`'s names and shapes (batch 1, fp32), keys and values cut to `position`
-    columns: the rest of the window is not state.
+    `tensors` follow `model/state.py`'s names and shapes (batch 1, fp32), keys and values of the whole context cut to
+    `position` columns: the rest of the window is not state.
     """
 
     position: int
@@ -111,8 +112,8 @@ def check_snapshot(snapshot: Snapshot, shapes: Mapping[str, tuple[int, ...]]) ->
     if snapshot.tensors.keys() != shapes.keys():
         raise UsageError("the snapshot is of another model: its state tensors have other names")
     for name, shape in shapes.items():
-        wanted = shape if name.startswith("conv_state.") else (*shape[:2], snapshot.position, *shape[3:])
-        fits = name.startswith("conv_state.") or snapshot.position <= shape[2]
+        wanted = (*shape[:2], snapshot.position, *shape[3:]) if is_cache(name) else shape
+        fits = not is_cache(name) or snapshot.position <= shape[2]
         if not fits or snapshot.tensors[name].shape != wanted:
             raise UsageError(
                 f"the snapshot does not fit: {name} is {snapshot.tensors[name].shape}, the window is {shape}"

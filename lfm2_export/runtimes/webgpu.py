@@ -98,7 +98,7 @@ class WebGpuSession(DeviceSession):
         refuse([node for node in fallen if node.name not in _ON_CPU], "WebGPU")
         self._chunk: int | None = None
         self.notes = (f"nodes on the CPU: {', '.join(map(str, fallen))}",) if fallen else ()
-        keys = [buffer for name, buffer in self._buffers.items() if name.endswith(".key")]
+        keys = [buffer for name, buffer in self._buffers.items() if _is_key(name)]
         for _, heads, _, width in {buffer.shape for buffer in keys}:
             self._take(try_attention(Heads(heads, width, keys[0].dtype == np.float16), _device()))
 
@@ -162,3 +162,8 @@ def _device() -> Any:
     devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == _PROVIDER]
     gpu = onnxruntime.OrtHardwareDeviceType.GPU
     return min(devices, key=lambda device: device.device.type != gpu)  # a GPU before the CPU that stands in for one
+
+
+def _is_key(name: str) -> bool:
+    """Whether a buffer holds the keys that the GPU's own attention operator reads."""
+    return name.startswith("past_key_values.") and name.endswith(".key")

@@ -55,10 +55,11 @@ class Target(ABC):
         Here: a model with a kind of step that the target has no entry for, and what its table of capabilities does not
         hold. Subclasses add what no table can say.
         """
-        for kind, step in self.network(config).kinds().items():
-            if kind not in self.steps:
-                where = step.path or step.output
-                raise RecipeError(f"{recipe.name}: the {self.name} target cannot write the step {kind!r} (at {where})")
+        lacking = [step for kind, step in self.network(config).kinds().items() if kind not in self.steps]
+        if lacking:
+            named = ", ".join(f"{step.kind!r} (at {step.path or step.output})" for step in lacking)
+            many = "s" if len(lacking) > 1 else ""
+            raise RecipeError(f"{recipe.name}: the {self.name} target cannot write the step{many} {named}")
         for message in refusals(self.name, self.capabilities, recipe, config):
             raise RecipeError(message)
 

@@ -5,7 +5,9 @@ One file can so serve both. `i` is the layer's index in the network:
 - inputs `input_ids [B, T]`, `attention_mask [B, past+T]`, `position_ids [B, T]`, per short convolution
   `past_conv.i [B, hidden, L]`, per attention `past_key_values.i.key|value [B, kv_heads, past, head_dim]`;
   optionally `num_logits_to_keep` (1 unless given, 0 = all T rows);
-- outputs `logits [B, kept, vocab]`, `present_conv.i`, `present.i.key|value`.
+  per sliding attention `past_sliding.i.key|value [B, W-1, kv_heads·head_dim]`, which no released genai or
+  transformers.js looks for;
+- outputs `logits [B, kept, vocab]`, `present_conv.i`, `present.i.key|value`, `present_sliding.i.key|value`.
 
 Row b's call starts at `position_ids[b, 0]` and holds as many valid tokens as its mask has ones from there on; the
 rest is right padding, which touches no conv state and writes its keys beyond the valid ones, where the next call
@@ -23,6 +25,7 @@ from onnx import TensorProto
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.graph.steps import LENGTH, POSITION, STATE, TOKENS, Network
+from lfm2_export.model.operators import MASKED
 from lfm2_export.model.state import is_cache, state_shapes
 from lfm2_export.targets.onnx_graph import Graph
 
@@ -31,6 +34,8 @@ _NAMES = {  # of a state tensor that comes in and of the one that goes out, by t
     "conv_state": ("past_conv.{}", "present_conv.{}"),
     "key": ("past_key_values.{}.key", "present.{}.key"),
     "value": ("past_key_values.{}.value", "present.{}.value"),
+    "sliding_key": ("past_sliding.{}.key", "present_sliding.{}.key"),
+    "sliding_value": ("past_sliding.{}.value", "present_sliding.{}.value"),
 }
 
 
@@ -48,6 +53,7 @@ class Border:
         self._position = graph.op("Gather", "call/position", position_ids, graph.int(0), axis=1)
         seen = graph.op("ReduceSum", "call/seen", self._mask, graph.ints(1), keepdims=0)
         self._length = graph.op("Sub", "call/length", seen, self._position)
+        self.position_ids = position_ids
         self.values = {TOKENS: tokens, POSITION: self._position, LENGTH: self._length, "": ""}  # of the network
         self.results: dict[str, str] = {}  # what the graph must call a new state, by the network's name for it
         for name, new in network.state.items():
@@ -60,6 +66,10 @@ class Border:
             _, kv_heads, _, width = shape
             self._graph.input(past, self.cache, _BATCH, kv_heads, _PAST, width)
             self._graph.output(present, self.cache, _BATCH, kv_heads, "present_sequence_length", width)
+        elif kind.startswith("sliding_"):
+            _, width, columns = shape
+            self._graph.input(past, self._graph.real, _BATCH, columns, width)
+            self._graph.output(present, self._graph.real, _BATCH, columns, width)
         else:
             _, hidden, columns = shape
             self._graph.input(past, self._graph.real, _BATCH, hidden, columns + 1)
@@ -95,6 +105,42 @@ class Border:
         ends = graph.op("Unsqueeze", "call/conv_ends", self._length, graph.ints(1, 2))
         offsets = graph.op("Unsqueeze", "call/conv_offsets", graph.ints(*relative), graph.ints(1))
         return graph.op("Add", "call/conv_columns", ends, offsets)
+
+    @cached_property
+    def sliding_columns(self) -> str:
+        """`[B, W-1, 1] int64`: which columns of (past W-1, this call's T) are the new state of a sliding attention."""
+        graph = self._graph
+        ends = graph.op("Unsqueeze", "call/sliding_ends", self._length, graph.ints(1, 2))
+        offsets = graph.constant("call/sliding_offsets", np.arange(self._reach, dtype=np.int64)[:, None])
+        return graph.op("Add", "call/sliding_columns", ends, offsets)
+
+    @cached_property
+    def sliding_mask(self) -> str:
+        """`[B, 1, 1, T, W-1+T]`: 0 where a token sees a column of (past W-1, this call's T), else a large negative."""
+        graph = self._graph
+        reach, first, unit = graph.int(self._reach), graph.int(0), graph.int(1)
+        count = graph.op("Add", "sliding/count", self.tokens, reach)
+        columns = graph.op("Range", "sliding/columns", first, count, unit)
+        rows = graph.op("Range", "sliding/rows", first, self.tokens, unit)
+        ahead = graph.op("Sub", "sliding/ahead", columns, graph.op("Unsqueeze", "sliding/row", rows, graph.ints(1)))
+        early = graph.op("GreaterOrEqual", "sliding/not_before", ahead, first)
+        late = graph.op("LessOrEqual", "sliding/not_behind", ahead, reach)
+        within = graph.op("And", "sliding/within", early, late)
+        empty = graph.op("Sub", "sliding/empty", reach, self._position)
+        start = graph.op("Unsqueeze", "sliding/start", empty, graph.ints(1, 2))
+        filled = graph.op("GreaterOrEqual", "sliding/filled", columns, start)  # [B, 1, W-1+T]
+        seen = graph.op("And", "sliding/seen", within, filled)
+        zero, hidden = (
+            graph.constant(f"sliding/{name}", np.array(value, dtype=graph.real))
+            for name, value in (("zero", 0.0), ("hidden", MASKED if graph.real == "float32" else -65504.0))
+        )
+        mask = graph.op("Where", "sliding/penalty", seen, zero, hidden)
+        return graph.op("Unsqueeze", "sliding/mask", mask, graph.ints(1, 2))
+
+    @property
+    def _reach(self) -> int:
+        assert self._config.sliding_window is not None
+        return self._config.sliding_window - 1
 
     @cached_property
     def tap_ends(self) -> list[str]:

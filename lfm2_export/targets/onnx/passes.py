@@ -1,7 +1,7 @@
 """What onnxruntime computes in one operator, or more cheaply in another order: rewrites of the trace.
 
-The kinds of step that they make: `linears` (several products of one input), `add_norm` (a norm and the sum before it)
-and `rotary_attention` (attention that turns queries and keys itself).
+The kinds of step that they make: `linears` (several products of one input), `add_norm` (a norm and the sum before it),
+`rotary_attention` (attention that turns queries and keys itself) and `rotary_of_rows` (angles for all other rotations).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from lfm2_export.graph.steps import STATE, Network, Step
 
 def fused(network: Network, modules: Iterable[str]) -> Network:
     """Return the network in the operators that the table has; `modules` are the model's, in the order declared."""
-    return rotated_in_attention(summed_in_norms(mixers_products_together(norm_before_pick(network), modules)))
+    summed = summed_in_norms(mixers_products_together(norm_before_pick(network), modules))
+    return with_angles_for_rows(rotated_in_attention(summed))
 
 
 def mixers_products_together(network: Network, modules: Iterable[str]) -> Network:
@@ -64,3 +65,13 @@ def rotated_in_attention(network: Network) -> Network:
             rewritten |= dict.fromkeys(rotations, ())
             rewritten[attention] = (attention._replace(kind="rotary_attention", inputs=inputs),)
     return network._replace(steps=tuple(new for step in network.steps for new in rewritten.get(step, (step,))))
+
+
+def with_angles_for_rows(network: Network) -> Network:
+    """Give rotations that stay steps of their own the angles that they need: in the dtype of what they turn."""
+    read = {value for step in network.of_kind("rotate") for value in step.inputs[1:]}
+    steps = [
+        step._replace(kind="rotary_of_rows") if step.kind == "rotary" and read & set(step.outputs) else step
+        for step in network.steps
+    ]
+    return network._replace(steps=tuple(steps))

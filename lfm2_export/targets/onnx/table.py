@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 
 from lfm2_export.graph.steps import Step
@@ -93,12 +94,60 @@ def _silu(to: Site, step: Step, x: str) -> str:
 
 
 def _rotary(to: Site, step: Step, *_: str) -> tuple[str, ...]:
-    """Tables over the whole window, `[window, width/2]`; the attention operator knows each row's position."""
+    """Tables over the whole window, `[window, width/2]`; what reads them knows each row's position."""
+    return _tables(to, step, to.border.cache)
+
+
+def _rotary_of_rows(to: Site, step: Step, *_: str) -> tuple[str, ...]:
+    """The same for rows that are turned outside the attention operator."""
+    return _tables(to, step, to.graph.real)
+
+
+def _tables(to: Site, step: Step, dtype: str) -> tuple[str, ...]:
     width, theta, turned = cast(tuple[int, float, int], step.arguments)
     name = step.output.partition(":")[0]
     cos, sin = rotary_tables(torch.arange(to.border.window), width, theta, turned)
     halves = {f"{name}.cos": cos[:, : width // 2], f"{name}.sin": sin[:, : width // 2]}
-    return tuple(to.graph.parameter(name, half, to.border.cache) for name, half in halves.items())
+    return tuple(to.graph.parameter(name, half, dtype) for name, half in halves.items())
+
+
+def _rotate(to: Site, step: Step, x: str, cos: str, sin: str) -> str:
+    return to.graph.op("RotaryEmbedding", step.output, x, to.border.position_ids, cos, sin, domain=CONTRIB)
+
+
+def _sliding_attention(
+    to: Site, step: Step, query: str, key: str, value: str, past_key: str, past_value: str, *_: str
+) -> tuple[str, str, str]:
+    """Plain operators over W-1+T columns; heads that share keys are an axis of their own."""
+    graph, border, path = to.graph, to.border, step.path
+    (width,) = cast(tuple[int], step.arguments)
+    kv_heads = to.decoder.config.num_key_value_heads
+    keys = graph.op("Concat", f"{path}/keys", past_key, key, axis=1)
+    values = graph.op("Concat", f"{path}/values", past_value, value, axis=1)
+    new = [
+        graph.op("GatherND", border.results[output], columns, border.sliding_columns, batch_dims=1)
+        for output, columns in zip(step.outputs[1:], (keys, values), strict=True)
+    ]
+
+    def by_head(name: str, x: str, *order: int) -> str:
+        apart = graph.op("Reshape", f"{path}/{name}_apart", x, graph.ints(0, 0, kv_heads, -1, width))
+        return graph.op("Transpose", f"{path}/{name}_by_head", apart, perm=list(order))
+
+    scale = graph.constant(f"sliding/scale_{width}", np.array(width**-0.5, dtype=graph.real))
+    queries = graph.op("Mul", f"{path}/scaled", by_head("query", query, 0, 2, 3, 1, 4), scale)
+    scores = graph.op("MatMul", f"{path}/scores", queries, by_head("keys", keys, 0, 2, 3, 4, 1))
+    seen = graph.op("Add", f"{path}/seen", scores, border.sliding_mask)
+    weights = graph.op("Softmax", f"{path}/weights", seen, axis=-1)
+    mixed = graph.op("MatMul", f"{path}/attended", weights, by_head("values", values, 0, 2, 3, 1, 4))
+    rows = graph.op("Transpose", f"{path}/by_row", mixed, perm=[0, 3, 1, 2, 4])
+    return graph.op("Reshape", f"{path}/mixed", rows, graph.ints(0, 0, -1)), new[0], new[1]
+
+
+def _gate_heads(to: Site, step: Step, x: str, gate: str) -> str:
+    graph, name, heads = to.graph, step.output, to.decoder.config.num_attention_heads
+    apart = graph.op("Reshape", f"{name}/apart", x, graph.ints(0, 0, heads, -1))
+    opened = graph.op("Unsqueeze", f"{name}/open", graph.op("Sigmoid", f"{name}/sigmoid", gate), graph.ints(3))
+    return graph.op("Reshape", name, graph.op("Mul", f"{name}/gated", apart, opened), graph.ints(0, 0, -1))
 
 
 def _rotary_attention(
@@ -176,6 +225,10 @@ TABLE: dict[str, Callable[..., str | tuple[str, ...]]] = {
     "silu": _silu,
     "rotary": _rotary,
     "rotary_attention": _rotary_attention,
+    "rotary_of_rows": _rotary_of_rows,
+    "rotate": _rotate,
+    "sliding_attention": _sliding_attention,
+    "gate_heads": _gate_heads,
     "short_conv": _short_conv,
     "last_valid": _last_valid,
 }

@@ -57,7 +57,7 @@ class OnnxTarget(Target):
     def lower(
         self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
     ) -> Lowered:
-        """Write `onnx/model….onnx` (with `…_data`, `…_data_1` when the weights outgrow one file) and genai's config."""
+        """Write `onnx/model….onnx` (with `…_data`, `…_data_1` when the weights outgrow one file); genai's config."""
         return self._lower(decoder, recipe, folder, progress, probed=False)
 
     def lower_with_probes(
@@ -73,8 +73,9 @@ class OnnxTarget(Target):
         progress(f"packing weights into {file}")
         (folder / file).parent.mkdir(exist_ok=True)
         chunks = len(graph.save(folder / file)) - 1
-        companions.write_genai_config(folder, recipe, decoder.config)
-        companions.adapt_for_transformers_js(folder, recipe, decoder.config, chunks)
+        if decoder.config.model_type == "lfm2":  # neither library has a class for LFM3's state: genai 0.18, js 4.3
+            companions.write_genai_config(folder, recipe, decoder.config)
+            companions.adapt_for_transformers_js(folder, recipe, decoder.config, chunks)
         method = MethodSpec(
             name="model", file=file, inputs=graph.inputs, outputs=graph.outputs, max_tokens=recipe.window
         )

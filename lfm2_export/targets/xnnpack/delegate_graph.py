@@ -89,6 +89,23 @@ class Graph:
         """The product of two values, element by element, broadcast."""
         return self._binary(xnn.XNNMultiply, a, b)
 
+    def subtract(self, a: Value, b: Value) -> Value:
+        """The difference of two values, broadcast."""
+        return self._binary(xnn.XNNSubtract, a, b)
+
+    def maximum(self, a: Value, b: Value) -> Value:
+        """The larger of two values, element by element, broadcast."""
+        return self._binary(xnn.XNNMaximum, a, b)
+
+    def softmax(self, x: Value) -> Value:
+        """Exponentials that sum to 1 over the last axis."""
+        return self._unary(xnn.XNNSoftmax, x)
+
+    def matmul(self, a: Value, b: Value) -> Value:
+        """`a [N, rows, K] @ b [N, K, columns]`, both computed."""
+        out = self._tensor(_with_channels(a, b.shape[-1]))
+        return self._node(xnn.XNNBatchMatrixMultiply(a.id, b.id, out.id, 0), out)
+
     def sigmoid(self, x: Value) -> Value:
         """1 / (1 + exp(-x)), element by element."""
         return self._unary(xnn.XNNSigmoid, x)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lfm2_export.model.operators import rotary_frequencies
+from lfm2_export.model.operators import MASKED, rotary_frequencies
 from lfm2_export.targets.xnnpack.delegate_graph import Graph, Value
 
 
@@ -73,6 +73,55 @@ def convolve(graph: Graph, at: Place, gated: Value, state: Value) -> tuple[Value
     image = graph.reshape(columns, 1, 1, 0, channels)
     mixed = graph.depthwise(image, at.module.kernel, at.module.bias)
     return graph.reshape(mixed, 1, 0, channels), columns
+
+
+def sliding_attend(
+    graph: Graph,
+    at: Place,
+    query: Value,
+    key: Value,
+    value: Value,
+    past_key: Value,
+    past_value: Value,
+    offsets: Value,
+    seen: Value,
+) -> tuple[Value, Value, Value]:
+    """Sliding attention of rows, behind past keys and values `[1, W-1, kv_heads·D]`; all columns `[1, W-1+T, …]` too.
+
+    Query heads of one KV head are folded into the time axis.
+    """
+    kv_heads, width = at.arguments
+    groups = _channels(query) // kv_heads // width
+    keys, values = graph.concatenate(past_key, key, axis=1), graph.concatenate(past_value, value, axis=1)
+    scaled = graph.multiply(query, graph.constant(torch.tensor([width**-0.5])))
+    by_head = graph.transpose(graph.reshape(scaled, 0, kv_heads, groups, width), 1, 0, 2, 3)
+    turned = graph.transpose(graph.reshape(keys, 0, kv_heads, width), 1, 2, 0)
+    scores = graph.matmul(graph.reshape(by_head, kv_heads, 0, width), turned)  # [kv_heads, T·groups, W-1+T]
+    hidden = _outside_window(graph, offsets, seen, past_key.shape[1], groups)
+    weights = graph.softmax(graph.add(scores, graph.multiply(hidden, graph.constant(torch.tensor([MASKED])))))
+    mixed = graph.matmul(weights, graph.transpose(graph.reshape(values, 0, kv_heads, width), 1, 0, 2))
+    by_row = graph.transpose(graph.reshape(mixed, kv_heads, 0, groups, width), 1, 0, 2, 3)
+    return graph.reshape(by_row, 1, 0, kv_heads * groups * width), keys, values
+
+
+def _outside_window(graph: Graph, offsets: Value, seen: Value, reach: int, groups: int) -> Value:
+    """`[T·groups, W-1+T]`: 0 where a row's query sees the column, else how far outside it lies, at least 1."""
+    zero, last = graph.constant(torch.zeros(1)), graph.constant(torch.tensor([float(reach)]))
+    rows = graph.add(graph.reshape(offsets, 0, 1), graph.constant(torch.zeros(1, groups)))
+    past = graph.constant(torch.arange(reach, dtype=torch.float32))
+    columns = graph.concatenate(past, graph.add(offsets, last), axis=0)
+    ahead = graph.subtract(columns, graph.reshape(rows, 0, 1))
+    late = graph.maximum(graph.subtract(ahead, last), zero)
+    early = graph.maximum(graph.subtract(zero, ahead), zero)
+    empty = graph.maximum(graph.subtract(graph.subtract(last, seen), columns), zero)
+    return graph.add(graph.add(late, early), empty)
+
+
+def gate_heads(graph: Graph, at: Place, x: Value, gate: Value) -> Value:
+    """Every head of rows times the sigmoid of its gate."""
+    count = _channels(gate)
+    apart = graph.reshape(x, 1, 0, count, _channels(x) // count)
+    return rows(graph, at, graph.multiply(apart, graph.reshape(graph.sigmoid(gate), 1, 0, count, 1)))
 
 
 def heads(graph: Graph, at: Place, x: Value) -> Value:

@@ -77,6 +77,22 @@ def short_conv(given: Given, step: Step) -> Sequence[Step]:
     )
 
 
+def sliding_attention(given: Given, step: Step) -> Sequence[Step]:
+    """`sliding_attention` → the attention, and the ends of its keys and values, which are the new state."""
+    *operands, past_key, past_value, _, _ = step.inputs
+    mixed, *new = step.outputs
+    (width,) = step.arguments
+    _, kept, channels = given.states[past_key]
+    columns = [f"{mixed}/{name}" for name in ("keys", "values")]
+    inputs = (*operands, past_key, past_value, OFFSETS, SEEN)
+    arguments = (channels // cast(int, width), width)
+    ends = zip(columns, new, strict=True)
+    return (
+        Step("sliding_attend", step.path, inputs, (mixed, *columns), arguments),
+        *(Step("last_columns", step.path, (whole, TOKENS), (end,), (kept,)) for whole, end in ends),
+    )
+
+
 def last_valid(given: Given, step: Step) -> Sequence[Step]:
     """`last_valid`, of calls without padding → the last row, outside the delegate, which does not know T."""
     row = f"{step.output}/row"

@@ -32,9 +32,9 @@ class StateTensors(
         forget()
     }
 
-    /** A new conversation: zero the conv states. Of a cache, attention sees only what lies below the position. */
+    /** A new conversation: zero what calls replace. Of a cache, attention sees only what lies below the position. */
     fun forget() {
-        for (tensor in tensors) if (tensor.spec.name.startsWith(CONV)) zero(tensor.buffer)
+        for (tensor in tensors) if (WHOLE.any(tensor.spec.name::startsWith)) zero(tensor.buffer)
     }
 
     private fun zero(buffer: ByteBuffer) {
@@ -53,8 +53,8 @@ class StateTensors(
     }
 
     companion object {
-        private const val CONV = "conv_state."
-        private val NAMES = listOf(CONV, "key.", "value.")
+        private val WHOLE = listOf("conv_state.", "sliding_key.", "sliding_value.") // replaced by every call
+        private val NAMES = WHOLE + listOf("key.", "value.")
         private const val MOST_BYTES = 1L shl 30
     }
 }

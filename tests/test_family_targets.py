@@ -1,0 +1,123 @@
+"""LFM3's artifacts against the very model that each was lowered from, far past the sliding window, and who refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import MOE
+from decoders import config, random_decoder, tokens, worst
+from onnx_artifacts import FP32_ERROR as ONNX_ERROR
+from onnx_artifacts import pair
+from onnx_artifacts import recipe as onnx_recipe
+from xnnpack_artifacts import FLIP_ERROR, FP32_ERROR, lower
+from xnnpack_artifacts import recipe as xnnpack_recipe
+
+from lfm2_export import recipes, targets
+from lfm2_export.errors import RecipeError
+from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme, rules_by_path
+from lfm2_export.runtimes.session import Session
+
+KINDS = ("conv", "sliding_attention", "full_attention", "sliding_attention", "conv")
+LFM3: dict[str, Any] = {
+    "model_type": "lfm3",
+    "layer_types": KINDS,
+    "conv_L_cache": 7,
+    "rope_factor": 0.5,
+    "sliding_window": 6,
+    "sliding_rope_theta": 1e4,
+    "use_attention_gate": True,
+    "use_sandwich_norm": True,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "plain": LFM3,
+    "biases, no gate, no sandwich": LFM3
+    | {"attention_bias": True, "conv_bias": True, "use_attention_gate": False, "use_sandwich_norm": False},
+    "sliding first and last": LFM3 | {"layer_types": ("sliding_attention", "full_attention", "sliding_attention")},
+    "sliding alone, window 2, one KV head": LFM3
+    | {"layer_types": ("sliding_attention",), "sliding_window": 2, "num_key_value_heads": 1},
+    "a window that no call fills": LFM3 | {"sliding_window": 30, "num_key_value_heads": 4, "rope_factor": 0.0},
+}
+CHUNKS = [1, 4, 1, 1, 13, 1, 7, 1, 3, 1]  # 33 tokens: calls shorter than the window, across it, and longer
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_xnnpack_equals_eager(tmp_path: Path, shape: dict[str, Any]) -> None:
+    made = lower(xnnpack_recipe(), tmp_path, **shape)
+    assert worst(made.session(), made.eager(), CHUNKS) < FP32_ERROR
+
+
+@pytest.mark.parametrize("name", ["xnnpack-int8", "xnnpack-int4", "xnnpack-fp16"])
+def test_xnnpack_quantized_equals_eager_quantized(tmp_path: Path, name: str) -> None:
+    made = lower(xnnpack_recipe(name), tmp_path, **LFM3)
+    assert worst(made.session(), made.eager(), CHUNKS) < FLIP_ERROR
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_onnx_equals_eager(tmp_path: Path, shape: dict[str, Any]) -> None:
+    sessions = pair(random_decoder(**shape), tmp_path)
+    assert worst(*sessions, CHUNKS) < ONNX_ERROR
+    assert worst(*sessions, [2, 5, 3, 9], pad=12) < ONNX_ERROR
+
+
+@pytest.mark.parametrize("name", ["onnx-int8", "onnx-int4"])
+def test_onnx_quantized_equals_eager_quantized(tmp_path: Path, name: str) -> None:
+    assert worst(*pair(random_decoder(**LFM3), tmp_path, onnx_recipe(name)), CHUNKS) < FLIP_ERROR
+    exact = pair(random_decoder(**LFM3), tmp_path, onnx_recipe(name, float_activations=True))
+    assert worst(*exact, CHUNKS) < ONNX_ERROR
+
+
+def test_a_resident_form_equals_the_explicit_one_and_forgets(tmp_path: Path) -> None:
+    made = lower(xnnpack_recipe(form="resident"), tmp_path, **LFM3)
+    session = made.session()
+    first = said(session)
+    session.prefill(tokens(20, seed=9))
+    assert said(session) == first
+    eager = made.eager()
+    assert abs(max(said(eager)) - max(first)) < 1e-4
+
+
+def said(session: Session) -> list[float]:
+    session.reset()
+    session.prefill(tokens(11))
+    return session.prefill(tokens(9, seed=2)).tolist()
+
+
+@pytest.mark.parametrize("name", ["xnnpack-fp32", "onnx-fp32"])
+def test_a_snapshot_across_the_window_goes_on_exactly(tmp_path: Path, name: str) -> None:
+    session: Session
+    if name == "onnx-fp32":
+        session, _ = pair(random_decoder(**LFM3), tmp_path)
+    else:
+        session = lower(xnnpack_recipe(), tmp_path, **LFM3).session()
+    session.prefill(tokens(9))
+    saved = session.state()
+    expected = session.prefill(tokens(8, seed=2)).tolist()
+    session.prefill(tokens(5))
+    session.restore(saved)
+    assert session.prefill(tokens(8, seed=2)).tolist() == expected
+    session.reset()
+    assert not session.state().tensors["sliding_key.1"].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "step"),
+    [
+        ("qnn-fp16", LFM3 | {"use_attention_gate": False}, "sliding_attention"),
+        ("onnx-qnn-fp16", LFM3 | {"use_attention_gate": False}, "sliding_attention"),
+        *((f"{target}-fp16", MOE, "choose_experts") for target in ("xnnpack", "qnn", "onnx-qnn")),
+    ],
+)
+def test_who_cannot_write_a_step_says_so_before_a_weight_is_read(name: str, changes: dict[str, Any], step: str) -> None:
+    recipe = recipes.load(name)
+    with pytest.raises(RecipeError, match=f"cannot write the steps? .*{step!r}"):
+        targets.find(recipe.target).check(recipe, config(**changes))
+
+
+def test_gates_stay_in_float_unless_a_rule_says_otherwise() -> None:
+    rules = onnx_recipe("onnx-int4-small").quantization
+    gates = [path for path, rule in rules_by_path(config(**LFM3), rules).items() if rule is None]
+    assert gates == [f"layers.{layer}.self_attn.g_proj" for layer in (1, 2, 3)]
+    own = (QuantizationRule(match="gate", weight=WeightScheme(bits=8)), *rules)
+    assert None not in rules_by_path(config(**LFM3), own).values()
