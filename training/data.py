@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import torch
 from tokenizer import EOS, PAD
-from transformers import Lfm2ForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lfm2_export.checkpoint.nano.tasks import KINDS, Question, questions
 
@@ -70,7 +70,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, size: int, seed: int = 1) -> Ite
 
 @torch.no_grad()
 def accuracy(
-    model: Lfm2ForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int = 500, seed: int = 0
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, count: int = 500, seed: int = 0
 ) -> dict[str, float]:
     """Share of held-out questions answered exactly, for each kind and for all ("all")."""
     asked = questions(seed, count, split="heldout")

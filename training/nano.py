@@ -17,7 +17,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -25,12 +25,22 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 import typer
+from cpuinfo import get_cpu_info
 from data import Batch, accuracy, batches, texts
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from rounding import Rounding
 from tokenizer import BOS, EOS, PAD, train_tokenizer, with_template
-from transformers import AutoTokenizer, GenerationConfig, Lfm2Config, Lfm2ForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    Lfm2Config,
+    Lfm3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from lfm2_export.checkpoint.nano import PATH
 from lfm2_export.checkpoint.nano.tasks import questions
@@ -68,7 +78,34 @@ def configuration(hidden: int, layers: int, vocab: int) -> Lfm2Config:
     )
 
 
-def optimizers(model: Lfm2ForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
+def lfm3_configuration(hidden: int, layers: int, vocab: int) -> Lfm3Config:
+    """LFM3's mechanisms in small: gates, sandwich norms, a window shorter than most questions, both kinds of RoPE."""
+    kinds = ("conv", "sliding_attention", "full_attention")
+    return Lfm3Config(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        layer_types=[kinds[i % 3] for i in range(layers)],
+        sliding_window=24,
+        num_attention_heads=hidden // 32,
+        num_key_value_heads=hidden // 64,
+        head_dim=32,
+        conv_L_cache=7,
+        max_position_embeddings=CONTEXT,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+
+
+CONFIGURATIONS: dict[str, Callable[[int, int, int], PreTrainedConfig]] = {
+    "lfm2": configuration,
+    "lfm3": lfm3_configuration,
+}
+
+
+def optimizers(model: PreTrainedModel, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers; AdamW for embedding, norms and convolution taps."""
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     outer = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -79,7 +116,7 @@ def optimizers(model: Lfm2ForCausalLM, rate: float) -> list[torch.optim.Optimize
 
 
 def train(
-    model: Lfm2ForCausalLM,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     data: Iterator[Batch],
     steps: int,
@@ -94,6 +131,7 @@ def train(
     """
     optims = optimizers(model, rate)
     rounding = Rounding(model)
+    half = any("bf16" in flag for flag in get_cpu_info().get("flags", []))
     columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
     loss_mean = 0.0
     begun = time.monotonic()
@@ -109,7 +147,7 @@ def train(
             if done > prompts_until:
                 weights = weights.floor()
             rounding.switch(done > rounded_from and step % 2 == 0)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
                 logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
             each = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none")
             loss = (each * weights[:, 1:].flatten()).sum() / weights.sum()
@@ -132,7 +170,7 @@ def report(what: str, scores: dict[str, float]) -> None:
     console.print(f"{what}: {listed}", soft_wrap=True)
 
 
-def save(model: Lfm2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Writes every file beside `out` first and moves each in, so that none is ever seen half-written."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".nano-") as scratch:
@@ -140,8 +178,9 @@ def save(model: Lfm2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) 
         tokenizer.save_pretrained(scratch)
         greedy = GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, do_sample=False)
         greedy.save_pretrained(scratch)
-        # As the published checkpoints spell them, for readers older than this transformers.
-        amend(Path(scratch, "config.json"), rope_theta=1_000_000.0)
+        # As LFM2's published checkpoints spell them, for readers older than this transformers.
+        older = {"rope_theta": 1_000_000.0} if model.config.model_type == "lfm2" else {}
+        amend(Path(scratch, "config.json"), **older)
         amend(Path(scratch, "tokenizer_config.json"), tokenizer_class="PreTrainedTokenizerFast")
         for file in Path(scratch).iterdir():
             file.chmod(0o644)
@@ -157,6 +196,7 @@ def amend(file: Path, **values: object) -> None:
 
 
 def main(
+    family: Annotated[str, typer.Option(help="lfm2 or lfm3.")] = "lfm2",
     hidden: Annotated[int, typer.Option(help="Width, a multiple of 128.")] = 128,
     layers: Annotated[int, typer.Option(help="Layers, at least 5.")] = 6,
     steps: Annotated[int, typer.Option(min=10, help="Training steps.")] = 4000,
@@ -170,23 +210,23 @@ def main(
     minutes: Annotated[float, typer.Option(help="Stop after so long, however many steps that was.")] = math.inf,
     rounding: Annotated[bool, typer.Option(help="Teach it, late, to live with 4-bit weights.")] = True,
 ) -> None:
-    """Train a small LFM2 on the nano questions and write a complete checkpoint folder."""
+    """Train a small LFM2 or LFM3 on the nano questions and write a complete checkpoint folder."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     if start:
         tokenizer = AutoTokenizer.from_pretrained(start)
-        model = Lfm2ForCausalLM.from_pretrained(start, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     else:
         raw = train_tokenizer(texts(questions(1, 8000)), vocab)
         tokenizer = with_template(raw, PATH / "chat_template.jinja", CONTEXT)
-        model = Lfm2ForCausalLM(configuration(hidden, layers, vocab))
+        model = AutoModelForCausalLM.from_config(CONFIGURATIONS[family](hidden, layers, vocab))
     console.print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
     data = batches(tokenizer, batch, seed)
     prompts_until, rounded_from = 0.0 if start else PROMPTS_UNTIL, ROUNDED_FROM if rounding else math.inf
     train(model, tokenizer, data, steps, rate, prompts_until, rounded_from, minutes)
     model.to(torch.bfloat16)
     save(model, tokenizer, out)
-    rounded = Lfm2ForCausalLM.from_pretrained(out, dtype=torch.float32)
+    rounded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     report("held out, bf16 weights run in fp32", accuracy(rounded, tokenizer))
 
 

@@ -9,7 +9,7 @@ weights, which are what is saved.
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from transformers import Lfm2ForCausalLM
+from transformers import PreTrainedModel
 
 
 class Int4(nn.Module):
@@ -33,7 +33,7 @@ class Int4(nn.Module):
 class Rounding:
     """Adds the rounding to every layer's matrices; the tied embedding stays exact."""
 
-    def __init__(self, model: Lfm2ForCausalLM, group: int = 128) -> None:
+    def __init__(self, model: PreTrainedModel, group: int = 128) -> None:
         self.linears = [module for module in model.model.modules() if isinstance(module, nn.Linear)]
         self.rounds = [Int4(group) for _ in self.linears]
         for linear, rounding in zip(self.linears, self.rounds, strict=True):
