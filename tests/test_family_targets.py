@@ -9,7 +9,8 @@ import pytest
 from checkpoints import MOE
 from decoders import config, random_decoder, tokens, worst
 from onnx_artifacts import FP32_ERROR as ONNX_ERROR
-from onnx_artifacts import pair
+from onnx_artifacts import HALF_ERROR, pair
+from onnx_artifacts import lower as lower_onnx
 from onnx_artifacts import recipe as onnx_recipe
 from xnnpack_artifacts import FLIP_ERROR, FP32_ERROR, lower
 from xnnpack_artifacts import recipe as xnnpack_recipe
@@ -59,6 +60,29 @@ def test_onnx_equals_eager(tmp_path: Path, shape: dict[str, Any]) -> None:
     sessions = pair(random_decoder(**shape), tmp_path)
     assert worst(*sessions, CHUNKS) < ONNX_ERROR
     assert worst(*sessions, [2, 5, 3, 9], pad=12) < ONNX_ERROR
+
+
+def test_onnx_in_fp16_equals_eager_but_for_its_rounding(tmp_path: Path) -> None:
+    made_by = onnx_recipe("onnx-fp16")
+    assert worst(*pair(random_decoder(**LFM3), tmp_path, made_by), CHUNKS) < HALF_ERROR
+
+
+def test_fp16_throughout_wants_a_rule_for_gates(tmp_path: Path) -> None:
+    made_by = onnx_recipe("onnx-q4f16")
+    with pytest.raises(RecipeError, match=r"layers\.1\.self_attn\.g_proj: float32 \(no rule fits it\)"):
+        targets.find("onnx").check(made_by, config(**LFM3))
+    gate = QuantizationRule(match="gate", weight=WeightScheme(bits=16), activation="float16")
+    own = made_by.model_copy(update={"quantization": (gate, *made_by.quantization)})
+    assert worst(*pair(random_decoder(**LFM3), tmp_path, own), CHUNKS) < HALF_ERROR
+
+
+def test_the_manifest_says_what_the_state_takes(tmp_path: Path) -> None:
+    method = lower(xnnpack_recipe(), tmp_path, **LFM3).lowered.methods[0]
+    onnx = lower_onnx(random_decoder(**LFM3), onnx_recipe(), tmp_path).methods[0]
+    sliding, convolutions = 2 * 2 * 2 * 16 * 5 * 4, 2 * 64 * 6 * 4
+    assert method.state_bytes(40) == (2 * 2 * 40 * 16 * 4, sliding + convolutions)
+    assert onnx.state_bytes(48) == (2 * 2 * 48 * 16 * 4, sliding + convolutions + 2 * 64 * 4)  # a column more
+    assert onnx.state_bytes(96)[1] == onnx.state_bytes(48)[1]
 
 
 @pytest.mark.parametrize("name", ["onnx-int8", "onnx-int4"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 Extent = Literal["full", "quick"]  # how much a proof measured
+_STATE = re.compile(r"\.\d+(\.\w+)?$", re.ASCII)  # the end of a state tensor's name: its layer
+_CONTEXT = ("key.", "value.", "past_key_values.")
 PROBE = "probe:"  # how the further outputs of a probed method begin; the point follows
 
 
@@ -56,6 +60,21 @@ class MethodSpec(_Strict):
     outputs: list[TensorSpec]
     max_tokens: int  # most tokens a single call may take
     delegation: Delegation | None = None
+
+    def state_bytes(self, window: int) -> tuple[int, int]:
+        """Return the bytes of one conversation's state: of caches of the whole window, and of all that is shorter."""
+        context = fixed = 0
+        for spec in self.inputs:
+            if not _STATE.search(spec.name):
+                continue
+            varying = {"batch_size": 1, "past_sequence_length": window}
+            sizes = [size if isinstance(size, int) else varying.get(size, 1) for size in spec.shape]
+            size = math.prod(sizes) * (4 if spec.dtype == "float32" else 2)
+            if spec.name.startswith(_CONTEXT):
+                context += size
+            else:
+                fixed += size
+        return context, fixed
 
     @property
     def probes(self) -> list[str]:

@@ -50,6 +50,9 @@ def _overview(manifest: Manifest) -> Table:
     table.add_row("recipe", f"{manifest.recipe['name']}: {manifest.recipe['summary']}")
     table.add_row("target", f"{manifest.target}, {manifest.form} form, {manifest.transport} transport")
     table.add_row("window", f"{manifest.window} tokens")
+    if manifest.form == "explicit":
+        context, fixed = manifest.methods[0].state_bytes(manifest.window)
+        table.add_row("state", f"{context:,} bytes for the whole window, {fixed:,} whatever the window")
     table.add_row("quantization", "\n".join(f"{kind}: {how}" for kind, how in manifest.quantization.items()))
     table.add_row("needs", manifest.runtime_requirement)
     table.add_row("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
