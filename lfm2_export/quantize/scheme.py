@@ -55,10 +55,12 @@ Rules = tuple[QuantizationRule, ...]
 def rule_for(path: str, module_class: str, rules: Rules) -> QuantizationRule | None:
     """The first rule that fits, or None.
 
-    Gates and routers weigh whole heads and experts, and are small: they become integers only by a rule for `gate`.
+    Gates and routers weigh whole heads and experts, and are small: they become integers only by a rule that names them,
+    as `gate` or by their path.
     """
     for rule in rules:
-        if module_class == "gate" and rule.match != "gate" and rule.weight is not None and rule.weight.bits < 16:
+        integers = rule.weight is not None and rule.weight.bits < 16
+        if module_class == "gate" and integers and rule.match not in ("gate", path):
             continue
         if rule.match == module_class or (rule.match not in MODULE_CLASSES and fnmatchcase(path, rule.match)):
             return rule

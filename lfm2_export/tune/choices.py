@@ -58,15 +58,15 @@ class Unit(NamedTuple):
 
 
 def units(config: LFM2Config, target: str) -> list[Unit]:
-    """Return every matrix of the model, in the model's order. UsageError for a target without a choice of weights."""
+    """Return every matrix but gates, in the model's order. UsageError for a target without a choice of weights."""
     tunable = {name: targets.capabilities(name).dynamic for name in targets.names()}
     tunable = {name: arithmetic for name, arithmetic in tunable.items() if choices(arithmetic)}
     if target not in tunable:
         raise UsageError(f"tune chooses weights for {' and '.join(tunable)}, not for {target!r}")
     arithmetic, found = tunable[target], []
     for matrix in matrices(config):
-        if matrix.kind == "head" and config.tie_word_embeddings:
-            continue  # decided with the embedding
+        if matrix.kind == "gate" or (matrix.kind == "head" and config.tie_word_embeddings):
+            continue  # a gate stays in float, a tied head is decided with the embedding
         shares = config.tie_word_embeddings and matrix.kind == "embedding"
         together = (matrix, *(each for each in matrices(config) if shares and each.kind == "head"))
         options = tuple(option for option in choices(arithmetic) if _fits(arithmetic, together, option))
