@@ -18,7 +18,7 @@ def page(title: str, report: BenchReport) -> str:
         "decode, the share of the memory's bandwidth that weights and cache take.",
         "An asterisk: only samples during which other processes used the machine.",
         "Memory: peak resident size less the library's own; mapped files count.",
-        f"Machine: {'; '.join(report.machine.values())}.",
+        f"{'; '.join(f'{name}: {value}' for name, value in report.machine.items())}.",
         f"Memory read by {report.threads} threads: {memory.median / 1e9:.1f} GB/s "
         f"({memory.min / 1e9:.1f} to {memory.max / 1e9:.1f}).",
         f"Versions: {', '.join(f'{name} {version}' for name, version in report.versions.items())}.",

@@ -2,7 +2,7 @@
 // at start_pos; nobody reads `out`.
 //
 // llama::custom_sdpa.out(query, key, value, start_pos, attn_mask, dropout, is_causal, scale, *, out): query and out
-// [heads, T, groups, D], key and value the caches; causal, no mask, no dropout.
+// [heads, T, groups, D], key and value the caches; causal or each row sees start_pos + T columns; no mask, no dropout.
 #include "operators.h"
 
 #include <algorithm>
@@ -74,20 +74,25 @@ void update_cache(KernelRuntimeContext& context, Span<EValue*> stack) {
 
 void custom_sdpa(KernelRuntimeContext& context, Span<EValue*> stack) {
   const bool expected = stack.size() >= 9 && stack[0]->isTensor() && stack[1]->isTensor() && stack[2]->isTensor() &&
-                        stack[3]->isInt() && stack[4]->isNone() && stack[6]->isBool() && stack[6]->toBool() &&
+                        stack[3]->isInt() && stack[4]->isNone() && stack[6]->isBool() &&
                         (stack[7]->isNone() || stack[7]->isDouble()) && stack[8]->isTensor();
   if (!expected) return context.fail(Error::NotSupported);
   const Tensor &query = stack[0]->toTensor(), &keys = stack[1]->toTensor(), &values = stack[2]->toTensor();
   Tensor& out = stack[8]->toTensor();
-  const int64_t start = stack[3]->toInt();
   CacheType type{};
-  if (!same_cache(query, keys) || !same_cache(query, values) || values.size(1) != keys.size(1) ||
-      !in_window(start, query.size(1), keys) || query.size(3) < 1 || !cache_type(query.scalar_type(), type) ||
+  if (!same_cache(query, keys) || !same_cache(query, values)) return context.fail(Error::InvalidArgument);
+  int64_t start = stack[3]->toInt(), tokens = query.size(1);
+  if (!stack[6]->toBool() && tokens >= 1 && start <= keys.size(1)) {  // every row sees what the last one does: one token
+    start += tokens - 1;
+    tokens = 1;
+  }
+  if (values.size(1) != keys.size(1) || !in_window(start, tokens, keys) || query.size(3) < 1 ||
+      !cache_type(query.scalar_type(), type) ||
       !dense(out) || out.const_data_ptr() == nullptr || out.scalar_type() != query.scalar_type() ||
       executorch::runtime::resize_tensor(out, query.sizes()) != Error::Ok) {
     return context.fail(Error::InvalidArgument);
   }
-  const int64_t heads = query.size(0), tokens = query.size(1), groups = query.size(2), width = query.size(3);
+  const int64_t heads = query.size(0), width = query.size(3), groups = query.size(1) * query.size(2) / tokens;
   const size_t bytes = bytes_of(type);
   const size_t asked = static_cast<size_t>(tokens * groups * width) * bytes;
   const size_t cached = static_cast<size_t>(keys.size(1) * width) * bytes;

@@ -166,6 +166,16 @@ class TestInPlace:
         assert [spec.name for spec in method.outputs] == ["logits"]
 
 
+class TestGroups:
+    @pytest.mark.parametrize("form", ["explicit", "resident"])
+    @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (8, 2), (4, 1)])
+    def test_one_token_and_several_see_the_same_columns(self, make: Make, heads: int, kv_heads: int, form: str) -> None:
+        """A call of one token reads the cache in another way: from the first column on, to the window's edge."""
+        shape = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+        made = make("xnnpack-fp32", {"form": form}, **shape)
+        assert worst(made.session(), made.eager(), [1, 1, 1, 1, 1, 9, 1, 2, 1, *[1] * (WINDOW - 18)]) < FP32_ERROR
+
+
 class TestLongWindow:
     WINDOW = 32768
 
@@ -233,11 +243,11 @@ class TestDelegation:
         attentions = len(made.decoder.config.attention_layers)
         assert report.calls == attentions + 2
         assert report.delegated > 20 * len(made.decoder.config.layer_types)
-        assert report.fallback.get("llama.custom_sdpa", 0) == attentions
+        assert report.fallback.get("llama.custom_sdpa", 0) == 2 * attentions  # of one token, or of several
         assert report.fallback.get("llama.update_cache", 0) == 2 * attentions
         assert report.fallback["quantized_decomposed.embedding_byte"] == 1
         assert list(report.fallback) == sorted(report.fallback)
-        light = {"aten._to_copy", "aten.arange", "aten.slice_copy", "aten.select_copy", "aten.full"}
+        light = {"aten._to_copy", "aten.arange", "aten.slice_copy", "aten.select_copy", "aten.full", "aten.view_copy"}
         ours = {"llama.custom_sdpa", "llama.update_cache", "quantized_decomposed.embedding_byte"}
         assert report.fallback.keys() <= light | ours
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
+import torch
 from executorch.exir.delegate import executorch_call_delegate
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -13,9 +15,19 @@ from torch.fx import GraphModule, Node
 
 def outside(module: GraphModule) -> tuple[int, dict[str, int]]:
     """(calls into a delegate, operators on tensors outside it by name, sorted)."""
-    nodes = [node for node in module.graph.nodes if node.op == "call_function"]
+    nodes = list(_called(module))
     calls = sum(node.target is executorch_call_delegate for node in nodes)
     return calls, dict(sorted(Counter(_name(node) for node in nodes if _on_tensors(node)).items()))
+
+
+def _called(module: GraphModule) -> Iterator[Node]:
+    """Every call of a function; instead of a condition, the calls in both of its branches."""
+    for node in module.graph.nodes:
+        if node.target is torch.ops.higher_order.cond:
+            for branch in node.args[1:3]:
+                yield from _called(cast(GraphModule, module.get_submodule(branch.target)))
+        elif node.op == "call_function":
+            yield node
 
 
 def _on_tensors(node: Node) -> bool:

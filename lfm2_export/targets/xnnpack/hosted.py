@@ -7,6 +7,7 @@ long cache three times faster than the operator's usual layout of time before he
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -51,11 +52,31 @@ def seen(at: Place, position: Tensor) -> Tensor:
 
 def attend(at: Place, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
     """query `[kv_heads, T, groups, D]`; key, value `[kv_heads, T, 1, D]`, written into the caches at `start`."""
-    operators, dtype = torch.ops.llama, keys.dtype
-    operators.update_cache(key.to(dtype), keys, start)
-    operators.update_cache(value.to(dtype), values, start)
-    mixed: Tensor = operators.custom_sdpa(query.to(dtype), keys, values, start, None, 0.0, True)
-    return mixed.to(torch.float32)
+    dtype, groups = keys.dtype, query.shape[2]
+    torch.ops.llama.update_cache(key.to(dtype), keys, start)
+    torch.ops.llama.update_cache(value.to(dtype), values, start)
+    caches = query.to(dtype), keys, values
+    if groups == 1:
+        return _causal(start, *caches).to(torch.float32)
+    mixed = torch.cond(query.shape[1] == 1, partial(_last, start), partial(_causal, start), caches)
+    return cast(Tensor, mixed).to(torch.float32)
+
+
+def _causal(start: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of any number of tokens from `start` on, each to those up to itself."""
+    return cast(Tensor, torch.ops.llama.custom_sdpa(query, keys, values, start, None, 0.0, True))
+
+
+def _last(start: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The same for one token, which sees all there is.
+
+    The operator goes over the cache once for each head of a batch entry, so heads stand in for tokens here: keys and
+    values are read once for the whole group. It takes all columns before its start and as many more as it has tokens.
+    """
+    heads, _, groups, width = query.shape
+    rows = query.reshape(heads, -1, 1, width)
+    mixed = torch.ops.llama.custom_sdpa(rows, keys, values, start + 1 - groups, None, 0.0, False)
+    return cast(Tensor, mixed).reshape(heads, -1, groups, width)
 
 
 def last_columns(at: Place, columns: Tensor, tokens: Tensor) -> Tensor:
