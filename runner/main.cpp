@@ -9,6 +9,7 @@
 #include <future>
 #include <optional>
 
+#include "drafts.h"
 #include "failure.h"
 #include "files.h"
 #include "golden.h"
@@ -32,6 +33,7 @@ constexpr const char* kUsage =
     "  --stop 7,8                  tokens that end it [the artifact's own]; --stop none\n"
     "  --greedy                    the likeliest token, always; otherwise\n"
     "  --temperature T             [0.3]   --min-p P [0.15]   --repetition-penalty R [1.05]   --seed N [0]\n"
+    "  --draft lookup|ARTIFACT     verify several tokens at once, guessed from what was said or by a smaller model\n"
     "  --load-state FILE           go on from there; the tokens are what comes next\n"
     "  --save-state FILE [--force] where the conversation stands at the end, for later\n"
     "  --threads N                 [as many as ExecuTorch thinks fit]\n";
@@ -47,7 +49,7 @@ struct Options {
   int64_t max_new = 64;
   uint32_t threads = 0;
   Sampling sampling;
-  std::string load, save;
+  std::string draft, load, save;
   bool force = false;
 };
 
@@ -85,11 +87,11 @@ std::vector<int64_t> numbers_in_file(const std::string& path) {
 }
 
 Options parse(int count, char** words) {
-  enum { kTokens = 256, kTokensFile, kMaxNew, kStop, kGreedy, kTemperature, kMinP, kPenalty, kSeed, kLoad, kSave, kForce, kThreads };
+  enum { kTokens = 256, kTokensFile, kMaxNew, kStop, kGreedy, kTemperature, kMinP, kPenalty, kSeed, kDraft, kLoad, kSave, kForce, kThreads };
   static const option known[] = {{"tokens", 1, nullptr, kTokens}, {"tokens-file", 1, nullptr, kTokensFile}, {"max-new", 1, nullptr, kMaxNew},
                                  {"stop", 1, nullptr, kStop}, {"greedy", 0, nullptr, kGreedy}, {"temperature", 1, nullptr, kTemperature},
                                  {"min-p", 1, nullptr, kMinP}, {"repetition-penalty", 1, nullptr, kPenalty}, {"seed", 1, nullptr, kSeed},
-                                 {"load-state", 1, nullptr, kLoad}, {"save-state", 1, nullptr, kSave}, {"force", 0, nullptr, kForce},
+                                 {"draft", 1, nullptr, kDraft}, {"load-state", 1, nullptr, kLoad}, {"save-state", 1, nullptr, kSave}, {"force", 0, nullptr, kForce},
                                  {"threads", 1, nullptr, kThreads}, {}};
   Options options;
   opterr = 0;
@@ -105,6 +107,7 @@ Options parse(int count, char** words) {
       case kMinP: options.sampling.min_p = real(value, 0, 1, "--min-p"); break;
       case kPenalty: options.sampling.repetition_penalty = real(value, 0.01, 100, "--repetition-penalty"); break;
       case kSeed: options.sampling.seed = static_cast<uint32_t>(number(value, 0, UINT32_MAX, "--seed")); break;
+      case kDraft: options.draft = value; break;
       case kLoad: options.load = value; break;
       case kSave: options.save = value; break;
       case kForce: options.force = true; break;
@@ -132,12 +135,31 @@ Json rate(size_t tokens, double seconds) {
   return {{"tokens", tokens}, {"seconds", seconds}, {"tokens_per_second", tokens == 0 ? Json() : Json(static_cast<double>(tokens) / seconds)}};
 }
 
+std::unique_ptr<Drafts> drafts_of(const Options& options, const Session& session) {
+  if (options.draft.empty()) return nullptr;
+  const Manifest& manifest = session.manifest();
+  if (manifest.max_verified < 2) throw Failure("--draft: the artifact verifies no drafts; export it with options.speculation");
+  if (options.draft == "lookup") return std::make_unique<Drafts>(std::make_unique<Lookup>());
+  if (!options.load.empty()) throw Failure("--draft ARTIFACT cannot go on from --load-state: the smaller model has not seen it");
+  return std::make_unique<Drafts>(std::make_unique<SmallerModel>(read_manifest(options.draft), manifest.vocab, options.threads));
+}
+
+std::vector<int64_t> guesses_at(Drafts* drafts, const std::vector<int64_t>& seen, int64_t left, const Session& session) {
+  const Manifest& manifest = session.manifest();
+  const int64_t room = std::min({left, manifest.window - session.position(), manifest.max_verified}) - 1;
+  return drafts == nullptr ? std::vector<int64_t>{} : drafts->propose(seen, room);
+}
+
+bool among(int64_t token, const std::vector<int64_t>& tokens) { return std::find(tokens.begin(), tokens.end(), token) != tokens.end(); }
+
 int generate(const Options& options, Session& session, Json report) {
   if (options.tokens.empty()) throw Failure("generate needs --tokens or --tokens-file");
   const std::vector<int64_t> stop = options.stop.value_or(session.manifest().stop_tokens);
   std::vector<int64_t> seen, made;
   if (!options.load.empty()) seen = load_state(options.load, session);
   Sampler sampler(options.sampling);
+  const int64_t vocab = session.manifest().vocab;
+  std::unique_ptr<Drafts> drafts = drafts_of(options, session);
   auto started = Clock::now();
   const float* logits = session.feed(options.tokens);
   report["prefill"] = rate(options.tokens.size(), seconds_since(started));
@@ -145,16 +167,37 @@ int generate(const Options& options, Session& session, Json report) {
   bool stopped = false;
   started = Clock::now();
   size_t fed = 0;
+  std::optional<int64_t> drawn;  // the next token, where a draft's verdict has drawn it already
   while (!stopped && static_cast<int64_t>(made.size()) < options.max_new && session.position() < session.manifest().window) {
-    const int64_t token = sampler(logits, session.manifest().vocab, seen);
-    stopped = std::find(stop.begin(), stop.end(), token) != stop.end();
-    logits = session.feed({token});  // the stop token too: a next turn goes on from there
-    ++fed;
-    seen.push_back(token);
-    if (!stopped) made.push_back(token);
+    const auto left = options.max_new - static_cast<int64_t>(made.size());
+    seen.push_back(drawn ? *drawn : sampler(logits, vocab, seen));
+    drawn.reset();
+    const std::vector<int64_t> guesses = guesses_at(drafts.get(), seen, left, session);
+    const size_t first = seen.size() - 1;
+    if (guesses.empty()) {
+      logits = session.feed({seen.back()});  // the stop token too: a next turn goes on from there
+    } else {
+      std::vector<int64_t> row = {seen.back()};
+      row.insert(row.end(), guesses.begin(), guesses.end());
+      logits = session.verify(row);
+      for (size_t i = 0; i < guesses.size() && !among(seen.back(), stop); ++i, logits += vocab) {
+        const int64_t token = sampler(logits, vocab, seen);
+        if (token != guesses[i]) {
+          drawn = token;
+          break;
+        }
+        seen.push_back(token);
+      }
+      session.keep(static_cast<int64_t>(seen.size() - first));
+      drafts->judged(static_cast<int64_t>(guesses.size()), static_cast<int64_t>(seen.size() - first) - 1);
+    }
+    fed += seen.size() - first;
+    stopped = among(seen.back(), stop);
+    made.insert(made.end(), seen.begin() + static_cast<int64_t>(first), seen.end() - (stopped ? 1 : 0));
   }
   report["decode"] = rate(fed, seconds_since(started));
   if (!options.save.empty()) save_state(options.save, session, seen, options.force);
+  if (drafts) report["draft"] = {{"drafted", drafts->drafted()}, {"accepted", drafts->accepted()}};
   report["tokens"] = made;
   report["stopped"] = stopped;
   report["position"] = session.position();

@@ -27,13 +27,19 @@ void expect(const Json& object, const char* name, const std::string& wanted, con
   }
 }
 
+// "T" as -1, "T+2" as -3; any other name as "T".
+int64_t varying(const std::string& name) {
+  int more = 0;
+  return std::sscanf(name.c_str(), "T+%5d", &more) == 1 && more > 0 ? -1 - more : -1;
+}
+
 TensorSpec tensor(const Json& value, const std::string& where) {
   TensorSpec spec;
   spec.name = text_field(value, "name", where);
   spec.dtype = text_field(value, "dtype", where);
   if (value.contains("written")) spec.written = flag_field(value, "written", where);
   for (const Json& size : list_field(value, "shape", where)) {
-    spec.shape.push_back(size.is_string() ? -1 : whole(size, 0, kMostElements, where + ": shape"));
+    spec.shape.push_back(size.is_string() ? varying(size.get<std::string>()) : whole(size, 0, kMostElements, where + ": shape"));
   }
   if (spec.shape.size() > kMostDimensions) refuse(where, "a tensor of too many dimensions");
   return spec;
@@ -126,7 +132,7 @@ void check_signature(const Manifest& manifest, const std::string& where) {
                        state.name.rfind("sliding_value.", 0) == 0;
     const size_t dimensions = cache ? 4 : 3;
     if (!state.written || (!cache && !whole) || state.shape.size() != dimensions ||
-        std::find(state.shape.begin(), state.shape.end(), -1) != state.shape.end()) {
+        std::any_of(state.shape.begin(), state.shape.end(), [](int64_t size) { return size < 0; })) {
       refuse(where, "input '" + state.name.substr(0, 40) + "' is no state that lfm2_runner knows");
     }
     if (cache ? state.shape[1] != manifest.window || state.shape[2] != 1 : state.shape[0] != 1) {
@@ -160,12 +166,18 @@ Manifest read_manifest(const std::string& folder) {
     manifest.stop_tokens = token_field(config, "eos_token_ids", manifest.vocab, where + ": source: config");
   }
   const Json& methods = list_field(document, "methods", where);
-  if (methods.size() != 1) refuse(where, "expected one method");
+  if (methods.empty()) refuse(where, "expected one method or more");
   manifest.method = text_field(methods[0], "name", where);
   manifest.max_tokens = whole_field(methods[0], "max_tokens", 1, kMostTokens, where);
   manifest.inputs = tensors(methods[0], "inputs", where);
   manifest.outputs = tensors(methods[0], "outputs", where);
   check_signature(manifest, where);
+  for (const Json& method : methods) {
+    if (text_field(method, "name", where) != kVerify) continue;
+    manifest.max_verified = whole_field(method, "max_tokens", 1, manifest.max_tokens, where);
+    manifest.verify_inputs = tensors(method, "inputs", where);
+    manifest.verified = tensors(method, "outputs", where);
+  }
 
   const std::string file = text_field(methods[0], "file", where);
   const Json& files = field(document, "files", where);
@@ -175,6 +187,22 @@ Manifest read_manifest(const std::string& folder) {
   manifest.model_sha256 = text_field(entry, "sha256", where + ": files");
   manifest.digest = digest(files, file);
   return manifest;
+}
+
+void check_verify(const Manifest& manifest) {
+  const std::vector<TensorSpec>&inputs = manifest.verify_inputs, &outputs = manifest.verified;
+  std::vector<std::vector<int64_t>> shapes = {{1, -1, manifest.vocab}};
+  bool fits = inputs.size() == manifest.inputs.size();
+  for (size_t i = 0; fits && i < inputs.size(); ++i) {
+    const TensorSpec& state = manifest.inputs[i];
+    fits = inputs[i].name == state.name && inputs[i].dtype == state.dtype && inputs[i].shape == state.shape;
+    if (i < 2 || state.name.rfind("key.", 0) == 0 || state.name.rfind("value.", 0) == 0) continue;
+    shapes.push_back({1, -1 - state.shape[1], state.shape[2]});
+    fits = fits && state.dtype == "float32";  // its columns are copied into it
+  }
+  fits = fits && outputs.size() == shapes.size();
+  for (size_t i = 0; fits && i < shapes.size(); ++i) fits = outputs[i].dtype == "float32" && outputs[i].shape == shapes[i];
+  if (!fits) throw Failure(manifest.model_path + ": the manifest's method 'verify' does not fit the first one");
 }
 
 }  // namespace lfm2

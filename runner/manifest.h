@@ -7,13 +7,15 @@
 
 namespace lfm2 {
 
-// One input or output of the method; a size of -1 may vary per call.
+// One input or output of a method. A size below 0 varies with the number T of a call's tokens: -1 is T, -3 is T+2.
 struct TensorSpec {
   std::string name;
   std::string dtype;
   std::vector<int64_t> shape;
   bool written = false;  // the caller's own state, changed in place
 };
+
+constexpr const char* kVerify = "verify";  // the method that verifies drafts, where there is one
 
 struct Manifest {
   std::string model_path;
@@ -25,6 +27,9 @@ struct Manifest {
   int64_t window = 0;      // tokens
   int64_t max_tokens = 0;  // of one call
   int64_t vocab = 0;
+  std::vector<TensorSpec> verify_inputs;
+  std::vector<TensorSpec> verified;  // outputs of the method "verify": logits, then each conv state's columns; or none
+  int64_t max_verified = 0;          // tokens of a call of that method; 0 where there is none
   std::vector<int64_t> stop_tokens;
   std::string digest;  // lfm2_export.chat.saved_state's artifact_digest: what a saved state belongs to
 };
@@ -35,5 +40,9 @@ bool is_cache(const std::string& state);
 // Failure, in one line that names the file, for a manifest that is missing, malformed or of a later schema, for an
 // artifact that this program does not run, and for a model path that leaves the folder.
 Manifest read_manifest(const std::string& folder);
+
+// Failure where the method that verifies drafts takes another state than the first one, or gives anything but logits of
+// every token and what each convolution went over.
+void check_verify(const Manifest& manifest);
 
 }  // namespace lfm2

@@ -74,7 +74,7 @@ void check_tensor(const et::Result<et::TensorInfo>& found, const TensorSpec& spe
   if (!found.ok()) throw Failure(where + " is not a tensor in the program");
   const auto sizes = found->sizes();
   bool same = found->scalar_type() == scalar_type(spec.dtype) && sizes.size() == spec.shape.size();
-  for (size_t i = 0; same && i < sizes.size(); ++i) same = sizes[i] == (spec.shape[i] < 0 ? limit : spec.shape[i]);
+  for (size_t i = 0; same && i < sizes.size(); ++i) same = sizes[i] == (spec.shape[i] < 0 ? limit - 1 - spec.shape[i] : spec.shape[i]);
   for (size_t i = 0; same && i < found->dim_order().size(); ++i) same = found->dim_order()[i] == i;
   if (!same) throw Failure(where + " has another type or shape in the program than in the manifest");
   if (spec.written && found->is_memory_planned()) throw Failure(where + " would be copied into the program, not shared");
@@ -100,24 +100,78 @@ size_t bytes_of(const TensorSpec& spec) {
   return bytes;
 }
 
-struct Program::Loaded {
-  explicit Loaded(const Manifest& manifest)
-      : path(manifest.model_path), file(path), loader(file.data(), file.size()) {}
+namespace {
 
-  std::string path;
-  MappedFile file;
-  executorch::extension::BufferDataLoader loader;
-  std::unique_ptr<et::Program> program;
+// A loaded method with memory of its own.
+struct Callable {
+  std::string name;
   MallocMemoryAllocator method_memory, temporary_memory;
   std::vector<std::unique_ptr<uint8_t, decltype(&std::free)>> planned;
   std::vector<et::Span<uint8_t>> spans;
   std::unique_ptr<et::HierarchicalAllocator> arena;
   std::unique_ptr<et::MemoryManager> memory;
   std::unique_ptr<et::Method> method;
-  std::vector<TensorSpec> inputs;
-  std::vector<TensorPtr> bound;  // what the program holds pointers to
+  std::vector<TensorPtr> bound;  // what the method holds pointers to
   std::vector<int64_t> tokens;
-  int64_t position = 0, max_tokens = 0, vocab = 0;
+  int64_t position = 0, max_tokens = 0;
+};
+
+void load(Callable& my, const et::Program& program, const et::MethodMeta& meta, const std::string& path) {
+  for (size_t i = 0; i < meta.num_memory_planned_buffers(); ++i) {
+    const int64_t size = take(meta.memory_planned_buffer_size(i), "read the memory plan");
+    auto* memory = size < 0 ? nullptr : static_cast<uint8_t*>(std::calloc(static_cast<size_t>(size) + 64, 1));
+    if (memory == nullptr) throw Failure(path + ": no memory for its plan of " + std::to_string(size) + " bytes");
+    my.planned.emplace_back(memory, &std::free);
+    my.spans.push_back({memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64), static_cast<size_t>(size)});
+  }
+  my.arena = std::make_unique<et::HierarchicalAllocator>(et::Span<et::Span<uint8_t>>(my.spans.data(), my.spans.size()));
+  my.memory = std::make_unique<et::MemoryManager>(&my.method_memory, my.arena.get(), &my.temporary_memory);
+  my.method = std::make_unique<et::Method>(
+      take(program.load_method(my.name.c_str(), my.memory.get()), "load the method " + my.name + " of " + path));
+}
+
+void bind(Callable& my, size_t index, const TensorSpec& spec, void* data) {
+  const std::vector<executorch::aten::SizesType> sizes(spec.shape.begin(), spec.shape.end());
+  my.bound[index] = executorch::extension::make_tensor_ptr(sizes, data, scalar_type(spec.dtype));
+  require(my.method->set_input(et::EValue(*my.bound[index]), index), "take '" + spec.name + "'");
+}
+
+void execute(Callable& my, const std::vector<int64_t>& tokens, int64_t position) {
+  if (tokens.empty() || static_cast<int64_t>(tokens.size()) > my.max_tokens) throw Failure("a call of no or too many tokens");
+  last_log.clear();
+  my.tokens = tokens;
+  my.position = position;
+  const auto count = static_cast<executorch::aten::SizesType>(tokens.size());
+  my.bound[0] = executorch::extension::make_tensor_ptr({1, count}, my.tokens.data(), ScalarType::Long);
+  my.bound[1] = executorch::extension::make_tensor_ptr({1}, &my.position, ScalarType::Long);
+  require(my.method->set_input(et::EValue(*my.bound[0]), 0), "take the tokens");
+  require(my.method->set_input(et::EValue(*my.bound[1]), 1), "take the position");
+  require(my.method->execute(), "run");
+  my.temporary_memory.reset();
+}
+
+// An output of `count` float32 elements, valid until the method's next call.
+const float* floats(const Callable& my, size_t index, int64_t count, const std::string& what) {
+  const et::EValue& output = my.method->get_output(index);
+  if (!output.isTensor() || output.toTensor().scalar_type() != ScalarType::Float || output.toTensor().numel() != count) {
+    throw Failure("the program returned no " + what);
+  }
+  return output.toTensor().const_data_ptr<float>();
+}
+
+}  // namespace
+
+struct Program::Loaded {
+  explicit Loaded(const Manifest& manifest)
+      : manifest(manifest), path(manifest.model_path), file(path), loader(file.data(), file.size()) {}
+
+  Manifest manifest;
+  std::string path;
+  MappedFile file;
+  executorch::extension::BufferDataLoader loader;
+  std::unique_ptr<et::Program> program;
+  Callable forward, verify;
+  std::vector<void*> states;  // by input
 };
 
 namespace {
@@ -134,17 +188,18 @@ void check_file(const Manifest& manifest, const MappedFile& file) {
   }
 }
 
-void check_method(const et::MethodMeta& meta, const Manifest& manifest) {
-  const std::string& path = manifest.model_path;
-  if (meta.num_inputs() != manifest.inputs.size() || meta.num_outputs() != manifest.outputs.size()) {
+void check_method(const et::MethodMeta& meta, const std::string& path, const std::vector<TensorSpec>& inputs,
+                  const std::vector<TensorSpec>& outputs, int64_t limit) {
+  if (meta.num_inputs() != inputs.size() || meta.num_outputs() != outputs.size()) {
     throw Failure(path + ": " + std::to_string(meta.num_inputs()) + " inputs and " + std::to_string(meta.num_outputs()) +
-                  " outputs, the manifest says " + std::to_string(manifest.inputs.size()) + " and " +
-                  std::to_string(manifest.outputs.size()));
+                  " outputs, the manifest says " + std::to_string(inputs.size()) + " and " + std::to_string(outputs.size()));
   }
-  for (size_t i = 0; i < manifest.inputs.size(); ++i) {
-    check_tensor(meta.input_tensor_meta(i), manifest.inputs[i], manifest.max_tokens, path);
-  }
-  check_tensor(meta.output_tensor_meta(0), manifest.outputs[0], manifest.max_tokens, path);
+  for (size_t i = 0; i < inputs.size(); ++i) check_tensor(meta.input_tensor_meta(i), inputs[i], limit, path);
+  for (size_t i = 0; i < outputs.size(); ++i) check_tensor(meta.output_tensor_meta(i), outputs[i], limit, path);
+}
+
+et::MethodMeta method_of(const et::Program& program, const std::string& name, const std::string& path) {
+  return take(program.method_meta(name.c_str()), "find the method " + name + " in " + path);
 }
 
 }  // namespace
@@ -156,23 +211,17 @@ Program::Program(const Manifest& manifest, uint32_t threads) : loaded_(std::make
   last_log.clear();
   my.program = std::make_unique<et::Program>(
       take(et::Program::load(&my.loader, et::Program::Verification::InternalConsistency), "load " + my.path));
-  const et::MethodMeta meta = take(my.program->method_meta(manifest.method.c_str()), "find the method in " + my.path);
-  check_method(meta, manifest);
-  for (size_t i = 0; i < meta.num_memory_planned_buffers(); ++i) {
-    const int64_t size = take(meta.memory_planned_buffer_size(i), "read the memory plan");
-    auto* memory = size < 0 ? nullptr : static_cast<uint8_t*>(std::calloc(static_cast<size_t>(size) + 64, 1));
-    if (memory == nullptr) throw Failure(my.path + ": no memory for its plan of " + std::to_string(size) + " bytes");
-    my.planned.emplace_back(memory, &std::free);
-    my.spans.push_back({memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64), static_cast<size_t>(size)});
+  const et::MethodMeta meta = method_of(*my.program, manifest.method, my.path);
+  check_method(meta, my.path, manifest.inputs, manifest.outputs, manifest.max_tokens);
+  if (manifest.max_verified != 0) {
+    check_verify(manifest);
+    check_method(method_of(*my.program, kVerify, my.path), my.path, manifest.inputs, manifest.verified, manifest.max_verified);
   }
-  my.arena = std::make_unique<et::HierarchicalAllocator>(et::Span<et::Span<uint8_t>>(my.spans.data(), my.spans.size()));
-  my.memory = std::make_unique<et::MemoryManager>(&my.method_memory, my.arena.get(), &my.temporary_memory);
-  my.method = std::make_unique<et::Method>(
-      take(my.program->load_method(manifest.method.c_str(), my.memory.get()), "load the method of " + my.path));
-  my.inputs = manifest.inputs;
-  my.bound.resize(my.inputs.size());
-  my.max_tokens = manifest.max_tokens;
-  my.vocab = manifest.vocab;
+  my.forward.name = manifest.method;
+  my.forward.max_tokens = manifest.max_tokens;
+  my.forward.bound.resize(manifest.inputs.size());
+  my.states.resize(manifest.inputs.size());
+  load(my.forward, *my.program, meta, my.path);
 }
 
 Program::~Program() = default;
@@ -181,30 +230,35 @@ size_t Program::threads() const { return executorch::extension::threadpool::get_
 
 void Program::bind(size_t index, void* data) {
   Loaded& my = *loaded_;
-  const TensorSpec& spec = my.inputs.at(index);
-  const std::vector<executorch::aten::SizesType> sizes(spec.shape.begin(), spec.shape.end());
-  my.bound[index] = executorch::extension::make_tensor_ptr(sizes, data, scalar_type(spec.dtype));
-  require(my.method->set_input(et::EValue(*my.bound[index]), index), "take '" + spec.name + "'");
+  my.states.at(index) = data;
+  lfm2::bind(my.forward, index, my.manifest.inputs[index], data);
 }
 
 const float* Program::run(const std::vector<int64_t>& tokens, int64_t position) {
   Loaded& my = *loaded_;
-  if (tokens.empty() || static_cast<int64_t>(tokens.size()) > my.max_tokens) throw Failure("a call of no or too many tokens");
-  last_log.clear();
-  my.tokens = tokens;
-  my.position = position;
-  const auto count = static_cast<executorch::aten::SizesType>(tokens.size());
-  my.bound[0] = executorch::extension::make_tensor_ptr({1, count}, my.tokens.data(), ScalarType::Long);
-  my.bound[1] = executorch::extension::make_tensor_ptr({1}, &my.position, ScalarType::Long);
-  require(my.method->set_input(et::EValue(*my.bound[0]), 0), "take the tokens");
-  require(my.method->set_input(et::EValue(*my.bound[1]), 1), "take the position");
-  require(my.method->execute(), "run");
-  const et::EValue& output = my.method->get_output(0);
-  if (!output.isTensor() || output.toTensor().scalar_type() != ScalarType::Float || output.toTensor().numel() != my.vocab) {
-    throw Failure("the program returned no logits [1, " + std::to_string(my.vocab) + "]");
+  execute(my.forward, tokens, position);
+  return floats(my.forward, 0, my.manifest.vocab, "logits [1, " + std::to_string(my.manifest.vocab) + "]");
+}
+
+Program::Verified Program::verify(const std::vector<int64_t>& tokens, int64_t position) {
+  Loaded& my = *loaded_;
+  const Manifest& manifest = my.manifest;
+  if (manifest.max_verified == 0) throw Failure("this artifact verifies no drafts; export it with options.speculation");
+  if (my.verify.method == nullptr) {
+    my.verify.name = kVerify;
+    my.verify.max_tokens = manifest.max_verified;
+    my.verify.bound.resize(manifest.inputs.size());
+    load(my.verify, *my.program, method_of(*my.program, kVerify, my.path), my.path);
+    for (size_t i = 2; i < manifest.inputs.size(); ++i) lfm2::bind(my.verify, i, manifest.inputs[i], my.states[i]);
   }
-  my.temporary_memory.reset();
-  return output.toTensor().const_data_ptr<float>();
+  execute(my.verify, tokens, position);
+  const auto count = static_cast<int64_t>(tokens.size());
+  Verified found{floats(my.verify, 0, count * manifest.vocab, "logits of every token"), {}};
+  for (size_t i = 1; i < manifest.verified.size(); ++i) {
+    const std::vector<int64_t>& shape = manifest.verified[i].shape;
+    found.columns.push_back(floats(my.verify, i, (count - 1 - shape[1]) * shape[2], manifest.verified[i].name));
+  }
+  return found;
 }
 
 }  // namespace lfm2

@@ -1,4 +1,4 @@
-// A loaded .pte: checked against its manifest, its one method ready to be called with the caller's own tensors.
+// A loaded .pte: checked against its manifest, its methods ready to be called with the caller's own tensors.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +16,19 @@ class Program {
   Program(const Manifest& manifest, uint32_t threads);
   ~Program();
 
-  // Hands over a state tensor, `manifest.inputs[index]`, once: the program writes into it, nothing is copied.
+  // Hands over a state tensor, `manifest.inputs[index]`, once: the methods write into it, nothing is copied.
   void bind(size_t index, void* data);
 
   // Logits [vocab] of the last token, valid until the next call. Failure where ExecuTorch reports an error.
   const float* run(const std::vector<int64_t>& tokens, int64_t position);
+
+  // Logits [T, vocab] of every token, and each conv state's columns [L-1+T, hidden], valid until the next call of this
+  // method; conv states are left as they are. The first call loads the method. Failure as above, and without the method.
+  struct Verified {
+    const float* logits;
+    std::vector<const float*> columns;
+  };
+  Verified verify(const std::vector<int64_t>& tokens, int64_t position);
 
   size_t threads() const;
 

@@ -85,6 +85,15 @@ void obey(const Json& request, Session& session) {
     const size_t bytes = static_cast<size_t>(session.manifest().vocab) * sizeof(float);
     answer({{"bytes", bytes}}, session);
     write_bytes(logits, bytes);
+  } else if (wish == "verify") {
+    const std::vector<int64_t> tokens = token_field(request, "tokens", session.manifest().vocab, "verify");
+    const float* logits = session.verify(tokens);
+    const size_t bytes = tokens.size() * static_cast<size_t>(session.manifest().vocab) * sizeof(float);
+    answer({{"bytes", bytes}}, session);
+    write_bytes(logits, bytes);
+  } else if (wish == "keep") {
+    session.keep(whole_field(request, "count", 0, INT64_MAX, "keep"));
+    answer(Json::object(), session);
   } else if (wish == "reset") {
     session.reset();
     answer(Json::object(), session);

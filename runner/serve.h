@@ -2,6 +2,8 @@
 //
 // Each message is a line of JSON, followed by as many raw bytes as its "bytes" says (none if it says nothing).
 //   {"do": "feed", "tokens": […]}     → logits, float32 [vocab]
+//   {"do": "verify", "tokens": […]}   → logits, float32 [T, vocab], as if the tokens came next
+//   {"do": "keep", "count": n}        takes the first n of them into the conversation, if nothing came in between
 //   {"do": "reset"}
 //   {"do": "state"}                   → the state up to the position: the tensors of the manifest one after the other,
 //                                       each in its own layout and dtype, caches cut to the position

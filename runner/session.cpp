@@ -26,7 +26,7 @@ Session::Session(const Manifest& manifest, uint32_t threads) : manifest_(manifes
   }
 }
 
-const float* Session::feed(const std::vector<int64_t>& tokens) {
+void Session::check_room(const std::vector<int64_t>& tokens) const {
   const auto count = static_cast<int64_t>(tokens.size());
   if (tokens.empty()) throw Failure("a chunk needs at least one token");
   if (count > manifest_.window - position_) {
@@ -38,6 +38,12 @@ const float* Session::feed(const std::vector<int64_t>& tokens) {
       throw Failure("token id " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(manifest_.vocab));
     }
   }
+}
+
+const float* Session::feed(const std::vector<int64_t>& tokens) {
+  check_room(tokens);
+  verified_ = 0;
+  const auto count = static_cast<int64_t>(tokens.size());
   const float* logits = nullptr;
   for (int64_t start = 0; start < count; start += manifest_.max_tokens) {
     const int64_t end = std::min(start + manifest_.max_tokens, count);
@@ -47,8 +53,33 @@ const float* Session::feed(const std::vector<int64_t>& tokens) {
   return logits;
 }
 
+const float* Session::verify(const std::vector<int64_t>& tokens) {
+  const auto count = static_cast<int64_t>(tokens.size());
+  if (count > manifest_.max_verified) {
+    throw Failure(std::to_string(count) + " tokens to verify; this artifact verifies up to " + std::to_string(manifest_.max_verified) + " at once");
+  }
+  check_room(tokens);
+  Program::Verified found = program_.verify(tokens, position_);
+  columns_ = std::move(found.columns);
+  verified_ = count;
+  return found.logits;
+}
+
+void Session::keep(int64_t count) {
+  if (count < 0 || count > verified_) {
+    throw Failure(std::to_string(count) + " tokens to keep, of " + std::to_string(verified_) + " that were verified");
+  }
+  size_t convolution = 0;
+  for (StateTensor& tensor : state_) {
+    if (count == 0 || tensor.cache) continue;  // what was let go of lies behind the position, where no call looks
+    std::memcpy(tensor.data.get(), columns_[convolution++] + count * tensor.spec.shape[2], tensor.bytes);
+  }
+  position_ += count;
+  verified_ = 0;
+}
+
 void Session::reset() {
-  position_ = 0;
+  position_ = verified_ = 0;
   for (StateTensor& tensor : state_) {
     if (!tensor.cache) std::memset(tensor.data.get(), 0, tensor.bytes);
   }
@@ -57,6 +88,7 @@ void Session::reset() {
 void Session::stand_at(int64_t position) {
   if (position < 0 || position > manifest_.window) throw Failure("a state at " + std::to_string(position) + " does not fit the window");
   position_ = position;
+  verified_ = 0;
 }
 
 }  // namespace lfm2

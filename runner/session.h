@@ -34,6 +34,14 @@ class Session {
   // has changed.
   const float* feed(const std::vector<int64_t>& tokens);
 
+  // Logits [T, vocab] after each of the tokens, valid until the next call, as if they came next: `keep` takes the first
+  // of them into the conversation, any other call lets go of them all. Failure and WindowExceeded as above, and for
+  // more tokens than the artifact verifies at once.
+  const float* verify(const std::vector<int64_t>& tokens);
+
+  // Failure for more tokens than the `verify` before has verified.
+  void keep(int64_t count);
+
   // A new conversation: conv states are zeroed; of the caches attention sees only columns below the position.
   void reset();
 
@@ -46,10 +54,14 @@ class Session {
   size_t threads() const { return program_.threads(); }
 
  private:
+  void check_room(const std::vector<int64_t>& tokens) const;
+
   Manifest manifest_;
   Program program_;
   std::vector<StateTensor> state_;
   int64_t position_ = 0;
+  int64_t verified_ = 0;               // tokens of the last `verify`, until they are kept or let go of
+  std::vector<const float*> columns_;  // of each conv state, in that call
 };
 
 }  // namespace lfm2

@@ -46,7 +46,8 @@ def lower(decoder: Decoder, made_by: Recipe, folder: Path) -> Manifest:
     """Lower, and as much of a manifest as the session reads."""
     TARGET.check(made_by, decoder.config)
     lowered = TARGET.lower(decoder, made_by, folder, lambda _: None)
-    return Manifest.model_construct(target="onnx", form=made_by.form, window=made_by.window, methods=lowered.methods)
+    fields = {"form": made_by.form, "window": made_by.window, "speculation": lowered.speculation}
+    return Manifest.model_construct(target="onnx", methods=lowered.methods, **fields)
 
 
 def model_file(folder: Path) -> Path:

@@ -90,14 +90,42 @@ def test_a_resident_pte_is_measured_too(tmp_path, capsys):
 
 def test_the_tables_and_the_svg_name_what_was_measured(artifact, tmp_path, capsys):
     plot = tmp_path / "speed.svg"
-    assert code_of("bench", str(artifact), "--vs", str(artifact), *QUICK, "--plot", str(plot)) == 0
+    options = (*QUICK, "--draft", "lookup", "--plot", str(plot))
+    assert code_of("bench", str(artifact), "--vs", str(artifact), *options) == 0
     shown = capsys.readouterr().out
-    for expected in ("decode", "prefill", "tok/s", "× first", "of memory", "GB/s", "peak MB", "onnxruntime"):
+    for expected in (
+        "with drafts (lookup)",
+        "accepted",
+        "decode",
+        "prefill",
+        "tok/s",
+        "× first",
+        "of memory",
+        "GB/s",
+        "peak MB",
+        "onnxruntime",
+    ):
         assert expected in shown
     drawn = plot.read_text()
     for expected in ("context (tokens)", "prompt (tokens)", "tokens per second", "nano-onnx-int4 (2)", "1 thread"):
         assert expected in drawn
     assert [path.name for path in tmp_path.iterdir()] == ["speed.svg"]
+
+
+def test_a_drafted_reply_is_measured_beside_the_plain_one(artifact, capsys):
+    """In int4 with rounded inputs a close call may fall the other way: whether it did is in the report."""
+    assert code_of("bench", str(artifact), *QUICK, "--draft", "lookup", "--json") == 0
+    (contender,) = json.loads(capsys.readouterr().out)["contenders"]
+    reply = contender["drafted"]
+    assert 0 <= reply["accepted"] <= reply["drafted"]
+    assert reply["seconds"] > 0
+    assert reply["plain_seconds"] > 0
+    assert isinstance(reply["same_text"], bool)
+
+
+def test_drafts_are_for_artifacts_alone(capsys):
+    assert code_of("bench", "eager:nano", *QUICK, "--draft", "lookup") == 2
+    assert "--draft" in capsys.readouterr().err
 
 
 def test_the_picture_has_two_panels_and_a_line_per_contender(report, tmp_path):

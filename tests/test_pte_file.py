@@ -11,7 +11,7 @@ from torch import nn
 from xnnpack_artifacts import FLIP_ERROR, FP32_ERROR, Made, Make, lower, program, recipe
 
 from lfm2_export.quantize.apply import quantized_weight
-from lfm2_export.targets.xnnpack import target as xnnpack
+from lfm2_export.targets.xnnpack import methods, target
 from lfm2_export.targets.xnnpack.delegate_graph import nibbles
 from lfm2_export.targets.xnnpack.pte_file import tidy
 
@@ -49,7 +49,7 @@ class TestSharing:
 
 def copy_of(made: Made, folder: Path) -> Made:
     """The same artifact, its file rewritten."""
-    tidy(made.path, folder / xnnpack.FILE)
+    tidy(made.path, folder / methods.FILE)
     return made._replace(folder=folder)
 
 
@@ -65,7 +65,7 @@ def test_a_tidy_file_may_be_tidied_again(make: Make, tmp_path: Path, name: str, 
 @pytest.mark.parametrize("name", RECIPES)
 def test_tidying_writes_the_same_bytes_every_time(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What ExecuTorch's exporter wrote, rewritten twice; a tied table is what is saved."""
-    monkeypatch.setattr(xnnpack, "tidy", shutil.copyfile)
+    monkeypatch.setattr(target, "tidy", shutil.copyfile)
     raw = lower(recipe(name), tmp_path)
     saved = [tidy(raw.path, tmp_path / copy) for copy in ("first", "second")]
     first, second = ((tmp_path / copy).read_bytes() for copy in ("first", "second"))

@@ -17,6 +17,7 @@ from lfm2_export.chat.generation import generate
 from lfm2_export.chat.sampling import MinPSampler
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.errors import UsageError
 from lfm2_export.pipeline import export
 from lfm2_export.runtimes import executorch, native
 from lfm2_export.runtimes.session import Session
@@ -62,6 +63,42 @@ def test_greedy_text_is_that_of_the_session(artifact):
         assert report[figure]["tokens_per_second"] > 0
     assert report["peak_bytes"] > report["baseline_bytes"] > 1e6
     assert report["load_seconds"] > 0
+
+
+@pytest.mark.parametrize("options", [["--greedy"], ["--temperature", 0.8, "--seed", 4]], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("source", ["lookup", "itself"])
+def test_drafts_leave_the_text_as_it_is(artifact, source, options):
+    again = [*PROMPT, *PROMPT, *PROMPT[:4]]
+    plain = command(artifact, *options, "--max-new", 30, "--stop", "none", tokens=again)
+    given = artifact.folder if source == "itself" else source
+    drafted = command(artifact, *options, "--max-new", 30, "--stop", "none", "--draft", given, tokens=again)
+    assert drafted["tokens"] == plain["tokens"]
+    assert drafted["position"] == plain["position"]
+    assert "draft" not in plain
+    if options == ["--greedy"]:
+        assert 0 < drafted["draft"]["accepted"] <= drafted["draft"]["drafted"]
+
+
+def test_what_a_draft_leaves_is_to_the_bit_what_was_said(artifact):
+    session = open_native(artifact)
+    session.prefill(PROMPT)
+    before, steps = session.state(), [session.decode(token) for token in (5, 9)]
+    session.restore(before)
+    rows = session.verify([5, 9, 300, 12])
+    assert all(np.abs(rows[n] - step).max() < 0.1 * np.abs(step).max() for n, step in enumerate(steps))
+    session.keep(0)
+    assert all(
+        np.array_equal(a, b) for a, b in zip(before.tensors.values(), session.state().tensors.values(), strict=True)
+    )
+    states = []
+    for wrong in ([300, 12], [7, 41]):
+        session.restore(before)
+        session.verify([5, 9, *wrong])
+        session.keep(2)
+        states.append([*session.state().tensors.values(), session.decode(3)])
+    assert all(np.array_equal(a, b) for a, b in zip(*states, strict=True))
+    with pytest.raises(UsageError, match="of 0 that were verified"):
+        session.keep(1)
 
 
 def replayed(session: Session, sampler: MinPSampler, seed: int, count: int) -> list[int]:

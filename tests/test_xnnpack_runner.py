@@ -13,7 +13,7 @@ from xnnpack_artifacts import FLIP_ERROR, MAX_TOKENS, WINDOW, Made, Make
 from lfm2_export.chat.generation import generate
 from lfm2_export.errors import ArtifactError, UsageError, WindowExceededError
 from lfm2_export.runtimes import _text_llm_runner
-from lfm2_export.targets.xnnpack import target as xnnpack
+from lfm2_export.targets.xnnpack import methods
 
 RESIDENT = {"form": "resident"}
 SPECIAL = ["<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|3|>", "<|4|>", "<|5|>", "<|im_start|>", "<|im_end|>"]
@@ -52,9 +52,9 @@ class TestResident:
     def test_metadata_of_the_stock_runners(self, make: Make) -> None:
         from executorch.extension.pybindings import portable_lib
 
-        path = make("xnnpack-int8", RESIDENT).folder / xnnpack.FILE
+        path = make("xnnpack-int8", RESIDENT).folder / methods.FILE
         module = portable_lib._load_for_executorch(str(path))
-        found = {name: module.run_method(name, ()) for name in module.method_names() if name != xnnpack.METHOD}
+        found = {name: module.run_method(name, ()) for name in module.method_names() if name != methods.FORWARD}
         assert found == {
             "get_max_seq_len": [MAX_TOKENS],
             "get_max_context_len": [WINDOW],

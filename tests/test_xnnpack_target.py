@@ -23,7 +23,7 @@ from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.executorch import RUNTIME
 from lfm2_export.runtimes.session import Snapshot
-from lfm2_export.targets.xnnpack import delegation
+from lfm2_export.targets.xnnpack import delegation, methods
 from lfm2_export.targets.xnnpack import target as xnnpack
 
 LAST_POSITION_ERROR = 2e-5
@@ -138,7 +138,7 @@ class TestInPlace:
 
         made = make()
         module = portable_lib._load_for_executorch(str(made.path))
-        method = Runtime.get().load_program(made.path).load_method(xnnpack.METHOD)
+        method = Runtime.get().load_program(made.path).load_method(methods.FORWARD)
         assert method is not None
         assert method.metadata.num_outputs() == 1
         by_module, by_method, eager = empty_inputs(made), empty_inputs(made), made.eager()
@@ -147,7 +147,7 @@ class TestInPlace:
             call = [torch.tensor([chunk]), torch.tensor([eager.position])]
             outputs = method.execute([*call, *by_method.values()])
             assert len(outputs) == 1
-            logits = [module.run_method(xnnpack.METHOD, [*call, *by_module.values()])[0], outputs[0]]
+            logits = [module.run_method(methods.FORWARD, [*call, *by_module.values()])[0], outputs[0]]
             assert torch.equal(*logits)
             assert relative(logits[0][0].numpy(), eager.prefill(chunk)) < FP32_ERROR
             for name, tensor in by_module.items():
@@ -228,7 +228,7 @@ def test_same_bytes_in_every_process(tmp_path: Path) -> None:
     for process in running:
         _, log = process.communicate()
         assert process.returncode == 0, log
-    digests = {hashlib.sha256((tmp_path / seed / xnnpack.FILE).read_bytes()).hexdigest() for seed in ("1", "2")}
+    digests = {hashlib.sha256((tmp_path / seed / methods.FILE).read_bytes()).hexdigest() for seed in ("1", "2")}
     assert len(digests) == 1
 
 
@@ -304,6 +304,6 @@ class TestRefusals:
     @pytest.mark.parametrize("kept", [0, 10, 2000, -1])
     def test_truncated_file(self, make: Make, tmp_path: Path, kept: int) -> None:
         made = make()
-        (tmp_path / xnnpack.FILE).write_bytes((made.folder / xnnpack.FILE).read_bytes()[:kept])
-        with pytest.raises(ArtifactError, match=xnnpack.FILE):
+        (tmp_path / methods.FILE).write_bytes((made.folder / methods.FILE).read_bytes()[:kept])
+        with pytest.raises(ArtifactError, match=methods.FILE):
             RUNTIME.open_session(tmp_path, made.manifest())

@@ -20,6 +20,7 @@ from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.executorch import RUNTIME
 from lfm2_export.runtimes.session import Session
 from lfm2_export.targets import Lowered
+from lfm2_export.targets.xnnpack import methods
 from lfm2_export.targets.xnnpack import target as xnnpack
 
 WINDOW, MAX_TOKENS = 40, 16
@@ -42,7 +43,7 @@ class Made(NamedTuple):
 
     @property
     def path(self) -> Path:
-        return self.folder / xnnpack.FILE
+        return self.folder / methods.FILE
 
     def session(self) -> Session:
         return RUNTIME.open_session(self.folder, self.manifest())
@@ -54,7 +55,7 @@ class Made(NamedTuple):
         """As much of a manifest as a session reads."""
         source = SimpleNamespace(config={"vocab_size": self.decoder.config.vocab_size})
         fields = {"target": "xnnpack", "form": self.recipe.form, "window": self.recipe.window, "source": source}
-        return Manifest.model_construct(methods=self.lowered.methods, **fields)
+        return Manifest.model_construct(methods=self.lowered.methods, speculation=self.lowered.speculation, **fields)
 
 
 def lower(made_by: Recipe, folder: Path, **shape: Any) -> Made:

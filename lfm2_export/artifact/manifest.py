@@ -12,6 +12,7 @@ SCHEMA_VERSION = 1
 Extent = Literal["full", "quick"]  # how much a proof measured
 _STATE = re.compile(r"\.\d+(\.\w+)?$", re.ASCII)  # the end of a state tensor's name: its layer
 _CONTEXT = ("key.", "value.", "past_key_values.")
+VERIFY = "verify"  # the method that verifies a draft, where it is one of its own
 PROBE = "probe:"  # how the further outputs of a probed method begin; the point follows
 
 
@@ -128,6 +129,7 @@ class Manifest(_Strict):
     window: int  # tokens
     chat: bool  # whether tokenizer and chat template came along
     methods: list[MethodSpec]
+    speculation: int = 0  # the most tokens of a call that verifies a draft; 0: drafts cannot be verified
     quantization: dict[str, str]  # module class → e.g. "int4 g32, int8-token activations"
     versions: dict[str, str]  # of everything that took part in the export
     runtime_requirement: str  # what an app must link, e.g. "executorch==1.5.1"

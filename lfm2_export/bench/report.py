@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from lfm2_export.bench.drafted import Drafted
 from lfm2_export.bench.spec import Spec
 from lfm2_export.bench.worker import Point, Result
 
@@ -54,6 +55,7 @@ class ContenderReport(BaseModel):
     peak_rss_bytes: Spread  # loading, the longest prompt, a few steps; mapped files count
     decode: list[Speed]
     prefill: list[Speed]
+    drafted: Drafted | None = None  # a reply with drafts, of the last round
     stages: dict[str, float] | None = None  # of a decode step at its longest context, where a profiler can tell
 
 
@@ -104,6 +106,7 @@ def _contender(spec: Spec, rounds: Sequence[Result], bandwidth: float) -> Conten
         peak_rss_bytes=Spread.of([each.peak_rss for each in rounds]),
         decode=decode,
         prefill=[_speed([each.prefill[i] for each in rounds]) for i in range(len(first.prefill))],
+        drafted=rounds[-1].drafted,
         stages=rounds[-1].stages,
     )
 

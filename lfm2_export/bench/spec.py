@@ -17,7 +17,7 @@ _EAGER = "eager:"
 
 class Spec(BaseModel):
     """One contender: its kind (the module of `contenders/` that runs it), where it lies, its name in the tables, and of
-    an artifact the runtime, if not its own."""
+    an artifact the runtime, if not its own, and where drafts come from, if it shall have them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -25,6 +25,7 @@ class Spec(BaseModel):
     path: Path
     name: str
     runtime: str | None = None
+    draft: str | None = None
     random_weights: bool | None = None  # None where the file does not say
 
 
@@ -48,6 +49,13 @@ def parse(text: str) -> Spec:
     if path.suffix == ".pte":
         return Spec(kind="pte", path=path, name=path.stem)
     raise UsageError(f"{text}: neither an artifact folder nor a .gguf or .pte file")
+
+
+def drafting(spec: Spec, draft: str) -> Spec:
+    """An artifact's contender that is measured with drafts too. UsageError for any other kind."""
+    if spec.kind != "artifact":
+        raise UsageError(f"{spec.name}: --draft is for an artifact and a runtime in this process")
+    return spec.model_copy(update={"draft": draft})
 
 
 def through(spec: Spec, runtime: str) -> Spec:

@@ -13,7 +13,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from lfm2_export.bench import child
-from lfm2_export.bench.contenders import Contender, InOwnProcess, Memory, find
+from lfm2_export.bench.contenders import Contender, Drafting, InOwnProcess, Memory, find
+from lfm2_export.bench.drafted import Drafted
 from lfm2_export.bench.quiet import Samples, collect
 from lfm2_export.bench.spec import Spec
 from lfm2_export.errors import Lfm2ExportError
@@ -61,6 +62,7 @@ class Result(BaseModel):
     peak_rss: int  # after loading, the longest prompt and a few steps
     decode: list[Point]
     prefill: list[Point]
+    drafted: Drafted | None = None
     stages: dict[str, float] | None = None  # share of a decode step at the longest context that each stage takes
 
 
@@ -94,6 +96,7 @@ def _work(job: Job) -> Result:
         peak_rss=memory.peak,
         prefill=[_prefill(contender, length, tokens) for length in job.prefill],
         decode=[_decode(contender, context, job.steps, tokens) for context in sorted(job.contexts)],
+        drafted=_drafted(contender, job.spec.draft),
         stages=_stages(contender, job) if job.profile else None,
     )
 
@@ -143,6 +146,10 @@ def _decode(contender: Contender, context: int, steps: int, tokens: list[int]) -
 def _stages(contender: Contender, job: Job) -> dict[str, float] | None:
     fitting = [context for context in job.contexts if context <= contender.window]
     return contender.stages(max(fitting), min(job.steps, max(fitting))) if fitting else None
+
+
+def _drafted(contender: Contender, draft: str | None) -> Drafted | None:
+    return contender.drafted(draft) if draft is not None and isinstance(contender, Drafting) else None
 
 
 def _point(tokens: int, samples: Samples) -> Point:

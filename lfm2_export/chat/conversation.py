@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lfm2_export.artifact.folder import Artifact
+from lfm2_export.chat.drafts import Drafts, Source
 from lfm2_export.chat.generation import generate
 from lfm2_export.chat.incremental_snapshot import IncrementalSnapshot
 from lfm2_export.chat.sampling import Sampler, greedy
@@ -36,6 +37,10 @@ class Speed:
     new_tokens: int = 0
     new_seconds: float = 0.0
     cached_tokens: int = 0  # of the prompt, not fed: the state had them already
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0  # of those
+    single_tokens: int = 0  # decoded one by one beside the drafts
+    single_seconds: float = 0.0
 
     def line(self) -> str:
         """Return `prefill 31 tokens (512 more from cache) at 812 tok/s, decode 12 tokens at 402 tok/s`, for people."""
@@ -44,8 +49,14 @@ class Speed:
         cached = f" ({self.cached_tokens} more from cache)" if self.cached_tokens else ""
         return (
             f"prefill {self.prompt_tokens} tokens{cached} at {prefill:.0f} tok/s, "
-            f"decode {self.new_tokens} tokens at {decode:.0f} tok/s"
+            f"decode {self.new_tokens} tokens at {decode:.0f} tok/s{self._drafts()}"
         )
+
+    def _drafts(self) -> str:
+        if not self.drafted_tokens:
+            return ""
+        alone = f", {self.single_tokens / self.single_seconds:.0f} without" if self.single_seconds else ""
+        return f"{alone} (accepted {self.accepted_tokens} of {self.drafted_tokens} drafted)"
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,7 @@ class Conversation:
     messages: list[Message] = field(default_factory=list)
     tools: list[Any] | None = None
     sampler: Sampler = greedy
+    source: Source | None = None  # of drafts
     speed: Speed = field(default_factory=Speed)
     _fed: list[int] = field(default_factory=list)  # the tokens behind the session's state
     _snapshot: IncrementalSnapshot | None = None  # the last one that the session's state goes on from
@@ -180,10 +192,12 @@ class Conversation:
             chosen.append(self.sampler(logits, wanted + chosen))
             return chosen[-1]
 
+        drafts = None if self.source is None else Drafts(self.source)
+        before = wanted[: len(wanted) - len(prompt)]
         start = time.perf_counter()
         self.speed = Speed(prompt_tokens=len(prompt), cached_tokens=len(wanted) - len(prompt))
         try:
-            for token in generate(self.session, prompt, self.tokenizer.eos_ids, limit, choose):
+            for token in generate(self.session, prompt, self.tokenizer.eos_ids, limit, choose, drafts, before):
                 if not self.speed.prompt_seconds:
                     self.speed.prompt_seconds = time.perf_counter() - start
                 self.speed.new_tokens += 1
@@ -193,6 +207,9 @@ class Conversation:
         finally:
             self._fed = (wanted + chosen)[: self.session.position]
         self.speed.new_seconds = time.perf_counter() - start - self.speed.prompt_seconds
+        if drafts is not None:
+            self.speed.drafted_tokens, self.speed.accepted_tokens = drafts.drafted, drafts.accepted
+            self.speed.single_tokens, self.speed.single_seconds = drafts.single_steps, drafts.single_seconds
         self.messages.append({"role": "assistant", "content": "".join(answer)})
 
     def _unseen(self, wanted: list[int]) -> list[int]:

@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from lfm2_export.bench.drafted import Drafted
     from lfm2_export.bench.report import BenchReport, ContenderReport, Speed
 
 NAME = "bench"
@@ -25,6 +26,9 @@ def run(
         list[str] | None,
         typer.Option(help="Run ARTIFACT by this runtime, such as native or onnxruntime-cuda (repeatable). [its own]"),
     ] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="Measure a reply with drafts too: lookup, or a smaller model's artifact.")
+    ] = None,
     contexts: Annotated[str, typer.Option(help="Decode at these contexts, in tokens.")] = "128,1024",
     prefill: Annotated[str, typer.Option(help="Prefill prompts of these lengths, in tokens.")] = "128,512",
     threads: Annotated[int | None, typer.Option(help="Threads, and cores to run them on. [all]")] = None,
@@ -36,7 +40,7 @@ def run(
 ) -> None:
     """Measure decode and prefill speed, load time, memory and size, in processes of their own."""
     from lfm2_export.bench.rounds import bench
-    from lfm2_export.bench.spec import parse, through
+    from lfm2_export.bench.spec import drafting, parse, through
     from lfm2_export.cli import console
     from lfm2_export.plots import benchmark, files
 
@@ -47,6 +51,7 @@ def run(
         progress("checking the contenders")
         first = parse(artifact)
         specs = [through(first, name) for name in runtime or ()] or [first]
+        specs = [drafting(spec, draft) for spec in specs] if draft else specs
         specs += [parse(text) for text in against or ()]
         report = bench(specs, *lengths, threads=threads, rounds=rounds, progress=progress)
     if plot is not None:
@@ -76,6 +81,9 @@ def _print(report: BenchReport) -> None:
     if any(contender.stages for contender in report.contenders):
         out.print(_stages(report))
     out.print(_costs(report))
+    for contender in report.contenders:
+        if contender.drafted is not None:
+            out.print(_drafted(contender.name, contender.drafted))
     memory = report.bandwidth_bytes_per_second
     out.print(
         f"{report.machine['processor']}; {report.threads} threads read memory at {memory.median / 1e9:.1f} GB/s "
@@ -137,6 +145,14 @@ def _stages(report: BenchReport) -> Table:
     for name, stages in known:
         table.add_row(name, *(f"{share:.0%}" for share in stages.values()))
     return table
+
+
+def _drafted(name: str, reply: Drafted) -> str:
+    speed, plain = reply.tokens / reply.seconds, reply.tokens / reply.plain_seconds
+    return (
+        f"{name} with drafts ({reply.source}): {_figure(speed)} tok/s, {_figure(plain)} without "
+        f"({speed / plain:.2f} ×); accepted {reply.accepted} of {reply.drafted}, on {reply.text} said before"
+    )
 
 
 def _costs(report: BenchReport) -> Table:

@@ -27,6 +27,10 @@ def run(
         float, typer.Option(min=0.0, help="0 is greedy; LFM2's cards recommend 0.3 (min-p 0.15, penalty 1.05).")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    draft: Annotated[
+        str | None,
+        typer.Option(help="Verify several tokens at once: lookup (in what was said), or a smaller model's artifact."),
+    ] = None,
     load: Annotated[Path | None, typer.Option("--load-state", help="Go on from a conversation saved here.")] = None,
     save: Annotated[Path | None, typer.Option("--save-state", help="Save the conversation here at the end.")] = None,
     prefix_cache: Annotated[
@@ -39,6 +43,7 @@ def run(
     import json
     from dataclasses import asdict
 
+    from lfm2_export.chat.open_drafts import draft_source
     from lfm2_export.chat.sampling import MinPSampler, greedy
     from lfm2_export.chat.saved_state import KIND
     from lfm2_export.cli import console
@@ -53,6 +58,8 @@ def run(
         check_free_file(save, force, KIND)
     chat = _open(artifact, runtime, force)
     conversation = chat.conversation
+    if draft is not None:
+        conversation.source = draft_source(draft, conversation.session, chat.artifact)
     conversation.sampler = MinPSampler(temperature=temperature, seed=seed) if temperature else greedy
     if save is not None:
         conversation.need_state()  # said now, not after the talk

@@ -53,6 +53,7 @@ def _overview(manifest: Manifest) -> Table:
     if manifest.form == "explicit":
         context, fixed = manifest.methods[0].state_bytes(manifest.window)
         table.add_row("state", f"{context:,} bytes for the whole window, {fixed:,} whatever the window")
+    table.add_row("drafts", f"verified up to {manifest.speculation} tokens at once" if manifest.speculation else "none")
     table.add_row("quantization", "\n".join(f"{kind}: {how}" for kind, how in manifest.quantization.items()))
     table.add_row("needs", manifest.runtime_requirement)
     table.add_row("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from lfm2_export.graph.steps import Network, Step
 
@@ -24,6 +24,20 @@ def expanded(network: Network, rewrites: Mapping[str, Rewrite]) -> Network:
     """Replace every step of a kind by what its rewrite makes of it, in its place."""
     steps = [new for step in network.steps for new in (rewrites[step.kind](step) if step.kind in rewrites else (step,))]
     return network._replace(steps=tuple(steps))
+
+
+def bypassed(network: Network, kinds: Collection[str]) -> Network:
+    """Leave out the steps of these kinds: whoever read what one of them made reads its first input instead."""
+    instead: dict[str, str] = {}
+    steps: list[Step] = []
+    for step in network.steps:
+        inputs = tuple(instead.get(value, value) for value in step.inputs)
+        if step.kind in kinds:
+            instead[step.output] = inputs[0]
+        else:
+            steps.append(step._replace(inputs=inputs))
+    state = {name: instead.get(value, value) for name, value in network.state.items()}
+    return Network(tuple(steps), instead.get(network.logits, network.logits), state)
 
 
 def norm_before_pick(network: Network) -> Network:

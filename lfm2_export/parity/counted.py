@@ -17,7 +17,7 @@ class Counted(Session):
     def __init__(self, session: Session, work: Work, progress: Progress) -> None:
         self._session, self._work, self._progress = session, work, progress
         self.runtime, self.version, self.window = session.runtime, session.version, session.window
-        self.pads, self.has_state = session.pads, session.has_state
+        self.pads, self.has_state, self.verifies = session.pads, session.has_state, session.verifies
 
     @property
     def position(self) -> int:
@@ -32,6 +32,14 @@ class Counted(Session):
         logits = self._session.decode(token)
         self._progress.advance(self._work.call(1))
         return logits
+
+    def verify(self, tokens: Sequence[int]) -> np.ndarray:
+        logits = self._session.verify(tokens)
+        self._progress.advance(self._work.call(len(tokens)))
+        return logits
+
+    def keep(self, count: int) -> None:
+        self._session.keep(count)
 
     def reset(self) -> None:
         self._session.reset()

@@ -56,7 +56,7 @@ class LawResult(NamedTuple):
 
 def state_laws(context: LawContext) -> Iterator[LawResult]:
     """Yield the result of every law, in a fixed order."""
-    for law in (_reset, _chunks, _padding, _window_edge, _forms, _snapshot):
+    for law in (_reset, _chunks, _padding, _window_edge, _forms, _snapshot, _verify, _rejected):
         context.session.reset()
         yield law(context)
 
@@ -139,10 +139,89 @@ def _snapshot(at: LawContext) -> LawResult:
     return LawResult("snapshot", _distance(_talk(at.session, at.tokens[half:]), first), 0.0)
 
 
+def _verify(at: LawContext) -> LawResult:
+    """A draft verified has the logits of its tokens one by one, and leaves, once kept, the state that they leave."""
+    limit = at.tolerance
+    if not at.session.verifies:
+        return LawResult("verified = decoded", None, limit, _no_drafts(at.session))
+    start, drafts = _drafts(at)
+    at.session.prefill(start)
+    expected = [at.session.decode(token) for draft in drafts for token in draft]
+    state = _state(at.session)
+    at.session.reset()
+    at.session.prefill(start)
+    actual: list[np.ndarray] = []
+    for draft in drafts:
+        actual += list(at.session.verify(draft))
+        at.session.keep(len(draft))
+    return LawResult("verified = decoded", _distance([*actual, *_state(at.session)], [*expected, *state]), limit)
+
+
+def _rejected(at: LawContext) -> LawResult:
+    """What is verified and not kept never happened, bit for bit.
+
+    A draft of which nothing is kept is as none at all. Where a part is kept, the rest might have been any other tokens:
+    as many of them, because a kernel may sum otherwise for more rows, as it may for the chunks of a prompt.
+    """
+    session = at.session
+    if not session.verifies:
+        return LawResult("rejected = never fed", None, 0.0, _no_drafts(session))
+    start, drafts = _drafts(at)
+    most = min(session.verifies, session.window - len(start))
+    some, others = (random_ids(at.config, most, seed=seed) for seed in (9, 10))
+    session.prefill(start)
+    plain = _goes_on(session, at.tokens[-4:])
+    session.reset()
+    session.prefill(start)
+    session.verify(some)
+    session.keep(0)
+    errors = [_distance(_goes_on(session, at.tokens[-4:]), plain)]
+    for kept in range(1, min(len(drafts[-1]), most - 1) + 1):
+        with_some, with_others = (
+            _kept(session, start, (*drafts[-1][:kept], *wrong[kept:]), kept, at.tokens[-4:]) for wrong in (some, others)
+        )
+        errors.append(_distance(with_some, with_others))
+    return LawResult("rejected = never fed", worst(errors), 0.0)
+
+
+def _kept(
+    session: Session, start: tuple[int, ...], draft: tuple[int, ...], count: int, after: tuple[int, ...]
+) -> list[np.ndarray]:
+    """A conversation that keeps the first tokens of a draft: their logits, and how it goes on."""
+    session.reset()
+    session.prefill(start)
+    rows = session.verify(draft)
+    session.keep(count)
+    return [*rows[:count], *_goes_on(session, after)]
+
+
+def _drafts(at: LawContext) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Tokens to begin with, and drafts of 1, 2 and so on behind them, as long as text and artifact allow."""
+    start, drafts = len(at.tokens) // 2, []
+    size, begin = 1, start
+    while begin + size <= len(at.tokens) and size <= at.session.verifies:
+        drafts.append(at.tokens[begin : begin + size])
+        begin, size = begin + size, size + 1
+    return at.tokens[:start], drafts
+
+
+def _goes_on(session: Session, tokens: tuple[int, ...]) -> list[np.ndarray]:
+    """The state if it shows, logits of further steps, and the state behind them."""
+    return [*_state(session), *(session.decode(token) for token in tokens), *_state(session)]
+
+
+def _no_drafts(session: Session) -> str:
+    return f"{session.runtime} verifies no drafts with this artifact"
+
+
+def _state(session: Session) -> list[np.ndarray]:
+    return list(session.state().tensors.values()) if session.has_state else []
+
+
 def _talk(session: Session, tokens: tuple[int, ...]) -> list[np.ndarray]:
     """A prefill of most tokens and a decode of the last four; logits of each call, then the state if it shows."""
     logits = [session.prefill(tokens[:-4]), *(session.decode(token) for token in tokens[-4:])]
-    return logits + (list(session.state().tensors.values()) if session.has_state else [])
+    return logits + _state(session)
 
 
 def _pieces(session: Session, tokens: tuple[int, ...], pad_to: int | None) -> list[np.ndarray]:
@@ -152,7 +231,7 @@ def _pieces(session: Session, tokens: tuple[int, ...], pad_to: int | None) -> li
         logits.append(session.prefill(tokens[start : start + size], pad_to=pad_to and max(pad_to, size)))
         start += size
     logits += [session.decode(token) for token in tokens[start:]]
-    return logits + (list(session.state().tensors.values()) if session.has_state else [])
+    return logits + _state(session)
 
 
 def _distance(actual: list[np.ndarray], expected: list[np.ndarray]) -> float:

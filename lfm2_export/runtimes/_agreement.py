@@ -72,9 +72,15 @@ def _check(path: Path, spec: TensorSpec, found: _Found, limit: int | None) -> No
     """`limit` is what a program says in the place of a dimension that varies."""
     if spec.name.startswith(PROBE):
         return  # shown for a trace, in whatever shape it has
-    wanted = [size if limit is None or isinstance(size, int) else limit for size in spec.shape]
+    wanted = [size if limit is None or isinstance(size, int) else _most(size, limit) for size in spec.shape]
     if found != (spec.dtype, wanted):
         raise _differs(path, f"{spec.name:.80} is {_spelled(*found)}", _spelled(spec.dtype, wanted))
+
+
+def _most(size: str, limit: int) -> int:
+    """The most that a varying dimension can be, `T` or `T+2`, in calls of at most `limit` tokens."""
+    more = size.partition("+")[2]
+    return limit + int(more) if more.isdecimal() else limit
 
 
 def _check_caches(path: Path, method: MethodSpec, manifest: Manifest) -> None:

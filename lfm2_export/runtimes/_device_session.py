@@ -29,6 +29,7 @@ class DeviceSession(OnnxRuntimeSession):
     """One conversation, batch 1 (see `Session`), its state on `_device`; `_buffers` are copies of it here."""
 
     _device: str  # as onnxruntime names its memory
+    _verifies_here = False  # the columns would have to be brought back
 
     def reset(self) -> None:
         super().reset()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +28,15 @@ class InPlaceState:
         for name, tensor in self.tensors.items():
             if not is_cache(name):
                 tensor.zero_()
+
+    def go_on(self, columns: Sequence[Tensor], count: int) -> None:
+        """Set the conv states to those as of the first `count` tokens of a call that returned these columns.
+
+        `columns`: `[1, L-1+T, hidden]` of each conv state, in order.
+        """
+        convolutions = (tensor for name, tensor in self.tensors.items() if not is_cache(name))
+        for state, seen in zip(convolutions, columns, strict=True):
+            state.copy_(seen[:, count : count + state.shape[1]])
 
     def parts(self, position: int) -> Iterator[Tensor]:
         """Every tensor in its own layout, a cache cut to the position; views."""

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfm2_export.artifact.manifest import PROBE, Manifest
+from lfm2_export.artifact.manifest import PROBE, VERIFY, Manifest
 from lfm2_export.errors import ArtifactError, UsageError, one_line
 from lfm2_export.progress.native_output import silenced
 from lfm2_export.runtimes._agreement import check_program
 from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes._in_place_state import InPlaceState
-from lfm2_export.runtimes.session import Session, Snapshot, check_room
+from lfm2_export.runtimes.session import Session, Snapshot, check_draft, check_kept, check_room
 
 
 def load_library() -> Any:
@@ -43,46 +43,41 @@ def set_threads(threads: int) -> None:
 
 
 class _Module:
-    """A loaded `.pte` and its one method."""
+    """A loaded `.pte` and its methods, by name; the first is the one that goes on with tokens."""
 
     def __init__(self, folder: Path, manifest: Manifest, version: str) -> None:
         portable_lib = load_library()
         self._version = version
-        self.method = manifest.methods[0]
-        self._called = False
-        self.probes: dict[str, np.ndarray] = {}
-        path = folder / self.method.file
+        self.methods = {method.name: method for method in manifest.methods}
+        self._called: set[str] = set()
+        path = folder / manifest.methods[0].file
         try:
             with silenced(2):
                 self._module = portable_lib._load_for_executorch(str(path))
             self._module.method_names()  # says whether it is a program at all
         except RuntimeError as error:
             raise ArtifactError(f"{path}: ExecuTorch {version} cannot load it: {one_line(error)}") from error
-        check_program(self._module, path, self.method, manifest)
+        for method in manifest.methods:
+            check_program(self._module, path, method, manifest)
 
-    def __call__(self, inputs: list[Tensor]) -> np.ndarray:
-        """The method's one output, logits `[1, vocab]`, copied out as `[vocab]`."""
-        outputs = self._run(inputs) if self._called else self._first_run(inputs)
-        shown = zip(self.method.outputs[1:], outputs[1:], strict=False)
-        self.probes = {spec.name.removeprefix(PROBE): tensor.numpy().copy() for spec, tensor in shown}
-        return outputs[0][0].numpy().copy()  # it aliases the program's memory until the next call
+    def run(self, method: str, inputs: list[Tensor]) -> list[Tensor]:
+        """What a method returns: views of the program's memory, valid until that method's next call."""
+        return self._run(method, inputs) if method in self._called else self._first_run(method, inputs)
 
-    def _first_run(self, inputs: list[Tensor]) -> list[Tensor]:
+    def _first_run(self, method: str, inputs: list[Tensor]) -> list[Tensor]:
         """The one that probes the processor, aloud, and packs the weights into memory of the runtime's own."""
         pages = HugePages()
         with silenced(2):
-            outputs = self._run(inputs)
+            outputs = self._run(method, inputs)
         pages.adopt()
-        self._called = True
+        self._called.add(method)
         return outputs
 
-    def _run(self, inputs: list[Tensor]) -> list[Tensor]:
+    def _run(self, method: str, inputs: list[Tensor]) -> list[Tensor]:
         try:
-            return self._module.run_method(self.method.name, inputs, clone_outputs=False)
+            return self._module.run_method(method, inputs, clone_outputs=False)
         except RuntimeError as error:
-            raise ArtifactError(
-                f"ExecuTorch {self._version} failed in {self.method.name}: {one_line(error)}"
-            ) from error
+            raise ArtifactError(f"ExecuTorch {self._version} failed in {method}: {one_line(error)}") from error
 
 
 class _Conversation(Session):
@@ -95,7 +90,8 @@ class _Conversation(Session):
         self.window = manifest.window
         self._module = _Module(folder, manifest, version)
         self._vocab = int(manifest.source.config["vocab_size"])
-        self._limit = manifest.methods[0].max_tokens
+        self._method = manifest.methods[0]
+        self._probes: dict[str, np.ndarray] = {}
         self._position = 0
 
     @property
@@ -103,7 +99,7 @@ class _Conversation(Session):
         return self._position
 
     def probes(self) -> dict[str, np.ndarray]:
-        return self._module.probes
+        return self._probes
 
     def reset(self) -> None:
         self._position = 0
@@ -112,15 +108,16 @@ class _Conversation(Session):
         check_room(self._position, len(tokens), self.window, self._vocab, tokens)
         if pad_to is not None:
             raise UsageError("a .pte takes any number of tokens, and no padding")
-        for start in range(0, len(tokens), self._limit):
-            chunk = list(tokens[start : start + self._limit])
-            logits = self._module(self._inputs(chunk))
+        for start in range(0, len(tokens), self._method.max_tokens):
+            chunk = tokens[start : start + self._method.max_tokens]
+            logits, *shown = self._module.run(self._method.name, self._inputs(chunk))
             self._position += len(chunk)
-        return logits
+        self._probes = {name.removeprefix(PROBE): _copy(x) for name, x in zip(self._method.probes, shown, strict=True)}
+        return _copy(logits[0])
 
-    def _inputs(self, chunk: list[int]) -> list[Tensor]:
+    def _inputs(self, chunk: Sequence[int]) -> list[Tensor]:
         """Of one call of at most `max_tokens` tokens at the current position."""
-        return [torch.tensor([chunk]), torch.tensor([self._position])]
+        return [torch.tensor([list(chunk)]), torch.tensor([self._position])]
 
 
 class ExplicitSession(_Conversation):
@@ -128,10 +125,35 @@ class ExplicitSession(_Conversation):
 
     def __init__(self, folder: Path, manifest: Manifest, version: str) -> None:
         super().__init__(folder, manifest, version)
-        self._state = InPlaceState(manifest.methods[0])
+        self._state = InPlaceState(self._method)
+        self.verifies = manifest.speculation
+        self._verified = 0
+        self._columns: list[Tensor] = []  # of the last `verify`, in the program's memory
+
+    def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
+        self._verified = 0
+        return super().prefill(tokens, pad_to)
+
+    def verify(self, tokens: Sequence[int]) -> np.ndarray:
+        if not self.verifies:
+            return super().verify(tokens)  # refuses
+        check_draft(len(tokens), self.verifies)
+        check_room(self._position, len(tokens), self.window, self._vocab, tokens)
+        logits, *self._columns = self._module.run(VERIFY, self._inputs(tokens))
+        self._verified = len(tokens)
+        return _copy(logits[0])
+
+    def keep(self, count: int) -> None:
+        """What was let go of lies in the caches behind the position, where no call looks."""
+        check_kept(count, self._verified)
+        if count:
+            self._state.go_on(self._columns, count)
+        self._position += count
+        self._verified = 0
 
     def reset(self) -> None:
         super().reset()
+        self._verified = 0
         self._state.forget()
 
     def state(self) -> Snapshot:
@@ -140,8 +162,9 @@ class ExplicitSession(_Conversation):
     def restore(self, snapshot: Snapshot) -> None:
         self._state.restore(snapshot)
         self._position = snapshot.position
+        self._verified = 0
 
-    def _inputs(self, chunk: list[int]) -> list[Tensor]:
+    def _inputs(self, chunk: Sequence[int]) -> list[Tensor]:
         return [*super()._inputs(chunk), *self._state.tensors.values()]
 
 
@@ -152,3 +175,8 @@ class ResidentSession(_Conversation):
 
     def state(self) -> Snapshot:
         raise UsageError("a resident form keeps its state to itself; export with --form explicit for snapshots")
+
+
+def _copy(tensor: Tensor) -> np.ndarray:
+    """A program's output in memory of its own."""
+    return tensor.numpy().copy()

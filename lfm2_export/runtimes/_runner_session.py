@@ -10,7 +10,7 @@ import numpy as np
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import UsageError
 from lfm2_export.runtimes import _runner
-from lfm2_export.runtimes.session import Session, Snapshot, check_room
+from lfm2_export.runtimes.session import Session, Snapshot, check_draft, check_room
 
 
 class RunnerSession(Session):
@@ -31,6 +31,7 @@ class RunnerSession(Session):
         self.runner = _runner.Runner(command, folder, threads)
         self._vocab = int(manifest.source.config["vocab_size"])
         self._method = manifest.methods[0]
+        self.verifies = manifest.speculation
         self._position = 0
 
     @property
@@ -44,6 +45,18 @@ class RunnerSession(Session):
         answer, data = self.runner.ask("feed", tokens=[int(token) for token in tokens])
         self._position = answer["position"]
         return _runner.logits(data)
+
+    def verify(self, tokens: Sequence[int]) -> np.ndarray:
+        if not self.verifies:
+            return super().verify(tokens)  # refuses
+        check_draft(len(tokens), self.verifies)
+        check_room(self._position, len(tokens), self.window, self._vocab, tokens)
+        _, data = self.runner.ask("verify", tokens=[int(token) for token in tokens])
+        return _runner.logits(data).reshape(len(tokens), self._vocab)
+
+    def keep(self, count: int) -> None:
+        answer, _ = self.runner.ask("keep", count=count)
+        self._position = answer["position"]
 
     def reset(self) -> None:
         self.runner.ask("reset")

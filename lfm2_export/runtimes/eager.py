@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.state import empty_state, is_cache, write_slices
-from lfm2_export.runtimes.session import Session, Snapshot, check_room, check_snapshot
+from lfm2_export.model.state import State, empty_state, is_cache, write_slices
+from lfm2_export.runtimes.session import Session, Snapshot, check_draft, check_kept, check_room, check_snapshot
+
+_VERIFIED = 16  # tokens of a draft
 
 
 class EagerSession(Session):
@@ -24,6 +26,7 @@ class EagerSession(Session):
     def __init__(self, decoder: Decoder, window: int) -> None:
         self.decoder = decoder
         self.window = window
+        self.verifies = min(window, _VERIFIED)
         self.reset()
 
     @property
@@ -33,6 +36,7 @@ class EagerSession(Session):
     def reset(self) -> None:
         """Begin anew, where the decoder is now: it may have moved since."""
         self._position = 0
+        self._verified: tuple[int, ...] = ()
         self.runtime = eager_on(self.decoder.device)
         self._state = empty_state(self.decoder.config, self.window, device=self.decoder.device)
 
@@ -42,6 +46,19 @@ class EagerSession(Session):
     def score(self, tokens: Sequence[int]) -> np.ndarray:
         """Go on as `prefill` does; return the logits of every token, `[T, vocab]`: teacher forcing, eager only."""
         return self._run(tokens, None, all_logits=True)[0]
+
+    def verify(self, tokens: Sequence[int]) -> np.ndarray:
+        check_draft(len(tokens), self.verifies)
+        logits, _ = self._computed(tokens, None, all_logits=True)
+        self._verified = tuple(tokens)
+        return logits.cpu().numpy()[0]
+
+    def keep(self, count: int) -> None:
+        """The model is a function: what was verified has left no trace, and what is kept is fed now."""
+        check_kept(count, len(self._verified))
+        kept, self._verified = self._verified[:count], ()
+        if kept:
+            self._run(kept, None, all_logits=False)
 
     def state(self) -> Snapshot:
         cut = {
@@ -61,17 +78,22 @@ class EagerSession(Session):
             else:
                 self._state[name].copy_(tensor)
 
-    @torch.inference_mode()
     def _run(self, tokens: Sequence[int], pad_to: int | None, all_logits: bool) -> np.ndarray:
+        logits, new = self._computed(tokens, pad_to, all_logits)
+        write_slices(self._state, new, torch.tensor([self._position]), torch.tensor([len(tokens)]))
+        self._position += len(tokens)
+        self._verified = ()
+        return logits.cpu().numpy()
+
+    @torch.inference_mode()
+    def _computed(self, tokens: Sequence[int], pad_to: int | None, all_logits: bool) -> tuple[torch.Tensor, State]:
         check_room(self._position, len(tokens), self.window, self.decoder.config.vocab_size, tokens)
         device = self.decoder.device
         rows = torch.tensor([[*tokens, *[0] * max(0, (pad_to or 0) - len(tokens))]], device=device)
         position = torch.tensor([self._position], device=device)
         length = torch.tensor([len(tokens)], device=device)
-        logits, new = self.decoder(rows, position, length, self._filled(), all_logits)
-        write_slices(self._state, new, position, length)
-        self._position += len(tokens)
-        return logits.cpu().numpy()
+        computed: tuple[torch.Tensor, State] = self.decoder(rows, position, length, self._filled(), all_logits)
+        return computed
 
     def _filled(self) -> dict[str, torch.Tensor]:
         """The state with the caches cut to their filled part: masked columns cost time and add exact zeros."""

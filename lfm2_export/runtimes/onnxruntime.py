@@ -5,8 +5,9 @@ Past and present are bound to the same memory, so a step writes its keys in plac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from lfm2_export.files import scratch_folder
 from lfm2_export.runtimes._agreement import check_graph
 from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes.runtime import Runtime
-from lfm2_export.runtimes.session import Session, Snapshot, check_room, check_snapshot
+from lfm2_export.runtimes.session import Session, Snapshot, check_draft, check_kept, check_room, check_snapshot
 
 _CONV, _SLIDING = "past_conv.", "past_sliding."
+_ROWS, _STATES = "num_logits_to_keep", "num_states_to_keep"  # inputs that only a `verify` gives
 _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 _QUIET = 3  # onnxruntime's log level: errors only
 
@@ -67,6 +69,7 @@ class OnnxRuntimeSession(Session):
     runtime = "onnxruntime"
     pads = True
     _providers: Sequence[str] = ("CPUExecutionProvider",)
+    _verifies_here = True
 
     def __init__(
         self, folder: Path, manifest: Manifest, float_activations: bool = False, threads: int | None = None
@@ -96,6 +99,9 @@ class OnnxRuntimeSession(Session):
         self._probes = method.probes
         self._binding = self._session.io_binding()
         self._bind_buffers()
+        self.verifies = manifest.speculation if self._verifies_here else 0
+        self._verified = 0
+        self._columns: dict[str, np.ndarray] = {}  # of the last `verify`
 
     @property
     def position(self) -> int:
@@ -105,21 +111,47 @@ class OnnxRuntimeSession(Session):
         """Go on with a chunk; padding ends where the window ends, since padded keys are written too."""
         count = len(tokens)
         check_room(self._position, count, self.window, self._logits.shape[2], tokens)
+        self._verified = 0
         rows = min(max(count, pad_to or 0), self.window - self._position)
-        mask = np.ones((1, self._position + rows), dtype=np.int64)
-        mask[:, self._position + count :] = 0
-        inputs = {
-            "input_ids": np.array([[*tokens, *[0] * (rows - count)]], dtype=np.int64),
-            "attention_mask": mask,
-            "position_ids": np.arange(self._position, self._position + rows, dtype=np.int64)[None],
-        }
-        for name, array in inputs.items():
+        for name, array in self._call(tokens, rows).items():
             self._binding.bind_cpu_input(name, array)
         for name in self._probes:
             self._binding.bind_output(name, "cpu")  # anew: it would keep the last call's shape
         self._session.run_with_iobinding(self._binding)
         self._position += count
         return self._logits[0, 0].copy()
+
+    def verify(self, tokens: Sequence[int]) -> np.ndarray:
+        """Keys and values go into the buffers; conv states are read there, their columns returned beside them."""
+        if not self.verifies:
+            return super().verify(tokens)  # refuses
+        check_draft(len(tokens), self.verifies)
+        count, vocab = len(tokens), self._logits.shape[2]
+        check_room(self._position, count, self.window, vocab, tokens)
+        self._verified = 0
+        # made by onnxruntime: it refuses a buffer of more rows than the one that the graph declares, for genai
+        self._verifying.bind_output("logits", "cpu")
+        for name, buffer in self._convolutions():
+            _, hidden, columns = buffer.shape  # one more than the state has
+            self._columns[name] = np.empty((1, hidden, columns - 1 + count), dtype=buffer.dtype)
+            _bind_output(self._verifying, present_name(name), self._columns[name])
+        _bind_count(self._verifying, _STATES, count)
+        _bind_count(self._verifying, _ROWS, count)
+        for name, array in self._call(tokens, count).items():
+            self._verifying.bind_cpu_input(name, array)
+        self._session.run_with_iobinding(self._verifying)
+        self._verified = count
+        logits: np.ndarray = self._verifying.get_outputs()[0].numpy()
+        return logits[0]
+
+    def keep(self, count: int) -> None:
+        """What was let go of lies in the caches behind the position, where no call looks."""
+        check_kept(count, self._verified)
+        for name, _ in self._convolutions() if count else ():
+            state = self._filled(name, self._position)
+            state[...] = self._columns[name][:, :, count : count + state.shape[2]]
+        self._position += count
+        self._verified = 0
 
     def probes(self) -> dict[str, np.ndarray]:
         shown = self._binding.copy_outputs_to_cpu()[-len(self._probes) :] if self._probes else []
@@ -128,7 +160,7 @@ class OnnxRuntimeSession(Session):
 
     def reset(self) -> None:
         """What is replaced whole starts from zero; of a cache attention sees only columns below the position."""
-        self._position = 0
+        self._position = self._verified = 0
         for name, buffer in self._buffers.items():
             if name.startswith((_CONV, _SLIDING)):
                 buffer.fill(0)
@@ -140,13 +172,28 @@ class OnnxRuntimeSession(Session):
     def restore(self, snapshot: Snapshot) -> None:
         shapes = {_contract_name(name): self._filled(name, self.window).shape for name in self._buffers}
         check_snapshot(snapshot, shapes)
-        self._position = snapshot.position
+        self._position, self._verified = snapshot.position, 0
         for name in self._buffers:
             self._filled(name, snapshot.position)[...] = snapshot.tensors[_contract_name(name)]
 
     def _configure(self, options: Any) -> None:
         options.log_severity_level = _QUIET
         options.use_deterministic_compute = True
+
+    def _call(self, tokens: Sequence[int], rows: int) -> Mapping[str, np.ndarray]:
+        """What a call of `rows` rows is given beside the state; those behind the tokens are padding."""
+        count, start = len(tokens), self._position
+        mask = np.ones((1, start + rows), dtype=np.int64)
+        mask[:, start + count :] = 0
+        return {
+            "input_ids": np.array([[*tokens, *[0] * (rows - count)]], dtype=np.int64),
+            "attention_mask": mask,
+            "position_ids": np.arange(start, start + rows, dtype=np.int64)[None],
+        }
+
+    def _convolutions(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The buffer of each conv state, by its input's name."""
+        return ((name, buffer) for name, buffer in self._buffers.items() if name.startswith(_CONV))
 
     def _filled(self, name: str, position: int) -> np.ndarray:
         """The part of a buffer that is state: the last L-1 columns of a conv state, `position` columns of a cache."""
@@ -158,13 +205,38 @@ class OnnxRuntimeSession(Session):
     def _bind_buffers(self) -> None:
         """Bind each state buffer as past and present at once; both conv and attention read before they write."""
         for name, buffer in self._buffers.items():
-            self._binding.bind_input(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
-            self._binding.bind_output(present_name(name), "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+            _bind_input(self._binding, name, buffer)
+            _bind_output(self._binding, present_name(name), buffer)
         self._bind_logits()
 
     def _bind_logits(self) -> None:
-        logits = self._logits
-        self._binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
+        _bind_output(self._binding, "logits", self._logits)
+
+    @cached_property
+    def _verifying(self) -> Any:
+        """The binding of a `verify` call, but for what depends on the number of its tokens."""
+        binding = self._session.io_binding()
+        binding.bind_output("logits", "cpu")
+        for name, buffer in self._buffers.items():
+            _bind_input(binding, name, buffer)
+            if not name.startswith(_CONV):
+                _bind_output(binding, present_name(name), buffer)
+        return binding
+
+
+def _bind_input(binding: Any, name: str, array: np.ndarray) -> None:
+    binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def _bind_count(binding: Any, name: str, count: int) -> None:
+    """Bind an input that a caller may leave out, which `bind_cpu_input` does not know."""
+    from onnxruntime import OrtValue
+
+    binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(np.array(count, dtype=np.int64)))
+
+
+def _bind_output(binding: Any, name: str, array: np.ndarray) -> None:
+    binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
 @contextmanager

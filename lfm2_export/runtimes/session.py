@@ -39,12 +39,17 @@ class Session(ABC):
 
     Logits are `[vocab] float32` of the last valid token. A call that would pass the window raises
     WindowExceededError and leaves the state as it was.
+
+    `verify` asks what would come after each of several tokens, in one call, which costs little more than a step; `keep`
+    then takes as many of them into the conversation as are right. What is not kept never happened: every state tensor
+    is to the bit what it would be.
     """
 
     runtime: str  # name for reports: "eager", "executorch", "onnxruntime", …
     version: str  # of the runtime library
     window: int  # tokens
     pads: bool = False  # whether prefill accepts `pad_to`
+    verifies: int = 0  # the most tokens of a `verify`; 0 where there is none
     has_state: bool = True  # whether state() and restore() exist (a resident form hides its state)
     checks: tuple[Check, ...] = ()  # made when it was opened
     notes: tuple[str, ...] = ()  # what a report should say of how it computes
@@ -64,6 +69,20 @@ class Session(ABC):
     def decode(self, token: int) -> np.ndarray:
         """Go on with a single token."""
         return self.prefill([token])
+
+    def verify(self, tokens: Sequence[int]) -> np.ndarray:
+        """Return the logits after each of the tokens, `[T, vocab] float32`. They are not part of the conversation yet.
+
+        UsageError where `verifies` is 0, or for more tokens than that.
+        """
+        raise UsageError(f"{self.runtime} cannot verify drafts with this artifact; export with options.speculation")
+
+    def keep(self, count: int) -> None:
+        """Take the first `count` tokens of the `verify` before this call into the conversation; let go of the others.
+
+        Any other call lets go of all of them. UsageError for more than there are.
+        """
+        check_kept(count, 0)
 
     @abstractmethod
     def reset(self) -> None:
@@ -102,6 +121,18 @@ def check_room(position: int, tokens: int, window: int, vocab: int, ids: Sequenc
     for token in ids:
         if not 0 <= token < vocab:
             raise UsageError(f"token id {token} is outside the vocabulary of {vocab}")
+
+
+def check_draft(tokens: int, most: int) -> None:
+    """Refuse a `verify` of more tokens than a call may have. Raises UsageError."""
+    if tokens > most:
+        raise UsageError(f"{tokens} tokens to verify; this artifact verifies up to {most} at once")
+
+
+def check_kept(count: int, verified: int) -> None:
+    """Refuse to keep more tokens than the call before has verified. Raises UsageError."""
+    if not 0 <= count <= verified:
+        raise UsageError(f"{count} tokens to keep, of {verified} that were verified")
 
 
 def check_snapshot(snapshot: Snapshot, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -35,6 +35,7 @@ class Lowered(NamedTuple):
     versions: dict[str, str]
     runtime_requirement: str
     npu: Npu | None = None
+    speculation: int = 0  # the most tokens of a call that verifies a draft
 
 
 class Target(ABC):

@@ -13,9 +13,19 @@ import importlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
+from lfm2_export.bench.drafted import Drafted
 from lfm2_export.bench.spec import Spec
 
 CALL = 512  # tokens a call, where the contender leaves the choice to its caller
+
+
+@runtime_checkable
+class Drafting(Protocol):
+    """A contender that can verify drafts."""
+
+    def drafted(self, draft: str) -> Drafted:
+        """Measure a reply with drafts from there. UsageError where there can be none."""
+        ...
 
 
 class Contender(Protocol):

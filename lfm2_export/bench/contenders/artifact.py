@@ -10,6 +10,8 @@ import numpy as np
 from lfm2_export import runtimes
 from lfm2_export.artifact.folder import Artifact, open_artifact
 from lfm2_export.bench.bytes_read import cache_bytes, weight_bytes
+from lfm2_export.bench.drafted import Drafted
+from lfm2_export.bench.drafting import drafted
 from lfm2_export.bench.spec import Spec
 from lfm2_export.bench.stages import decode_stages
 from lfm2_export.model.state import is_cache
@@ -69,6 +71,10 @@ class ArtifactContender:
 
     def feed(self, tokens: Sequence[int]) -> None:
         self._session.prefill(tokens)
+
+    def drafted(self, draft: str) -> Drafted:
+        """Measure a reply with drafts from there. UsageError where there can be none."""
+        return drafted(draft, self._session, self._artifact, self._threads)
 
     def stages(self, context: int, steps: int) -> dict[str, float] | None:
         """Share of a decode step that each kind of operator takes; None where the runtime has no profiler."""

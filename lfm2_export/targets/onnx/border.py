@@ -4,16 +4,21 @@ One file can so serve both. `i` is the layer's index in the network:
 
 - inputs `input_ids [B, T]`, `attention_mask [B, past+T]`, `position_ids [B, T]`, per short convolution
   `past_conv.i [B, hidden, L]`, per attention `past_key_values.i.key|value [B, kv_heads, past, head_dim]`;
-  optionally `num_logits_to_keep` (1 unless given, 0 = all T rows);
+  optionally `num_logits_to_keep` (1 unless given, 0 = all T rows), and, where the recipe has speculation,
+  `num_states_to_keep` (1 unless given: K = the states behind each of the last K valid tokens, which overlap);
   per sliding attention `past_sliding.i.key|value [B, W-1, kv_heads·head_dim]`, which no released genai or
   transformers.js looks for;
-- outputs `logits [B, kept, vocab]`, `present_conv.i`, `present.i.key|value`, `present_sliding.i.key|value`.
+- outputs `logits [B, kept, vocab]`, `present_conv.i [B, hidden, L-1+K]`, `present.i.key|value`,
+  `present_sliding.i.key|value`.
 
 Row b's call starts at `position_ids[b, 0]` and holds as many valid tokens as its mask has ones from there on; the
 rest is right padding, which touches no conv state and writes its keys beyond the valid ones, where the next call
 overwrites them. With past and present bound to the same buffer, GroupQueryAttention writes in place. It refuses
 several rows of several tokens each on top of a past: a batch prefills in one call and then decodes, a single row
 may be cut at will. A conv state has L columns here although L-1 are enough: the first is ignored when it comes in.
+
+A draft is verified by a call that keeps the logits and states of all its T tokens: of the L-1+T columns of a conv state
+those from n to n+L-2, counted from 0, are the state as of the first n tokens.
 """
 
 from __future__ import annotations
@@ -42,8 +47,11 @@ _NAMES = {  # of a state tensor that comes in and of the one that goes out, by t
 class Border:
     """The inputs and outputs of a graph, and where a call's tokens stand; what no step asks for is not computed."""
 
-    def __init__(self, graph: Graph, network: Network, config: LFM2Config, window: int, cache: str) -> None:
+    def __init__(
+        self, graph: Graph, network: Network, config: LFM2Config, window: int, cache: str, verifies: bool
+    ) -> None:
         self.window = window
+        self._verifies = verifies
         self.cache = cache  # dtype of keys and values, and with them of attention
         self._graph, self._config = graph, config
         graph.output("logits", "float32", _BATCH, 1, config.vocab_size)  # 1: by default; genai reads it as "last only"
@@ -73,7 +81,8 @@ class Border:
         else:
             _, hidden, columns = shape
             self._graph.input(past, self._graph.real, _BATCH, hidden, columns + 1)
-            self._graph.output(present, self._graph.real, _BATCH, hidden, columns + 1)
+            kept = "conv_columns" if self._verifies else columns + 1
+            self._graph.output(present, self._graph.real, _BATCH, hidden, kept)
         self.values[STATE + name] = past
         self.results[new] = present
 
@@ -101,10 +110,23 @@ class Border:
         They end with each row's last valid token. For a row without one the first index is -1, any column: what it
         reads is the ignored one.
         """
-        graph, relative = self._graph, range(-1, self._config.conv_L_cache - 1)
+        graph = self._graph
         ends = graph.op("Unsqueeze", "call/conv_ends", self._length, graph.ints(1, 2))
-        offsets = graph.op("Unsqueeze", "call/conv_offsets", graph.ints(*relative), graph.ints(1))
+        offsets = graph.op("Unsqueeze", "call/conv_offsets", self._conv_offsets(), graph.ints(1))
         return graph.op("Add", "call/conv_columns", ends, offsets)
+
+    def _conv_offsets(self) -> str:
+        """`[columns] int64`: those rows, counted from a row's number of valid tokens; the last is L-2."""
+        graph, width = self._graph, self._config.conv_L_cache
+        if not self._verifies:
+            return graph.ints(*range(-1, width - 1))
+        first = graph.op("Sub", "call/conv_first", graph.int(0), self._states)
+        return graph.op("Range", "call/conv_range", first, graph.int(width - 1), graph.int(1))
+
+    @cached_property
+    def _states(self) -> str:
+        """`[] int64`: how many of the last states are wanted."""
+        return self._graph.optional_input("num_states_to_keep", np.array(1, dtype=np.int64))
 
     @cached_property
     def sliding_columns(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lfm2_export.targets.capabilities import FLOAT32, Arithmetic, Capabilities, Groups, OneOf, Stored, switch
+from lfm2_export.targets.capabilities import FLOAT32, Arithmetic, Capabilities, Groups, OneOf, Stored, Whole, switch
 
 _GROUPS = Groups(row=False, step=16, doubled=True)  # of MatMulNBits and GatherBlockQuantized
 
@@ -36,6 +36,7 @@ CAPABILITIES = Capabilities(
         "conv": OneOf(
             "fused", ("fused", "plain"), "CausalConvWithState (a decode step takes 7 % less), or plain operators"
         ),
+        "speculation": Whole(16, 0, "the most tokens of a call that verifies a draft; 0: none does"),
         "fused_embedding": switch(False, "read a quantized embedding with GatherBlockQuantized"),
     },
 )

@@ -85,13 +85,21 @@ class OnnxTarget(Target):
             cache_layout="heads-time",
             versions={"onnx": onnx.__version__, **_installed("onnxruntime")},
             runtime_requirement=f"onnxruntime>={_oldest(recipe)}",
+            speculation=self._verified(recipe, decoder.config),
         )
+
+    def _verified(self, recipe: Recipe, config: LFM2Config) -> int:
+        """The most tokens of a draft. None where attention slides: its states are given for the last token alone."""
+        if "sliding_attention" in self.network(config).kinds():
+            return 0
+        return min(recipe.window, cast(int, CAPABILITIES.option(recipe, "speculation")))
 
     def _graph(self, decoder: Decoder, recipe: Recipe, probed: bool) -> Graph:
         """The whole graph, for contexts of up to the recipe's window."""
         network = self.network(decoder.config)
         graph = Graph("lfm2", real=str(CAPABILITIES.option(recipe, "precision")))
-        border = Border(graph, network, decoder.config, recipe.window, recipe.cache)
+        verifies = self._verified(recipe, decoder.config) > 0
+        border = Border(graph, network, decoder.config, recipe.window, recipe.cache, verifies)
         site = Site(
             graph,
             border,

@@ -38,16 +38,29 @@ def native_state(config: LFM2Config, window: int, cache: torch.dtype) -> State:
     }
 
 
-def inputs(state: State, position: str) -> list[TensorSpec]:
-    """The method's inputs for the manifest: tokens, position, then the caller's state, which the call changes."""
+def inputs(state: State, position: str, reads_convolutions: bool = False) -> list[TensorSpec]:
+    """The method's inputs for the manifest: tokens, position, then the caller's state, which the call changes.
+
+    With `reads_convolutions` it changes the caches alone.
+    """
     given = [
         TensorSpec(name="tokens", dtype="int64", shape=[1, "T"]),
         TensorSpec(name=position, dtype="int64", shape=[1]),
     ]
     for name, tensor in state.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
-        given.append(TensorSpec(name=name, dtype=dtype, shape=list(tensor.shape), written=True))
+        written = is_cache(name) or not reads_convolutions
+        given.append(TensorSpec(name=name, dtype=dtype, shape=list(tensor.shape), written=written))
     return given
+
+
+def columns(state: State) -> list[TensorSpec]:
+    """What a convolution went over, `[1, L-1+T, H]`, in place of each new conv state."""
+    shapes = {name: tensor.shape for name, tensor in state.items() if not is_cache(name)}
+    return [
+        TensorSpec(name=f"columns.{name}", dtype="float32", shape=[1, f"T+{kept}", hidden])
+        for name, (_, kept, hidden) in shapes.items()
+    ]
 
 
 def runner_metadata(config: LFM2Config, window: int, limit: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lfm2_export.targets.capabilities import ANY_GROUP, FLOAT32, Arithmetic, Capabilities, Groups, Stored, Whole
 
 MAX_TOKENS = 256  # the activation arena grows with it
+VERIFIED = 16
 
 CAPABILITIES = Capabilities(
     title="ExecuTorch `.pte`, computed by XNNPACK on CPUs",
@@ -20,7 +21,10 @@ CAPABILITIES = Capabilities(
             caches=("float32", "bfloat16", "float16"),
         ),
     ),
-    options={"max_tokens": Whole(MAX_TOKENS, 2, "the most tokens of one call")},
+    options={
+        "max_tokens": Whole(MAX_TOKENS, 2, "the most tokens of one call"),
+        "speculation": Whole(VERIFIED, 0, "the most tokens of a call that verifies a draft; 0: none does"),
+    },
     forms=("explicit", "resident"),
     slow_caches={
         "bfloat16": "makes long contexts slower on CPUs without bf16 arithmetic; in float32 they are fast on every CPU",

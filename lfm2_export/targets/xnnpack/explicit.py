@@ -1,4 +1,4 @@
-"""The explicit form: the method writes the caller's own state in place. The other form is `model/resident.py`."""
+"""The explicit form: methods over the caller's own state. The other form is `model/resident.py`."""
 
 from __future__ import annotations
 
@@ -24,3 +24,19 @@ class Explicit(nn.Module):
             state[name].copy_(values[value])
         logits = values[self.network.logits]
         return (logits, *(values[point] for point in self.network.points)) if self.network.points else logits
+
+
+class Verifying(nn.Module):
+    """(tokens `[1, T]`, position `[1]`, state) → logits `[1, T, vocab]`, each conv state's columns `[1, L-1+T, H]`.
+
+    Keys and values are written in place, behind the position; conv states are only read. The state as of the call's
+    first n tokens is then `columns[:, n : n + L-1]`, and the position n tokens further.
+    """
+
+    def __init__(self, network: DelegatedNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tokens: Tensor, position: Tensor, state: State) -> tuple[Tensor, ...]:
+        logits, columns = self.network(tokens, position, None, state)
+        return logits, *columns.values()

@@ -27,11 +27,14 @@ from lfm2_export.targets.xnnpack.table import Hosted, hosts, prepared
 
 
 class DelegatedNetwork(nn.Module):
-    """A `Decoder` whose network is XNNPACK payloads, for at most `limit` tokens a call, over caches that it writes."""
+    """A `Decoder` whose network is XNNPACK payloads, for at most `limit` tokens a call, over caches that it writes.
 
-    def __init__(self, decoder: Decoder, limit: int, probed: bool = False) -> None:
+    With `every_row` it gives logits `[1, T, vocab]`, and for the conv states the columns `[1, L-1+T, H]` behind them.
+    """
+
+    def __init__(self, decoder: Decoder, limit: int, probed: bool = False, every_row: bool = False) -> None:
         super().__init__()
-        network = prepared(decoder)
+        network = prepared(decoder, every_row)
         self.logits, self.state = network.logits, network.state
         self.points: list[str] = []  # what can be seen of a probed network, see `payload.written`
         self.operators = 0  # inside the delegate

@@ -13,6 +13,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.quantize.apply import quantized_weight
 
 START, OFFSETS, SEEN = "start", "offsets", "seen"  # where a call stands: its first position, in two types, and tokens
+LAST = ("last_columns", "last_row", "without_time")  # what a call keeps of its tokens: without them it shows all
 _POSITIONS = (
     Step("start", "", (POSITION,), (START,)),
     Step("offsets", "", (TOKENS,), (OFFSETS,)),

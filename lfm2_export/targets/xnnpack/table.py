@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from lfm2_export.graph.passes import expanded
+from lfm2_export.graph.passes import bypassed, expanded
 from lfm2_export.graph.steps import STATE, Network, Step
 from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import Decoder
@@ -83,11 +83,14 @@ def hosts() -> dict[str, Hosted]:
     return {kind: entry for kind, entry in TABLE.items() if isinstance(entry, Hosted)}
 
 
-def prepared(decoder: Decoder) -> Network:
+def prepared(decoder: Decoder, every_row: bool = False) -> Network:
     """Return the trace of a decoder as the steps that are delegated or hosted, in the order in which they are written.
 
-    Weights matter where they change the steps: a skeleton gives those of a decoder that is not quantized.
+    Weights matter where they change the steps: a skeleton gives those of a decoder that is not quantized. With
+    `every_row` the logits are of every token, and instead of its new state a convolution gives the columns that it went
+    over, of which the state as of any token is a part.
     """
     given = Given(decoder, {STATE + name: shape for name, shape in native_shapes(decoder.config, 1).items()})
     rewrites = {kind: partial(entry.rewrite, given) for kind, entry in TABLE.items() if isinstance(entry, Split)}
-    return passes.arranged(given, expanded(trace(decoder.config, padded=False), rewrites))
+    network = expanded(trace(decoder.config, padded=False), rewrites)
+    return passes.arranged(given, bypassed(network, passes.LAST) if every_row else network)

@@ -1,8 +1,9 @@
 """ExecuTorch `.pte` for CPUs, computed by the XNNPACK delegate.
 
 One method with a dynamic number of tokens serves prefill and decode, so the packed weights exist once. The explicit
-form writes the caller's state tensors in place (`inplace` transport); the resident form keeps them in buffers and
-carries the metadata methods that ExecuTorch's stock LLM runners ask for.
+form writes the caller's state tensors in place (`inplace` transport), and has a second method over the same weights
+that verifies drafts; the resident form keeps its state in buffers and carries the metadata methods that ExecuTorch's
+stock LLM runners ask for.
 """
 
 from __future__ import annotations
@@ -10,33 +11,32 @@ from __future__ import annotations
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 from executorch.exir.passes import MemoryPlanningPass
-from torch.export import Dim, ExportedProgram
 
-from lfm2_export.artifact.manifest import PROBE, MethodSpec, TensorSpec
+from lfm2_export.artifact.manifest import VERIFY
 from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.errors import RecipeError
 from lfm2_export.graph.steps import Network
 from lfm2_export.model.decoder import Decoder, skeleton
-from lfm2_export.model.resident import Resident
 from lfm2_export.model.sequences import TokenSequences
-from lfm2_export.model.state import FLOAT_DTYPES, State
+from lfm2_export.model.state import FLOAT_DTYPES
 from lfm2_export.progress import Progress
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets._compiling import no_collection, quiet, swept_temporaries
 from lfm2_export.targets.target import Lowered, Target
-from lfm2_export.targets.xnnpack.border import inputs, native_state, runner_metadata
+from lfm2_export.targets.xnnpack import methods
+from lfm2_export.targets.xnnpack.border import native_state, runner_metadata
 from lfm2_export.targets.xnnpack.capabilities import CAPABILITIES, MAX_TOKENS
 from lfm2_export.targets.xnnpack.delegation import delegation
-from lfm2_export.targets.xnnpack.explicit import Explicit
 from lfm2_export.targets.xnnpack.in_place import drop_state_copies
+from lfm2_export.targets.xnnpack.methods import Method
 from lfm2_export.targets.xnnpack.network import DelegatedNetwork
 from lfm2_export.targets.xnnpack.pte_file import intact_weights, tidy
 from lfm2_export.targets.xnnpack.table import TABLE, prepared
-
-FILE, METHOD = "model.pte", "forward"
 
 
 class XnnpackTarget(Target):
@@ -49,6 +49,11 @@ class XnnpackTarget(Target):
 
     def network(self, config: LFM2Config) -> Network:
         return prepared(skeleton(config))
+
+    def check(self, recipe: Recipe, config: LFM2Config) -> None:
+        super().check(recipe, config)
+        if recipe.form == "resident" and recipe.options.get("speculation"):
+            raise RecipeError(f"{recipe.name}: options.speculation: a draft cannot be taken back in the resident form")
 
     def lower(
         self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
@@ -69,55 +74,58 @@ class XnnpackTarget(Target):
         """
         with quiet(), torch.no_grad():
             expected = DelegatedNetwork(decoder, MAX_TOKENS).weights
-        return len(expected - intact_weights(folder / FILE)) / len(expected)
+        return len(expected - intact_weights(folder / methods.FILE)) / len(expected)
 
 
 TARGET = XnnpackTarget()
 
 
 def _lower(decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, probed: bool = False) -> Lowered:
-    limit = min(recipe.window, CAPABILITIES.option(recipe, "max_tokens"))
-    state = native_state(decoder.config, recipe.window, FLOAT_DTYPES[recipe.cache])
-    explicit = recipe.form == "explicit"
     with quiet(), no_collection(), swept_temporaries(), torch.no_grad():
-        progress("packing weights for XNNPACK")
-        network = DelegatedNetwork(decoder, limit, probed).eval()
-        progress("tracing")
-        program = _exported(network, state if explicit else None, state, limit)
+        progress("packing weights for XNNPACK, tracing")
+        found = _methods(decoder, recipe, probed)
         edge = to_edge(
-            {METHOD: program},
+            {method.spec.name: method.program for method in found},
             compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-            constant_methods=None if explicit else runner_metadata(decoder.config, recipe.window, limit),
+            constant_methods=_metadata(decoder, recipe),
         )
-        drop_state_copies(edge.exported_program(METHOD))
-        report = delegation(edge.exported_program(METHOD).graph_module, network.operators)
+        specs = []
+        for spec, _, operators in found:
+            drop_state_copies(edge.exported_program(spec.name))
+            report = delegation(edge.exported_program(spec.name).graph_module, operators)
+            specs.append(spec.model_copy(update={"delegation": report}))
         progress("writing the .pte")
         # the caller's own tensors serve as inputs: an arena copy of the KV cache would cost its size again
-        planning = MemoryPlanningPass(alloc_graph_input=not explicit)
+        planning = MemoryPlanningPass(alloc_graph_input=recipe.form == "resident")
         final = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
         with tempfile.NamedTemporaryFile(dir=folder, suffix=".pte") as raw:
             final.write_to_file(raw)
             raw.flush()
-            tidy(Path(raw.name), folder / FILE)
-    given = inputs(state if explicit else {}, "position" if explicit else "start_pos")
-    logits = TensorSpec(name="logits", dtype="float32", shape=[1, decoder.config.vocab_size])
-    probes = [TensorSpec(name=f"{PROBE}{point}", dtype="float32", shape=[]) for point in network.points]
-    method = MethodSpec(
-        name=METHOD, file=FILE, inputs=given, outputs=[logits, *probes], max_tokens=limit, delegation=report
-    )
+            tidy(Path(raw.name), folder / methods.FILE)
     return Lowered(
-        methods=[method],
+        methods=specs,
         transport="inplace",
         cache_layout="heads-time",
         versions={name: version(name) for name in ("executorch", "torch", "torchao")},
         runtime_requirement=f"executorch=={version('executorch')}",
+        speculation=next((spec.max_tokens for spec in specs if spec.name == VERIFY), 0),
     )
 
 
-def _exported(network: DelegatedNetwork, given: State | None, state: State, limit: int) -> ExportedProgram:
-    tokens = {1: Dim("T", min=1, max=limit)}
-    call = (torch.zeros(1, 2, dtype=torch.long), torch.tensor([0]))
-    if given is None:
-        return torch.export.export(Resident(network, state), call, dynamic_shapes=(tokens, None), strict=True)
-    dynamic = (tokens, None, dict.fromkeys(given))
-    return torch.export.export(Explicit(network), (*call, given), dynamic_shapes=dynamic, strict=True)
+def _methods(decoder: Decoder, recipe: Recipe, probed: bool) -> list[Method]:
+    """Everything that can be called but for constants."""
+    limit, verified = _limit(recipe), CAPABILITIES.option(recipe, "speculation")
+    state = native_state(decoder.config, recipe.window, FLOAT_DTYPES[recipe.cache])
+    if recipe.form == "resident":
+        return [methods.resident(decoder, state, limit)]
+    forward = methods.explicit(decoder, state, limit, probed)
+    return [forward] if probed or not verified else [forward, methods.verify(decoder, state, min(limit, verified))]
+
+
+def _metadata(decoder: Decoder, recipe: Recipe) -> dict[str, Any] | None:
+    return runner_metadata(decoder.config, recipe.window, _limit(recipe)) if recipe.form == "resident" else None
+
+
+def _limit(recipe: Recipe) -> int:
+    """The most tokens of a call."""
+    return min(recipe.window, cast(int, CAPABILITIES.option(recipe, "max_tokens")))

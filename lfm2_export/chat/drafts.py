@@ -1,0 +1,139 @@
+"""Guesses at the next tokens, for a session to verify several of them in one call (arXiv:2211.17192).
+
+A draft comes from what has been said (`Lookup`) or from a smaller model (`SmallerModel`); `Drafts` decides how long it
+is. Whoever guesses, the text is what it would be without: a guess counts when it is what the sampler draws from the
+verified logits, which is rejection sampling with a draft that is certain of itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from lfm2_export.runtimes.session import Session
+
+
+class Source(Protocol):
+    """Whoever guesses: up to `most` tokens that may follow all that was `seen`, fewer or none where it has no idea."""
+
+    def __call__(self, seen: Sequence[int], most: int) -> list[int]: ...
+
+
+class Lookup:
+    """What followed the last tokens the last time they stood in this order: for text that repeats what was said.
+
+    The longest run of last tokens that occurred before is taken, of at most `longest` and at least `shortest`.
+    """
+
+    def __init__(self, longest: int = 4, shortest: int = 2) -> None:
+        self._sizes = range(longest, shortest - 1, -1)
+        self._ends: dict[tuple[int, ...], int] = {}  # run of tokens → where its last occurrence ends
+        self._indexed: list[int] = []
+        self._of: Sequence[int] = ()  # the very sequence, which grows from call to call
+
+    def __call__(self, seen: Sequence[int], most: int) -> list[int]:
+        """Look the last tokens up, and remember all runs that something follows."""
+        self._index(seen)
+        for size in self._sizes:
+            end = self._ends.get(tuple(seen[-size:])) if len(seen) > size else None
+            if end is not None:
+                return list(seen[end : end + most])
+        return []
+
+    def _index(self, seen: Sequence[int]) -> None:
+        known = len(self._indexed)
+        if seen is not self._of and list(seen[:known]) != self._indexed:  # it went back, or is another conversation
+            self._ends.clear()
+            self._indexed.clear()
+            known = 0
+        for end in range(max(known, 1), len(seen)):  # the run that ends with the last token has nothing behind it yet
+            for size in self._sizes:
+                if size <= end:
+                    self._ends[tuple(seen[end - size : end])] = end
+        self._indexed.extend(seen[known:])
+        self._of = seen
+
+
+class SmallerModel:
+    """What a smaller model of the same vocabulary would say, always its likeliest token.
+
+    Its session takes only tokens that have been said: what it guesses it verifies behind them, and never keeps.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._fed: list[int] = []
+
+    def __call__(self, seen: Sequence[int], most: int) -> list[int]:
+        """Guess one token after the other."""
+        session = self._session
+        known = len(self._fed)
+        if session.position != known or list(seen[:known]) != self._fed or known >= len(seen):
+            session.reset()
+            known = 0
+        most = min(most, session.verifies - 1, session.window - len(seen))
+        if most < 1:
+            return []
+        if len(seen) - known > session.verifies - most:
+            session.prefill(seen[known:-1])
+            known = len(seen) - 1
+        new, draft = list(seen[known:]), list[int]()
+        while len(draft) < most:
+            draft.append(int(np.argmax(session.verify([*new, *draft])[-1])))
+        session.keep(len(new))
+        self._fed = list(seen)
+        return draft
+
+
+_PRIOR, _MEMORY = 0.6, 0.1  # acceptance before anything is known, and the weight of each guess that is judged
+_ROW, _BLOCK_ROWS, _BLOCK = 0.06, 8, 0.7  # of a step: what a further row costs, and every further block of rows
+_PROBE = 24  # tokens after which a source that was not worth asking is asked again
+
+
+@dataclass
+class Drafts:
+    """A source, how long its drafts are, and what became of them.
+
+    The length is the one with the most tokens for the time, by the share of guesses that were right lately; where even
+    one guess does not pay, the source is left alone for a while.
+    """
+
+    source: Source
+    drafted: int = 0
+    accepted: int = 0
+    calls: int = 0  # that verified a draft, and single steps
+    single_steps: int = 0
+    single_seconds: float = 0.0
+    acceptance: float = field(default=_PRIOR, repr=False)
+    _since: int = field(default=0, repr=False)  # calls since the source was asked
+
+    def propose(self, seen: Sequence[int], most: int) -> list[int]:
+        """Return guesses at what follows, at most that many; none where it does not pay."""
+        length = best_length(self.acceptance, most)
+        if not length and self._since < _PROBE:
+            self._since += 1
+            return []
+        self._since = 0
+        return self.source(seen, min(length or 2, most)) if most > 0 else []
+
+    def judged(self, drafted: int, accepted: int) -> None:
+        """Take note of how many guesses of a draft were right. Behind the first wrong one none is judged."""
+        self.calls += 1
+        self.drafted += drafted
+        self.accepted += accepted
+        for right in [1.0] * accepted + [0.0] * (accepted < drafted):
+            self.acceptance += _MEMORY * (right - self.acceptance)
+
+
+def best_length(acceptance: float, most: int) -> int:
+    """Return how many guesses, each right with that probability, give the most tokens for the time; 0 for none."""
+    best, length, expected = 1.0, 0, 1.0
+    for guesses in range(1, most + 1):
+        expected += acceptance**guesses
+        gain = expected / (1 + _ROW * guesses + _BLOCK * (guesses // _BLOCK_ROWS))
+        if gain > best:
+            best, length = gain, guesses
+    return length

@@ -1,0 +1,61 @@
+// Guesses at the next tokens, which a session verifies together: as lfm2_export/chat/drafts.py, which says why.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "session.h"
+
+namespace lfm2 {
+
+// Whoever guesses: up to `most` tokens that may follow all that was `seen`, fewer or none where it has no idea.
+class Source {
+ public:
+  virtual ~Source() = default;
+  virtual std::vector<int64_t> guess(const std::vector<int64_t>& seen, int64_t most) = 0;
+};
+
+// What followed the longest run of last tokens, of 4 down to 2, the last time it occurred. `seen` may only grow.
+class Lookup : public Source {
+ public:
+  std::vector<int64_t> guess(const std::vector<int64_t>& seen, int64_t most) override;
+
+ private:
+  std::map<std::vector<int64_t>, size_t> ends_;  // run of tokens → where its last occurrence ends
+  size_t indexed_ = 0;
+};
+
+// What a smaller model of the same vocabulary would say. It is fed only what was said; what it guesses it verifies
+// behind that and never keeps.
+class SmallerModel : public Source {
+ public:
+  // Failure for an artifact of another vocabulary or one that verifies no drafts.
+  SmallerModel(const Manifest& manifest, int64_t vocab, uint32_t threads);
+  std::vector<int64_t> guess(const std::vector<int64_t>& seen, int64_t most) override;
+
+ private:
+  Session session_;
+};
+
+// A source, and how long its drafts are, by how many guesses were right lately.
+class Drafts {
+ public:
+  explicit Drafts(std::unique_ptr<Source> source) : source_(std::move(source)) {}
+
+  // Guesses at what follows, at most that many; none where it does not pay.
+  std::vector<int64_t> propose(const std::vector<int64_t>& seen, int64_t most);
+  void judged(int64_t drafted, int64_t accepted);
+
+  int64_t drafted() const { return drafted_; }
+  int64_t accepted() const { return accepted_; }
+
+ private:
+  std::unique_ptr<Source> source_;
+  int64_t drafted_ = 0, accepted_ = 0;
+  int64_t since_ = 0;       // calls since the source was asked
+  double acceptance_ = 0.6;  // before anything is known
+};
+
+}  // namespace lfm2

@@ -1,0 +1,209 @@
+"""Drafts: where they come from, how long they are, and that they change the time a text takes but not the text."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from eager_artifacts import artifact_of, tiny_session
+from scipy.special import softmax
+from scipy.stats import chisquare
+
+from lfm2_export.chat.conversation import Conversation
+from lfm2_export.chat.drafts import Drafts, Lookup, SmallerModel, Source, best_length
+from lfm2_export.chat.generation import generate
+from lfm2_export.chat.open_drafts import draft_source
+from lfm2_export.chat.sampling import MinPSampler, Sampler, greedy
+from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.errors import UsageError
+from lfm2_export.model.load import load_decoder, open_checkpoint
+from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.runtimes.session import Session, check_kept
+
+PROMPT = (5, 9, 5, 9, 5, 9, 12, 5, 9)
+
+
+class Chain(Session):
+    """A model whose next token depends on the last one alone: `logits [vocab, vocab]`."""
+
+    runtime, version, window, verifies, has_state = "chain", "0", 64, 8, False
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self._logits = logits
+        self.fed: list[int] = []
+        self._verified: tuple[int, ...] = ()
+
+    @property
+    def position(self) -> int:
+        return len(self.fed)
+
+    def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
+        self.fed += tokens
+        return self._logits[self.fed[-1]].copy()
+
+    def verify(self, tokens: Sequence[int]) -> np.ndarray:
+        self._verified = tuple(tokens)
+        return self._logits[list(tokens)].copy()
+
+    def keep(self, count: int) -> None:
+        check_kept(count, len(self._verified))
+        self.fed += self._verified[:count]
+
+    def reset(self) -> None:
+        self.fed = []
+
+
+def fixed(*guesses: int) -> Source:
+    """A source that always guesses the same."""
+    return lambda seen, most: list(guesses[:most])
+
+
+def text(
+    session: Session, sampler: Sampler = greedy, source: Source | None = None, stop: Sequence[int] = ()
+) -> list[int]:
+    session.reset()
+    drafts = None if source is None else Drafts(source)
+    return list(generate(session, PROMPT, stop, 40, sampler, drafts))
+
+
+class TestSameText:
+    @pytest.mark.parametrize("seed", range(2))
+    @pytest.mark.parametrize("name", ["lookup", "itself", "another model"])
+    def test_greedy_and_sampled(self, name: str, seed: int) -> None:
+        """Sampled too, for the same seed: the sampler draws once a token, from the same logits."""
+        session = tiny_session(window=64, seed=seed)
+        for sampler in (greedy, lambda: MinPSampler(temperature=0.8, seed=seed)):
+            expected = text(session, sampler if sampler is greedy else sampler())
+            other = tiny_session(window=64, seed=seed if name == "itself" else 100)
+            source = Lookup() if name == "lookup" else SmallerModel(other)
+            assert text(session, sampler if sampler is greedy else sampler(), source) == expected
+
+    def test_what_was_fed_is_what_was_said(self) -> None:
+        session = tiny_session(window=64)
+        said = text(session, source=SmallerModel(tiny_session(window=64)))
+        assert session.position == len(PROMPT) + len(said)
+        onward = session.decode(3)
+        session.reset()
+        session.prefill([*PROMPT, *said])
+        assert np.allclose(session.decode(3), onward, atol=1e-5)
+
+    @pytest.mark.parametrize("limit", [0, 1, 2, 5])
+    def test_never_more_than_the_limit(self, limit: int) -> None:
+        session = tiny_session(window=64)
+        drafts = Drafts(SmallerModel(tiny_session(window=64)))
+        assert len(list(generate(session, PROMPT, [], limit, drafts=drafts))) == limit
+        assert session.position == len(PROMPT) + limit
+
+    def test_a_stop_token_inside_a_draft_ends_it(self) -> None:
+        session = tiny_session(window=64)
+        whole = text(session)
+        stop = whole[3]
+        expected = whole[: whole.index(stop)]
+        drafts = Drafts(SmallerModel(tiny_session(window=64)))
+        session.reset()
+        assert list(generate(session, PROMPT, [stop], 40, drafts=drafts)) == expected
+        assert session.position == len(PROMPT) + len(expected) + 1
+
+    def test_ends_at_the_window(self) -> None:
+        session = tiny_session(window=16)
+        drafts = Drafts(SmallerModel(tiny_session(window=16)))
+        plain = list(generate(tiny_session(window=16), PROMPT, [], 40))
+        assert list(generate(session, PROMPT, [], 40, drafts=drafts)) == plain
+        assert session.position == 16
+
+
+def test_sampling_keeps_its_distribution() -> None:
+    """Three tokens of a chain, 6000 times, behind drafts that are often wrong: all 64 texts as often as they must."""
+    vocab = 4
+    logits = np.random.default_rng(3).normal(0, 1, (vocab, vocab)).astype(np.float32)
+    chances = softmax(logits.astype(np.float64), axis=1)
+    sampler = MinPSampler(temperature=1.0, min_p=0.0, repetition_penalty=1.0, seed=1)
+    session, drafts = Chain(logits), Drafts(fixed(2, 1))
+    found: Counter[tuple[int, ...]] = Counter()
+    for _ in range(6000):
+        session.reset()
+        found[tuple(generate(session, [0], [], 3, sampler, drafts))] += 1
+    texts = list(itertools.product(range(vocab), repeat=3))
+    expected = [6000 * chances[0, a] * chances[a, b] * chances[b, c] for a, b, c in texts]
+    assert 0.1 < drafts.accepted / drafts.drafted < 0.9
+    assert chisquare([found[each] for each in texts], expected).pvalue > 1e-3
+
+
+class TestLookup:
+    def test_guesses_what_followed_last(self) -> None:
+        assert Lookup()([1, 2, 3, 4, 1, 2, 5, 6, 7, 1, 2], 3) == [5, 6, 7]
+
+    def test_a_longer_run_goes_before_a_later_one(self) -> None:
+        assert Lookup()([9, 1, 2, 3, 3, 1, 2, 4, 9, 1, 2], 1) == [3]
+
+    def test_has_no_idea_of_new_text(self) -> None:
+        assert Lookup()(range(50), 5) == []
+
+    def test_forgets_another_conversation(self) -> None:
+        lookup = Lookup()
+        lookup([1, 2, 3, 1, 2], 1)
+        assert lookup([7, 8, 9, 1, 2], 1) == []
+
+    def test_follows_one_that_grows(self) -> None:
+        lookup, said = Lookup(), [1, 2, 3]
+        assert lookup(said, 2) == []
+        said += [4, 1, 2]
+        assert lookup(said, 2) == [3, 4]
+
+
+class TestLength:
+    def test_grows_with_acceptance(self) -> None:
+        lengths = [best_length(acceptance / 20, 15) for acceptance in range(21)]
+        assert lengths == sorted(lengths)
+        assert (lengths[0], lengths[-1]) == (0, 15)
+
+    def test_new_text_costs_little(self) -> None:
+        """Guesses that are always wrong: in 1000 tokens the rows verified for nothing are few."""
+        drafts = Drafts(fixed(1, 1, 1, 1, 1, 1, 1))
+        rows = 0
+        for _ in range(1000):
+            guesses = drafts.propose((), 7)
+            rows += len(guesses)
+            if guesses:
+                drafts.judged(len(guesses), 0)
+        assert rows * 0.06 < 0.03 * 1000
+
+    def test_comes_back_when_text_repeats_again(self) -> None:
+        drafts = Drafts(fixed(1, 1, 1, 1, 1, 1, 1))
+        for right in [False] * 100 + [True] * 100:
+            if guesses := drafts.propose((), 7):
+                drafts.judged(len(guesses), len(guesses) * right)
+        assert len(drafts.propose((), 7)) >= 4
+
+
+class TestChat:
+    def test_nano_copies_and_says_the_same(self) -> None:
+        nano = open_checkpoint("nano")
+        tokenizer = ChatTokenizer.load(nano.folder, nano.config)
+        assert tokenizer is not None
+        decoder, said = load_decoder(nano), []
+        for source in (None, Lookup()):
+            conversation = Conversation(EagerSession(decoder, 256), tokenizer, source=source)
+            for asked in ("My name is Anna.", "What is my name?", "What is my name?", "What is my name?"):
+                said.append("".join(conversation.reply(asked, 24)))
+        assert said[:4] == said[4:]
+        assert conversation.speed.accepted_tokens > 0
+        assert "drafted" in conversation.speed.line()
+
+    def test_another_vocabulary_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        session = tiny_session()
+        mine = artifact_of(session.decoder.config)
+        other = artifact_of(session.decoder.config)
+        other.manifest.files["tokenizer.json"].sha256 = "c" * 64
+        monkeypatch.setattr("lfm2_export.chat.open_drafts.open_artifact", lambda folder: other)
+        with pytest.raises(UsageError, match="another vocabulary"):
+            draft_source(".", session, mine)
+
+    def test_needs_a_session_that_verifies(self) -> None:
+        session = tiny_session()
+        session.verifies = 0
+        with pytest.raises(UsageError, match="verifies no drafts"):
+            draft_source("lookup", session, artifact_of(session.decoder.config))
