@@ -196,7 +196,7 @@ void check_verify(const Manifest& manifest) {
   for (size_t i = 0; fits && i < inputs.size(); ++i) {
     const TensorSpec& state = manifest.inputs[i];
     fits = inputs[i].name == state.name && inputs[i].dtype == state.dtype && inputs[i].shape == state.shape;
-    if (i < 2 || state.name.rfind("key.", 0) == 0 || state.name.rfind("value.", 0) == 0) continue;
+    if (i < 2 || is_cache(state.name)) continue;
     shapes.push_back({1, -1 - state.shape[1], state.shape[2]});
     fits = fits && state.dtype == "float32";  // its columns are copied into it
   }
