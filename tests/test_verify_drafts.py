@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_artifacts
@@ -11,6 +12,7 @@ import pytest
 import xnnpack_artifacts
 from decoders import random_decoder, relative, state_error, tokens
 from onnx_artifacts import lower as lower_onnx
+from test_family_targets import LFM3
 from xnnpack_artifacts import Made
 from xnnpack_artifacts import lower as lower_xnnpack
 
@@ -26,9 +28,9 @@ LAWS = ("verified = decoded", "rejected = never fed")
 ERROR = 2e-5
 
 
-def _xnnpack(folder: Path, name: str) -> Session:
+def _xnnpack(folder: Path, name: str, **shape: Any) -> Session:
     options = {"max_tokens": 16, "speculation": DRAFT}
-    return lower_xnnpack(xnnpack_artifacts.recipe(name, options=options), folder).session()
+    return lower_xnnpack(xnnpack_artifacts.recipe(name, options=options), folder, **shape).session()
 
 
 def _onnx(folder: Path, name: str, **options: object) -> Session:
@@ -39,6 +41,7 @@ def _onnx(folder: Path, name: str, **options: object) -> Session:
 MAKERS: dict[str, Callable[[Path], Session]] = {
     "eager": lambda folder: EagerSession(random_decoder(), 40),
     "xnnpack-fp32": lambda folder: _xnnpack(folder, "xnnpack-fp32"),
+    "xnnpack-fp32 with sliding layers": lambda folder: _xnnpack(folder, "xnnpack-fp32", **LFM3),
     "xnnpack-int4": lambda folder: _xnnpack(folder, "xnnpack-int4"),
     "onnx-fp32": lambda folder: _onnx(folder, "onnx-fp32"),
     "onnx-fp32 plain conv": lambda folder: _onnx(folder, "onnx-fp32", conv="plain"),
