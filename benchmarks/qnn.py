@@ -34,11 +34,11 @@ from lfm2_export.model.load import open_checkpoint
 from lfm2_export.model.random_init import init_checkpoint
 from lfm2_export.parity.reference import reference
 from lfm2_export.progress import Progress
-from lfm2_export.qualcomm.calls import DECODE, PREFILL
 from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes import qnn as emulator
 from lfm2_export.runtimes.session import Session
+from lfm2_export.static_calls import DECODE, PREFILL
 
 RESULTS = Path(__file__).parent / "results"
 _CALIBRATION = {"windows": 2, "tokens": 34}  # one chunk of 32 and two single tokens each: random weights need no more

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+UNPROVEN = 3  # exit code: made and checked, but the runtime that would prove it does not run on this machine
+
 
 class Lfm2ExportError(Exception):
     """Base of all expected errors. The message is one line; `exit_code` is the process's status."""

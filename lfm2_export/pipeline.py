@@ -48,8 +48,10 @@ def export(
 
     `source` is a checkpoint folder, a hub id or "nano"; `recipe` a name or a path, `overrides` its
     `key.path=value` changes; `output` defaults to `out/<checkpoint>-<recipe>`. Without `verify` the manifest says
-    that nothing was proven and the report is None. With `effort` "quick" less of the artifact is measured, and the
-    manifest says so. `detail` is what a written report shows beyond the gates.
+    that nothing was proven and the report is None. So it says where the artifact's own runtime does not run on this
+    machine and a stand-in for it was asked instead: then the report has not `passed`, and says why in `unproven`. With
+    `effort` "quick" less of the artifact is measured, and the manifest says so. `detail` is what a written report shows
+    beyond the gates.
 
     Raises Lfm2ExportError; GateError when the proof fails. Whatever is raised, `output` is left as it was.
     """
@@ -134,8 +136,10 @@ def _prove(
 
     report = prove(open_artifact(folder), checkpoint, effort=effort, progress=progress, detail=detail)
     report.artifact = name  # not the temporary one it still has
-    write_manifest(folder, manifest.model_copy(update={"parity": report.gates, "effort": effort}))
-    if not report.passed:
+    write_manifest(
+        folder, manifest.model_copy(update={"parity": report.gates, "effort": effort, "unproven": report.unproven})
+    )
+    if not report.passed and report.unproven is None:
         raise ParityError(report)
     return report
 

@@ -19,8 +19,8 @@ from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.errors import ArtifactError, LoweringError
 from lfm2_export.parity.prove import prove
 from lfm2_export.qualcomm import provider
-from lfm2_export.qualcomm.calls import graph_inputs, npu_state
 from lfm2_export.runtimes import onnxruntime_qnn
+from lfm2_export.static_calls import graph_inputs, static_state
 
 pytest.importorskip("onnxruntime_qnn", reason="QNN is not installed: pip install 'lfm2-export[qnn]'")
 
@@ -70,7 +70,7 @@ def test_a_compiled_model_of_each_chip_computes_what_the_graph_does(soc, make_ar
     compiled = provider.open_model(context, soc)
     assert compiled.operators == 1  # nothing is left of the graph but the compiled whole
     config, window = from_dict(artifact.manifest.source.config, "manifest.json"), artifact.manifest.window
-    given = npu_state(config, window) | graph_inputs(config, [5], 0, 1, window)
+    given = static_state(config, window) | graph_inputs(config, [5], 0, 1, window)
     inputs = {name: tensor.numpy() for name, tensor in given.items()}
     for ours, theirs in zip(compiled.session.run(None, inputs), graph.run(None, inputs), strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -228,6 +228,18 @@ def test_the_page_proves_itself_on_webgpu_with_prompts_of_any_length(demo, make_
         np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
 
+def test_the_page_computes_in_fp16_where_it_can_and_says_where_not(demo):
+    """SwiftShader has no fp16: asked for, it is refused; left to itself the page takes WebAssembly, which casts."""
+    job = {"folder": str(demo("onnx-q4f16")), "turns": TURNS[:1], "scheme": "dark"}
+    refused = javascript.run("demo.mjs", job | {"device": "webgpu"})
+    assert refused["parity"] is None
+    assert ["swiftshader does not compute in fp16 (shader-f16)" in problem for problem in refused["problems"]] == [True]
+    seen = javascript.run("demo.mjs", job)
+    assert (seen["problems"], seen["complaints"]) == ([], [])
+    assert (seen["replies"], seen["parity"]["verdict"]) == (["The sky is blue."], "Parity: pass")
+    assert [row[1] for row in seen["parity"]["rows"]] == ["same tokens"] * 3
+
+
 def test_the_second_time_the_page_needs_no_server(demo):
     job = {"folder": str(demo("onnx-fp32")), "turns": TURNS[:1], "scheme": "light", "offline": True}
     seen = javascript.run("demo.mjs", job)

@@ -53,7 +53,8 @@ def test_holds_page_runtime_artifact_and_golden_cases(artifact: Artifact, node_m
     assert open_artifact(output / "model").manifest == artifact.manifest
     assert about["model"]["file"] == "onnx/model_q4.onnx"
     assert about["eos_ids"] == [7]
-    assert about["states"][0] == {"past": "past_conv.0", "present": "present_conv.0", "shape": ["batch_size", 128, 3]}
+    conv = {"past": "past_conv.0", "present": "present_conv.0", "dtype": "float32", "shape": ["batch_size", 128, 3]}
+    assert about["states"][0] == conv
     cases = json.loads((output / "golden.json").read_bytes())["cases"]
     assert cases[0]["reply"] == "The sky is blue."
     assert all(step["logits"] == sorted(step["logits"], reverse=True) for case in cases for step in case["steps"])
@@ -90,7 +91,7 @@ def test_javascript_that_is_not_the_pinned_one_is_refused(
 
 def test_an_artifact_that_no_browser_runs_is_refused_before_any_work(artifact: Artifact, tmp_path: Path) -> None:
     changed = artifact.manifest.model_copy(deep=True)
-    changed.methods[0].inputs[3].dtype = "float16"
+    changed.methods[0].inputs[3].dtype = "bfloat16"
     with pytest.raises(UsageError, match="float32"):
         bundle(Artifact(artifact.folder, changed), "web", tmp_path / "web")
     other = artifact.manifest.model_copy(update={"target": "xnnpack"})

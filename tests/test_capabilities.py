@@ -139,6 +139,7 @@ def test_tune_chooses_from_the_tables() -> None:
     halved = [each.model_copy(update={"scale": "bfloat16"}) for each in four]
     found = {name: list(choices(targets.capabilities(name).dynamic)) for name in targets.names()}
     assert found == {
+        "coreml": [],
         "onnx": [*four, WeightScheme(bits=8, group=32)],
         "onnx_qnn": [],
         "qnn": [],

@@ -19,7 +19,7 @@ LAYERS = (
     ("errors", "progress"),
     ("files", "checkpoint"),
     ("artifact", "model"),
-    ("graph", "qualcomm"),
+    ("graph", "qualcomm", "static_calls"),
     ("quantize",),
     ("recipes",),
     ("targets", "runtimes"),

@@ -18,11 +18,11 @@ from lfm2_export.errors import RecipeError
 from lfm2_export.graph.matrices import matrices
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.qualcomm import soc
-from lfm2_export.qualcomm.calls import graph_inputs, npu_state
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.quantize.calibration import Calibration
 from lfm2_export.runtimes._slices import SliceSession, graph_call
 from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.static_calls import graph_inputs, static_state
 from lfm2_export.targets.onnx_qnn.activation_ranges import activation_ranges
 from lfm2_export.targets.onnx_qnn.float_graph import build
 from lfm2_export.targets.onnx_qnn.methods import make_methods
@@ -174,7 +174,7 @@ def test_probes_change_nothing_of_the_graphs_they_watch(name, tmp_path):
             decoder, chosen, {"decode": 1, "prefill": CHUNK}, tmp_path, lambda _: None, sequences, probed
         )
         made.append(found["prefill"])
-        inputs = npu_state(decoder.config, 64) | graph_inputs(decoder.config, ids, 0, CHUNK, 64)
+        inputs = static_state(decoder.config, 64) | graph_inputs(decoder.config, ids, 0, CHUNK, 64)
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         cpu = ["CPUExecutionProvider"]

@@ -22,9 +22,9 @@ QUIET = Distance(LIMIT / 10, LIMIT / 10, LIMIT / 10, 0.01, LIMIT / 20, "decode")
 LOUD = replace(QUIET, max_error=LIMIT, rms_error=LIMIT / 4)
 
 
-def floor_of(recipe: str) -> Distance:
+def floor_of(recipe: str, half: bool = False) -> Distance:
     nano = open_checkpoint("nano")
-    eager = EagerTruth(load_quantized(nano, load(recipe).quantization, "float32"), WINDOW)
+    eager = EagerTruth(load_quantized(nano, load(recipe).quantization, "float32"), WINDOW, half=half)
     tokens = [1 + 7 * i % 900 for i in range(48)]
     return noise_floor(eager, lowering_cases(nano.config, WINDOW, tokens, pads=False))
 
@@ -34,6 +34,13 @@ def test_float_arithmetic_hardly_moves_and_rounded_activations_amplify():
     assert 0 < still.max_error < 1e-4
     assert moved.max_error > 10 * still.max_error
     assert floor_of("xnnpack-int8") == moved
+
+
+def test_a_graph_in_fp16_rounds_every_value_and_so_does_its_noise():
+    half, single = floor_of("onnx-fp16", half=True), floor_of("onnx-fp16")
+    assert half.rms_error > 1.2 * single.rms_error
+    assert half.max_error < 0.01
+    assert floor_of("onnx-fp16", half=True) == half
 
 
 def verdicts(figures: Distance, floor: Distance | None) -> dict[str, tuple[str, float | None]]:

@@ -36,18 +36,19 @@ from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.model.state import state_shapes
 from lfm2_export.parity.leading import GuidedMethods
 from lfm2_export.qualcomm import sdk
-from lfm2_export.qualcomm.calls import DECODE, MASKED, PREFILL, call_inputs, npu_state
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.quantize.static_weights import static_weights
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes._slices import SliceSession, pte_call
 from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.static_calls import DECODE, MASKED, PREFILL, call_inputs, static_state
 from lfm2_export.targets.qnn import target
-from lfm2_export.targets.qnn.border import FILE, example, method_spec, probed_values
 from lfm2_export.targets.qnn.capacity import first_layers, shards_needed
 from lfm2_export.targets.qnn.compile import shared_origins
-from lfm2_export.targets.qnn.table import TABLE, HtpModule
+from lfm2_export.targets.qnn.table import TABLE
 from lfm2_export.targets.qnn.target import TARGET
+from lfm2_export.targets.static_border import FILE, example, method_spec, probed_values
+from lfm2_export.targets.static_module import StaticModule
 
 WINDOW, CHUNK = 48, 8
 WINDOWS: TokenSequences = tuple(tuple(tokens(24, seed)) for seed in range(4))
@@ -83,7 +84,9 @@ def manifest(made_by: Recipe, shape: LFM2Config, **changes: Any) -> Manifest:
 def eager_pair(decoder: Decoder) -> tuple[SliceSession, EagerSession]:
     """The NPU's network in plain PyTorch, and the traced model."""
     network = trace(decoder.config, padded=True)
-    methods = {name: HtpModule(network, decoder, WINDOW, rows) for name, rows in ((DECODE, 1), (PREFILL, CHUNK))}
+    methods = {
+        name: StaticModule(TABLE, network, decoder, WINDOW, rows) for name, rows in ((DECODE, 1), (PREFILL, CHUNK))
+    }
     specs = [method_spec(n, r, decoder.config, WINDOW, None) for n, r in ((DECODE, 1), (PREFILL, CHUNK))]
     facts = {"methods": specs, "transport": "slice", "cache_layout": "heads-time", "versions": {}}
     made = manifest(recipe(), decoder.config, **facts, runtime_requirement="")
@@ -122,8 +125,10 @@ class TestNetwork:
     def test_every_node_names_the_module_it_comes_from(self) -> None:
         """By its weights a recipe's rules find a matrix, by its layer the cut into shards finds its place."""
         shape = config(layer_types=("conv", "full_attention", "conv"))
-        module = HtpModule(trace(shape, padded=True), random_decoder(layer_types=shape.layer_types), WINDOW, CHUNK)
-        nodes = module.exported(example(shape, WINDOW, CHUNK)).graph.nodes
+        module = StaticModule(
+            TABLE, trace(shape, padded=True), random_decoder(layer_types=shape.layer_types), WINDOW, CHUNK
+        )
+        nodes = module.exported(example(shape, WINDOW, CHUNK)).module().graph.nodes
         products = [node for node in nodes if node.target is torch.ops.aten.linear.default]
         assert {str(node.args[1].target) for node in products} == {
             f"{matrix.path}.weight" for matrix in matrices(shape) if matrix.kind != "embedding"
@@ -139,7 +144,7 @@ class TestNetwork:
 
     def test_inputs_are_what_the_manifest_says(self) -> None:
         shape = config()
-        state = npu_state(shape, WINDOW)
+        state = static_state(shape, WINDOW)
         inputs = call_inputs([4, 5, 6], CHUNK, 7, WINDOW, state)
         spec = method_spec(PREFILL, CHUNK, shape, WINDOW, None)
         assert [list(tensor.shape) for tensor in inputs] == [each.shape for each in spec.inputs]

@@ -124,7 +124,9 @@ def test_a_new_runtime_is_one_file(toy: str, artifact: Artifact, capsys: pytest.
 
 
 def test_without_its_file_it_is_unknown() -> None:
-    with pytest.raises(UsageError, match=r"unknown runtime 'plain-ort'; known: arm64, executorch, .*onnxruntime"):
+    with pytest.raises(
+        UsageError, match=r"unknown runtime 'plain-ort'; known: arm64, coreml, coremltools, executorch, .*onnxruntime"
+    ):
         runtimes.find("plain-ort")
 
 

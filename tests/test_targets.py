@@ -103,7 +103,7 @@ def test_what_its_table_of_capabilities_lacks_is_refused(place: Path) -> None:
 
 
 def test_an_unknown_target_is_refused_with_those_there_are() -> None:
-    with pytest.raises(RecipeError, match=r"unknown target 'toy'; known: onnx, onnx_qnn, qnn, xnnpack"):
+    with pytest.raises(RecipeError, match=r"unknown target 'toy'; known: coreml, onnx, onnx_qnn, qnn, xnnpack"):
         targets.find("toy")
 
 

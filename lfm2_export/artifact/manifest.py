@@ -136,12 +136,15 @@ class Manifest(_Strict):
     npu: Npu | None = None
     effort: Extent = "full"  # of the proof, where there is one
     parity: list[GateResult] = []  # empty: not proven
+    unproven: str | None = None  # why these gates are a stand-in's, and its own runtime has not been asked
 
     @property
     def verdict(self) -> str:
         """Return what was proven, in a few words; a folder in which a gate failed is not written."""
         if not self.parity or any(gate.status == "fail" for gate in self.parity):
             return "not proven"
+        if self.unproven is not None:
+            return f"not proven on the machine that made it ({self.unproven})"
         return "proven" if self.effort == "full" else f"proven ({self.effort} effort)"
 
     @property

@@ -39,7 +39,7 @@ class Description(BaseModel):
     runtime_requirement: str  # what the app must link
     eos_ids: list[int]  # tokens that end a reply
     model: dict[str, Any] | None = None  # the ONNX file, its external data, and bytes of both
-    states: list[dict[str, Any]] | None = None  # the state's inputs, outputs and shapes
+    states: list[dict[str, Any]] | None = None  # the state's inputs, outputs, types and shapes
     versions: dict[str, str] | None = None  # of the JavaScript libraries
     files: dict[str, FileEntry]  # all but bundle.json itself, sorted
 
@@ -105,7 +105,7 @@ def web_fields(manifest: Manifest) -> dict[str, Any]:
             "bytes": sum(manifest.files[name].size for name in (method.file, *data)),
         },
         "states": [
-            {"past": spec.name, "present": _present(spec.name), "shape": spec.shape}
+            {"past": spec.name, "present": _present(spec.name), "dtype": spec.dtype, "shape": spec.shape}
             for spec in method.inputs
             if spec.name.startswith("past_")
         ],

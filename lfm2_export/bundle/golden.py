@@ -1,9 +1,10 @@
 """Golden cases: what the artifact answers through its real runtime, for a bundle to prove itself on another machine.
 
-Each is a chat, its prompt as tokens, and the greedy reply with what was known of the logits at every step: the few
-largest, the largest magnitude of all, and a digest of them all. A checker feeds the golden tokens, so one close call
-that falls the other way does not put the rest of the reply out of step. It judges by the largest logits; the digest
-only tells whether another machine computes the very same bits.
+(Where that runtime does not run, its stand-in answers, and is named.) Each is a chat, its prompt as tokens, and the
+greedy reply with what was known of the logits at every step: the few largest, the largest magnitude of all, and a
+digest of them all. A checker feeds the golden tokens, so one close call that falls the other way does not put the rest
+of the reply out of step. It judges by the largest logits; the digest only tells whether another machine computes the
+very same bits.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _DIGEST = "sha256 of each step's logits as little-endian float32; informative: e
 def golden_cases(artifact: Artifact, tokenizer: ChatTokenizer) -> dict[str, Any]:
     """A JSON document: the runtime that answered, the error allowed (relative to `scale`), and the cases."""
     manifest = artifact.manifest
-    session = runtimes.first(manifest).open_session(artifact.folder, manifest)
+    session = runtimes.answering(manifest).open_session(artifact.folder, manifest)
     return {
         "runtime": f"{session.runtime} {session.version}",
         "max_error": Recipe.model_validate(manifest.recipe).gates.lowering.max_error,

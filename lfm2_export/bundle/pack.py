@@ -28,6 +28,7 @@ from lfm2_export.files.hidden import resumable_bytes
 from lfm2_export.progress import Progress, silent
 
 _NPU = ("qnn", "onnx_qnn")  # targets for Qualcomm's NPU
+_APPLE = ("coreml",)  # targets that run on Apple's systems alone
 
 
 class Bundle(NamedTuple):
@@ -40,6 +41,7 @@ class Bundle(NamedTuple):
     resumed: int  # bytes of them that an interrupted run had written already
     licences: list[str]  # the checkpoint's licence texts; empty when it came without one
     proof: Extent | None  # how much the artifact's proof measured; None: it has none
+    unproven: str | None  # why that is no proof: its own runtime was not asked
     signature: Path | None
 
 
@@ -115,7 +117,9 @@ def bundle(
         write_bytes(place.signature, signed, force, signatures.KIND)
     parts = len(part_names(place.name, size, split)) if split is not None else 0
     texts = licences(opened.manifest)
-    return Bundle(place.output, description, size, parts, resumed, texts, proof, place.signature)
+    return Bundle(
+        place.output, description, size, parts, resumed, texts, proof, opened.manifest.unproven, place.signature
+    )
 
 
 def _check(artifact: Artifact, kind: str) -> ChatTokenizer:
@@ -123,10 +127,12 @@ def _check(artifact: Artifact, kind: str) -> ChatTokenizer:
     manifest, folder = artifact.manifest, artifact.folder
     if kind not in KINDS:
         raise UsageError(f"cannot bundle for {kind!r:.40}; known: {', '.join(KINDS)}")
-    if kind == "web":
-        web.check(artifact)
     if kind == "ios" and manifest.target in _NPU:
         raise UsageError(f"{folder}: an artifact for Qualcomm's NPU; no iPhone has one")
+    if kind in ("android", "web") and manifest.target in _APPLE:
+        raise UsageError(f"{folder}: an artifact for Core ML; bundle it with --for ios, or desktop for Macs")
+    if kind == "web":
+        web.check(artifact)
     if kind == "android" and manifest.form == "explicit" and _has_bfloat16(manifest):
         raise UsageError(
             f"{folder}: its KV cache is bfloat16, and an app has no such tensor in ExecuTorch's Android library; "

@@ -49,6 +49,7 @@ class Verification(BaseModel):
     window: int
     runtime_requirement: str  # what the app must use
     proven: bool  # whether the manifest holds the parity gates that it passed
+    unproven: str | None  # why they prove nothing: its own runtime has not been asked
     effort: Extent  # of that proof
     licences: list[str]  # files of the checkpoint that hold one
     golden_cases: int
@@ -92,7 +93,8 @@ def verify(path: Path | str, *, public_key: Path | None = None, signature: Path 
                 state=manifest.form,
                 window=manifest.window,
                 runtime_requirement=manifest.runtime_requirement,
-                proven=bool(manifest.parity),
+                proven=bool(manifest.parity) and manifest.unproven is None,
+                unproven=manifest.unproven,
                 effort=manifest.effort,
                 licences=licences(manifest),
                 golden_cases=cases,

@@ -49,5 +49,5 @@ def check(artifact: Artifact) -> None:
     if (model_type := manifest.source.config.get("model_type", "lfm2")) != "lfm2":
         raise UsageError(f"{folder}: the page's state is LFM2's, this artifact is of {model_type}")
     method = manifest.methods[0]
-    if other := {spec.dtype for spec in (*method.inputs, *method.outputs)} - {"float32", "int64"}:
-        raise UsageError(f"{folder}: the page keeps state and logits in float32, this artifact has {', '.join(other)}")
+    if other := {spec.dtype for spec in (*method.inputs, *method.outputs)} - {"float32", "float16", "int64"}:
+        raise UsageError(f"{folder}: the page knows float32 and float16, this artifact has {', '.join(other)}")

@@ -79,7 +79,9 @@ def _lines(made: Bundle, kind: str) -> list[str]:
         lines.append("no licence text: the checkpoint came without one; find out under which you may ship it")
     if described.random_weights:
         lines.append("random weights: for trying out only")
-    if made.proof is None:
+    if made.unproven is not None:
+        lines.append(f"not proven where it was exported ({made.unproven}); the golden cases are a stand-in's")
+    elif made.proof is None:
         lines.append("not proven: exported with --no-verify")
     elif made.proof == "quick":
         lines.append("proven with quick effort: for trying out only")

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from lfm2_export.errors import UNPROVEN
+
+if TYPE_CHECKING:
+    from lfm2_export.artifact.folder import Artifact
+    from lfm2_export.parity.report import ParityReport
 
 NAME = "export"
 
@@ -33,8 +39,10 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
-    """Export a checkpoint, and prove the artifact against eager PyTorch before it appears."""
-    from lfm2_export import targets
+    """Export a checkpoint, and prove the artifact against eager PyTorch before it appears.
+
+    Exit code 3: it was made and checked, but what proves it does not run on this machine.
+    """
     from lfm2_export.cli import console
     from lfm2_export.errors import UsageError
     from lfm2_export.parity.detail import Detail
@@ -77,7 +85,16 @@ def run(
         outputs.write(proof, paths, force=force)
     if as_json:
         console.print_json(artifact.manifest.model_dump_json(indent=2))
-        return
+    else:
+        _show(artifact, proof)
+    if proof is not None and proof.unproven is not None:
+        raise typer.Exit(UNPROVEN)
+
+
+def _show(artifact: Artifact, proof: ParityReport | None) -> None:
+    from lfm2_export import targets
+    from lfm2_export.cli import console
+
     if proof is None:
         console.out.print(console.warned("not proven", ": --no-verify was given; `lfm2-export parity` proves it later"))
     else:

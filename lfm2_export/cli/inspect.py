@@ -34,7 +34,8 @@ def run(
         if method.delegation:
             console.out.print(console.delegation_line(method.delegation))
     if manifest.parity:
-        console.out.print(console.gates_table(manifest.parity, f"proof at export: {manifest.verdict}"))
+        what = "proof" if manifest.unproven is None else "check"
+        console.out.print(console.gates_table(manifest.parity, f"{what} at export: {manifest.verdict}"))
     else:
         console.out.print(console.warned("not proven", ": exported with --no-verify; run `lfm2-export parity`"))
 

@@ -43,11 +43,14 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Prove an artifact against eager PyTorch. Exit code 1 if any gate fails."""
+    """Prove an artifact against eager PyTorch.
+
+    Exit code 1 if any gate fails, 3 if none did but what proves it does not run on this machine.
+    """
     from lfm2_export.artifact.folder import open_artifact
     from lfm2_export.cli import console
     from lfm2_export.environment.resources import check_memory
-    from lfm2_export.errors import UsageError
+    from lfm2_export.errors import UNPROVEN, UsageError
     from lfm2_export.parity.detail import Detail
     from lfm2_export.parity.effort import extent
     from lfm2_export.parity.prove import prove
@@ -81,5 +84,7 @@ def run(
         console.print_report(result)
         for path in paths:
             console.out.print(f"wrote {path}")
-    if not result.passed or (result.trace is not None and result.trace.first is not None):
+    if result.trace is not None and result.trace.first is not None:
         raise typer.Exit(1)
+    if not result.passed:
+        raise typer.Exit(1 if result.unproven is None else UNPROVEN)

@@ -57,6 +57,8 @@ def _lines(found: Verification) -> list[str]:
 
 
 def _proof(found: Verification) -> str:
+    if found.unproven is not None:
+        return f"not proven where it was exported ({found.unproven})"
     if not found.proven:
         return "not proven: exported with --no-verify"
     return "parity gates passed at export" + ("" if found.effort == "full" else f", {found.effort} effort")

@@ -17,12 +17,12 @@ from lfm2_export.errors import UsageError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import is_cache
 from lfm2_export.parity.reference import quantized_model
-from lfm2_export.qualcomm.calls import PREFILL
 from lfm2_export.quantize.calibration import read_sequences
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes._in_place_state import InPlaceState
 from lfm2_export.runtimes._slices import SliceSession, pte_call
 from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.static_calls import PREFILL
 
 _CHUNK = 16  # tokens of a prefill call where the method leaves them open
 
@@ -81,7 +81,7 @@ def _slices(artifact: Artifact, decoder: Decoder, recipe: Recipe, tokens: Sequen
 
 
 def eager_call(decoder: Decoder, manifest: Manifest, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The NPU's calling convention (`qualcomm/calls.py`) answered by the traced model itself."""
+    """The NPU's calling convention (`static_calls.py`) answered by the traced model itself."""
     tokens, position, length, _, *state = inputs
     names = [spec.name for spec in manifest.methods[0].inputs[-len(state) :]]
     given = {

@@ -88,7 +88,7 @@ def _proof(
     folder: Path | None,
     number: int,
 ) -> Proof | Exception:
-    from lfm2_export.errors import Lfm2ExportError
+    from lfm2_export.errors import GateError, Lfm2ExportError
     from lfm2_export.parity.detail import Detail
     from lfm2_export.pipeline import ParityError, export
     from lfm2_export.report import outputs
@@ -108,6 +108,8 @@ def _proof(
         return error
     assert report is not None  # it was asked to prove
     outputs.write(report, paths, force=True)
+    if report.unproven is not None:
+        return GateError(f"not proven on this machine: {report.unproven}")
     return Proof(artifact, report)
 
 

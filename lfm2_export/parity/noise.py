@@ -2,8 +2,9 @@
 
 Two kernels that sum in another order differ by that much. In fp32 it stays that small; where activations are rounded
 to int8 it tips roundings over, each tipped one tips others, and in a deep model it can end as a tenth of the largest
-logit. No lowering agrees better with eager than eager does with itself, so where this exceeds a recipe's limit, this
-is the yardstick.
+logit. A graph in fp16 rounds every value, residual sums too, which eager does not: there its disturbed self does so as
+well. No lowering agrees better with eager than eager does with itself, so where this exceeds a recipe's limit, this is
+the yardstick.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ most of a proof's time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,11 +63,11 @@ class Passage:
 
 @torch.inference_mode()
 def passages(
-    decoder: Decoder, sequences: Sequence[Tokens], disturbances: Sequence[Tensor | None] = ()
+    decoder: Decoder, sequences: Sequence[Tokens], disturbances: Sequence[Tensor | None] = (), half: bool = False
 ) -> list[Passage]:
     """Send sequences through the model, all in one call.
 
-    A disturbance `[T, H]` is what a sequence's embedded tokens are multiplied by.
+    A disturbance `[T, H]` is what a sequence's embedded tokens are multiplied by. `half`: see `_computed`.
     """
     network = trace(decoder.config, padded=True)
     longest, device = max(map(len, sequences)), decoder.device
@@ -82,7 +82,7 @@ def passages(
     given |= {TOKENS: tokens, POSITION: torch.zeros_like(lengths), LENGTH: lengths, _lookup(network): embedded}
     (hidden,) = (step.inputs[0] for step in network.of_kind("last_valid"))
     sources = {name: _column_source(network, name) for name in network.state}
-    found = interpret(network, decoder, given, [hidden, *sources.values()])
+    found = _computed(network, decoder, given, [hidden, *sources.values()], half)
     columns = {name: found[value].cpu() for name, value in sources.items()}
     return [
         Passage(
@@ -98,9 +98,12 @@ def passages(
 
 
 def steps_from(
-    decoder: Decoder, tokens: Tokens, before: Sequence[Snapshot], disturbances: Sequence[Tensor]
+    decoder: Decoder, tokens: Tokens, before: Sequence[Snapshot], disturbances: Sequence[Tensor], half: bool = False
 ) -> Iterator[Step]:
-    """Take single steps side by side: of each token from its own state, its embedding times its `[1, H]`."""
+    """Take single steps side by side: of each token from its own state, its embedding times its `[1, H]`.
+
+    `half`: see `_computed`.
+    """
     network = trace(decoder.config, padded=True)
     columns = max(1, *(state.position for state in before))
     state = empty_state(decoder.config, columns, len(tokens), device=decoder.device)
@@ -113,7 +116,8 @@ def steps_from(
     given = {STATE + name: tensor for name, tensor in state.items()}
     given |= {TOKENS: ids, POSITION: position, LENGTH: torch.ones_like(position)}
     given[_lookup(network)] = decoder.embed_tokens(ids) * torch.stack(list(disturbances)).to(decoder.device)
-    found = {name: value.cpu() for name, value in interpret(network, decoder, given, network.results).items()}
+    computed = _computed(network, decoder, given, network.results, half)
+    found = {name: value.cpu() for name, value in computed.items()}
     for row, (token, snapshot) in enumerate(zip(tokens, before, strict=True)):
         after = {
             name: np.concatenate((snapshot.tensors[name], new.numpy()), axis=2) if is_cache(name) else new.numpy()
@@ -121,6 +125,22 @@ def steps_from(
             for new in (found[value][row : row + 1],)
         }
         yield Step(token, snapshot, found[network.logits][row].numpy(), Snapshot(snapshot.position + 1, after))
+
+
+def _computed(
+    network: Network, decoder: Decoder, given: Mapping[str, Tensor], wanted: Sequence[str], half: bool
+) -> dict[str, Tensor]:
+    """Return the wanted values; with `half` every value on the way is rounded to fp16, as in a graph in fp16."""
+    if not half:
+        return interpret(network, decoder, given, wanted)
+    known = dict(given)
+    for step in network.steps:
+        if any(output not in known for output in step.outputs) and known.keys() >= {*filter(None, step.inputs)}:
+            made = interpret(network, decoder, known, [each for each in step.outputs if each not in known])
+            known |= {name: value.half().float() for name, value in made.items()}
+        if known.keys() >= {*wanted}:
+            break
+    return {name: known[name] for name in wanted}
 
 
 def _lookup(network: Network) -> str:

@@ -89,10 +89,15 @@ def _prove(
     device: str,
 ) -> ParityReport:
     return_at_once()  # logits and weights come and go by the megabyte
-    reports = [RuntimeReport(runtime=name) for name in _runtimes_for(artifact, only)]
-    sessions = {
-        report.runtime: session for report in reports if (session := _open(artifact, report, bool(only), progress))
-    }
+    asked = [RuntimeReport(runtime=name, stands_in=runtimes.find(name).stands_in) for name in _names(artifact, only)]
+    reports: list[RuntimeReport] = []
+    sessions: dict[str, Session] = {}
+    for report in sorted(asked, key=lambda each: each.stands_in):
+        if report.stands_in and sessions and not only:
+            continue  # it has nobody to stand in for
+        reports.append(report)
+        if session := _open(artifact, report, bool(only), progress):
+            sessions[report.runtime] = session
     opened = [report for report in reports if report.runtime in sessions]
     references = {name: reference for name in sessions if (reference := _reference(artifact, name))}
     if not isinstance(effort, Effort):
@@ -132,7 +137,7 @@ def _prove(
     )
 
 
-def _runtimes_for(artifact: Artifact, only: Sequence[str]) -> list[str]:
+def _names(artifact: Artifact, only: Sequence[str]) -> list[str]:
     for name in only:
         if not runtimes.find(name).runs(artifact.manifest):
             raise UsageError(f"runtime {name!r} does not run {artifact.manifest.target} artifacts")
@@ -194,14 +199,14 @@ def _question_1(
     everything = [case for cases in cases_of.values() for case in cases]
     common: Truth = SessionTruth(eager)
     if isinstance(eager, EagerSession):
-        common = EagerTruth(decoder, subject.window, everything)
+        common = EagerTruth(decoder, subject.window, everything, subject.half)
     elif subject.device != "cpu":
         raise UsageError(f"what {subject.artifact.manifest.target} artifacts must equal is computed on the CPU only")
     for report in reports:
         with rounded_as_in(runtimes.find(report.runtime), decoder) as otherwise:
             session, own = sessions[report.runtime], references.get(report.runtime)
             cases = cases_of[report.runtime]
-            truth = EagerTruth(decoder, subject.window, cases) if otherwise else common
+            truth = EagerTruth(decoder, subject.window, cases, subject.half) if otherwise else common
             truth = SessionTruth(own) if own is not None else truth
             report.reference = truth.runtime
             what = f"{report.runtime}: against the same quantized model in {truth.runtime}"

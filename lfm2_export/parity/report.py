@@ -32,6 +32,7 @@ class RuntimeReport(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     runtime: str
+    stands_in: bool = False  # for the runtime that an app uses: its pass proves nothing of that
     status: str = "skipped"  # pass, fail, skipped
     reason: str | None = None
     version: str | None = None
@@ -79,9 +80,18 @@ class ParityReport(BaseModel):
     @property
     def verdict(self) -> str:
         """Return the outcome in a few words."""
-        return ("proven" if self.passed else "NOT proven") + (
-            "" if self.effort == "full" else f" ({self.effort} effort)"
-        )
+        outcome = "NOT proven" if self.unproven is None else f"checked, NOT proven on this machine: {self.unproven}"
+        return ("proven" if self.passed else outcome) + ("" if self.effort == "full" else f" ({self.effort} effort)")
+
+    @property
+    def unproven(self) -> str | None:
+        """Return why nothing is proven though nothing failed, where a stand-in passed; None otherwise."""
+        if any(runtime.status == "fail" for runtime in self.runtimes) or self.passed:
+            return None
+        if not any(runtime.stands_in and runtime.status == "pass" for runtime in self.runtimes):
+            return None
+        absent = [f"{each.runtime}: {each.reason}" for each in self.runtimes if not each.stands_in and each.reason]
+        return "; ".join(absent) or "only a stand-in for its runtime was asked"
 
     @property
     def gates(self) -> list[GateResult]:
@@ -90,9 +100,9 @@ class ParityReport(BaseModel):
     @computed_field  # type: ignore[prop-decorator]  # pydantic's own documented spelling
     @property
     def passed(self) -> bool:
-        """Tell whether something was proven and nothing failed; a skipped runtime or gate proves nothing."""
-        statuses = [runtime.status for runtime in self.runtimes]
-        return "pass" in statuses and "fail" not in statuses
+        """Tell whether something was proven and nothing failed; what was skipped, or a stand-in, proves nothing."""
+        proven = any(runtime.status == "pass" and not runtime.stands_in for runtime in self.runtimes)
+        return proven and not any(runtime.status == "fail" for runtime in self.runtimes)
 
 
 def judge(report: RuntimeReport, gates: Gates, reference: dict[str, float] | None, random_weights: bool) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lfm2_export import targets
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
@@ -42,6 +43,11 @@ class Subject:
     def rounds(self) -> bool:
         """Tell whether the recipe rounds any activation."""
         return any(rule.activation for rule in self.recipe.quantization)
+
+    @property
+    def half(self) -> bool:
+        """Tell whether the artifact's graph is in fp16 throughout, so that it rounds every value."""
+        return targets.find(self.artifact.manifest.target).half(self.recipe)
 
     @cached_property
     def tokenizer(self) -> ChatTokenizer | None:

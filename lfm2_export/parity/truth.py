@@ -51,7 +51,7 @@ class Truth(ABC):
         """Yield every step of decoding `tokens` from an empty state."""
 
     def disturbed_steps(self, tokens: Tokens) -> Iterator[Step]:
-        """Yield the same steps, each from its undisturbed state, as one fp32 rounding more would have them; or none."""
+        """Yield the same steps, each from its undisturbed state, as rounding alone would have them; or none."""
         return iter(())
 
     @abstractmethod
@@ -96,9 +96,12 @@ class EagerTruth(Truth):
     """A model in eager PyTorch, on the device that holds it: whole sequences at once, each of them only once however
     many cases begin with it."""
 
-    def __init__(self, decoder: Decoder, window: int, cases: Sequence[Case] = ()) -> None:
-        """`cases` are known beforehand, so that all their sequences go through the model side by side."""
-        self.decoder, self.window = decoder, window
+    def __init__(self, decoder: Decoder, window: int, cases: Sequence[Case] = (), half: bool = False) -> None:
+        """`cases` are known beforehand, so that all their sequences go through the model side by side.
+
+        `half`: what it is the truth of rounds every value to fp16, which then is the disturbance as well.
+        """
+        self.decoder, self.window, self.half = decoder, window, half
         self.runtime = eager_on(decoder.device)
         self._cases = tuple(cases)
 
@@ -124,9 +127,12 @@ class EagerTruth(Truth):
         return _read(self._passage(case.tokens), case)
 
     def disturbed(self, cases: Sequence[Case]) -> list[Answer]:
-        """Return what the model says when every embedding it looks up is multiplied by 1 ± 2⁻²⁰. Deterministic."""
+        """Return what the model says when every embedding it looks up is multiplied by 1 ± 2⁻²⁰. Deterministic.
+
+        For a graph in fp16 every value on the way is rounded as there, too.
+        """
         factors = [_disturbance(case, self._width) for case in cases]
-        ways = passages(self.decoder, [case.tokens for case in cases], factors)
+        ways = passages(self.decoder, [case.tokens for case in cases], factors, self.half)
         return [_read(way, case) for way, case in zip(ways, cases, strict=True)]
 
     @property
@@ -149,7 +155,7 @@ class EagerTruth(Truth):
         passage = self._passage(tokens)
         before = [passage.state(position) for position in range(len(tokens))]
         factors = [_factors(1, self._width, position) for position in range(len(tokens))]
-        yield from steps_from(self.decoder, tokens, before, factors)
+        yield from steps_from(self.decoder, tokens, before, factors, self.half)
 
     @torch.inference_mode()
     def continuations(self, prompts: Sequence[Tokens], limit: int) -> list[Continuation]:

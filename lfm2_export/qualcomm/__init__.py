@@ -1,4 +1,4 @@
-"""Qualcomm's libraries (sdk, provider), its chips (soc) and how a host calls a method on its NPU (calls).
+"""Qualcomm's libraries (sdk, provider), and its chips (soc).
 
 Targets compile with it and runtimes run on it; it imports neither.
 """

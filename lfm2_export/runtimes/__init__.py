@@ -12,10 +12,10 @@ import importlib
 import pkgutil
 
 from lfm2_export.artifact.manifest import Manifest
-from lfm2_export.errors import UsageError
+from lfm2_export.errors import MissingDependencyError, UsageError
 from lfm2_export.runtimes.runtime import Runtime
 
-__all__ = ["Runtime", "able", "each_processor", "find", "first", "names", "usual"]
+__all__ = ["Runtime", "able", "answering", "each_processor", "find", "first", "names", "usual"]
 
 _NOT_RUNTIMES = {"runtime", "session", "eager"}
 _ORDER = ("first", "always", "on request")
@@ -43,6 +43,16 @@ def first(manifest: Manifest) -> Runtime:
     for name in able(manifest):
         return find(name)
     raise UsageError(f"no runtime here executes {manifest.target} artifacts of {manifest.form} form")
+
+
+def answering(manifest: Manifest) -> Runtime:
+    """Return the `first` runtime or, where that is absent and another stands in for it, the other."""
+    own = first(manifest)
+    try:
+        own.version()
+    except MissingDependencyError:
+        return next((each for each in map(find, able(manifest)) if each.stands_in), own)
+    return own
 
 
 def each_processor(name: str) -> list[str]:

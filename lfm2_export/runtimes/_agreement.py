@@ -14,7 +14,7 @@ from lfm2_export.artifact.manifest import PROBE, Manifest, MethodSpec, TensorSpe
 from lfm2_export.errors import ArtifactError, one_line
 
 _PTE_DTYPES = {3: "int32", 4: "int64", 5: "float16", 6: "float32", 15: "bfloat16"}  # by ExecuTorch's ScalarType
-_COLUMNS = {"xnnpack": 1, "qnn": 2, "onnx_qnn": 2}  # which dimension of a cache is the window
+_COLUMNS = {"xnnpack": 1, "qnn": 2, "onnx_qnn": 2, "coreml": 2}  # which dimension of a cache is the window
 _RESIDENT_WINDOW = "get_max_context_len"  # the constant method by which a resident program says it
 _ATTENTION, _TABLE = "GroupQueryAttention", 7  # the operator that holds RoPE's tables, and its input `cos_cache`
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from lfm2_export.artifact.manifest import PROBE, Manifest, MethodSpec
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.model.state import State, is_cache
-from lfm2_export.qualcomm.calls import DECODE, PREFILL, call_inputs, graph_inputs, npu_state, write_back
 from lfm2_export.runtimes.session import Session, Snapshot, check_room, check_snapshot
+from lfm2_export.static_calls import DECODE, PREFILL, call_inputs, graph_inputs, static_state, write_back
 
 # (method, tokens, position, state) → logits, the new pieces of the state in its order, what probes show; valid until
 # the next call
@@ -45,7 +45,7 @@ def graph_call(opened: Mapping[str, Any], manifest: Manifest) -> Call:
 
 
 class SliceSession(Session):
-    """One conversation with a pair of methods, wherever they run (see `Session` and `qualcomm/calls.py`).
+    """One conversation with a pair of methods, wherever they run (see `Session` and `static_calls.py`).
 
     Chunks go through prefill, the last one padded; a lone token is decoded. With `pad_to` even a lone token takes the
     padded way.
@@ -67,7 +67,7 @@ class SliceSession(Session):
 
     def reset(self) -> None:
         self._position = 0
-        self._state = npu_state(self._config, self.window)
+        self._state = static_state(self._config, self.window)
 
     def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
         check_room(self._position, len(tokens), self.window, self._config.vocab_size, tokens)

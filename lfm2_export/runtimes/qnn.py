@@ -5,22 +5,13 @@ The emulator computes what the NPU computes, integer for integer; it says nothin
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from lfm2_export.artifact.manifest import Manifest
-from lfm2_export.errors import ArtifactError, one_line
-from lfm2_export.progress.native_output import silenced
 from lfm2_export.qualcomm import sdk
 from lfm2_export.runtimes import executorch
-from lfm2_export.runtimes._agreement import check_program
 from lfm2_export.runtimes.runtime import Runtime
 from lfm2_export.runtimes.session import Session
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class QnnEmulator(Runtime):
@@ -40,9 +31,12 @@ class QnnEmulator(Runtime):
 
     def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> Session:
         """Load an artifact for one conversation. ArtifactError when ExecuTorch refuses the file."""
+        sdk.prepare()
+        from lfm2_export.runtimes._pte_methods import PteMethods
         from lfm2_export.runtimes._slices import SliceSession, pte_call
 
-        call = pte_call(_Program(folder, manifest), manifest)
+        assert manifest.npu is not None
+        call = pte_call(PteMethods(folder / manifest.npu.emulator_file, manifest), manifest)
         return SliceSession(call, manifest, "qnn-emulator", self.version())
 
     def load_library(self) -> None:
@@ -51,36 +45,3 @@ class QnnEmulator(Runtime):
 
 
 RUNTIME = QnnEmulator()
-
-
-class _Program:
-    """The loaded `.pte`, callable by method name."""
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        sdk.prepare()
-        from executorch.extension.pybindings import portable_lib
-
-        assert manifest.npu is not None
-        self.path = folder / manifest.npu.emulator_file
-        try:
-            with silenced(1, 2):
-                self._loaded = [portable_lib._load_for_executorch(str(self.path))]
-            self._loaded[0].method_names()  # says whether it is a program at all
-        except RuntimeError as error:
-            raise ArtifactError(f"{self.path}: ExecuTorch cannot load it: {one_line(error)}") from error
-        weakref.finalize(self, _unload, self._loaded)
-        for method in manifest.methods:
-            check_program(self._loaded[0], self.path, method, manifest)
-
-    def __call__(self, method: str, inputs: tuple[Tensor, ...]) -> Sequence[Tensor]:
-        try:
-            with silenced(1, 2):
-                return self._loaded[0].run_method(method, inputs, clone_outputs=False)
-        except RuntimeError as error:
-            raise ArtifactError(f"{self.path}: {method} failed: {one_line(error)}") from error
-
-
-def _unload(loaded: list[Any]) -> None:
-    """Let go of a program: its destructor logs each step."""
-    with silenced(1, 2):
-        loaded.clear()

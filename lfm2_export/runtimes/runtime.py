@@ -28,7 +28,9 @@ class Runtime(ABC):
     rounding: ClassVar[float] = 1.0
     # times a recipe's largest error and divergence where weights and activations are fp16: what fp16 sums cost
     half_slack: ClassVar[float] = 1.0
-    # hardware that it stands in for, which makes it slow: `parity` asks an emulator less
+    # whether it only computes what a target's own runtime would, where that one is absent: it proves no artifact
+    stands_in: ClassVar[bool] = False
+    # hardware whose work it does, which makes it slow: `parity` asks an emulator less
     emulates: ClassVar[Literal["CPU", "NPU"] | None] = None
     # processor → the runtime for it, found as `NAME/PROCESSOR`, of one that can emulate several
     processors: ClassVar[Mapping[str, Runtime]] = {}

@@ -64,6 +64,10 @@ class Target(ABC):
         for message in refusals(self.name, self.capabilities, recipe, config):
             raise RecipeError(message)
 
+    def half(self, recipe: Recipe) -> bool:
+        """Return whether every value between the steps is fp16 in what this target makes of a recipe."""
+        return False
+
     @abstractmethod
     def lower(
         self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()

@@ -1,6 +1,8 @@
 // The artifact in onnxruntime-web: tokens in, logits out, one conversation's state kept here.
 import { CHUNK, LIMIT, tryAttention } from "./attention.js";
 
+// browsers that have no array of fp16 yet get its bits
+const ARRAYS = { float32: Float32Array, float16: globalThis.Float16Array ?? Uint16Array };
 const BUILDS = { webgpu: "onnxruntime-webgpu", wasm: "onnxruntime" };
 
 export class Model {
@@ -44,17 +46,18 @@ export class Model {
 
   /** Bytes of this conversation's state. */
   get stateBytes() {
-    return Object.values(this.#past).reduce((sum, { dims }) => sum + 4 * dims.reduce((product, size) => product * size, 1), 0);
+    const bytes = ({ dims, type }) => dims.reduce((product, size) => product * size, ARRAYS[type].BYTES_PER_ELEMENT);
+    return Object.values(this.#past).reduce((sum, tensor) => sum + bytes(tensor), 0);
   }
 
   /** Forget everything: conv states are zero and caches have no columns yet. */
   reset() {
     this.position = 0;
     this.#keep({});
-    for (const { past, shape } of this.#states) {
+    for (const { past, dtype, shape } of this.#states) {
       const sizes = shape.map((size) => (typeof size === "number" ? size : size === "batch_size" ? 1 : 0));
       const count = sizes.reduce((product, size) => product * size, 1);
-      this.#past[past] = new this.#ort.Tensor("float32", new Float32Array(count), sizes);
+      this.#past[past] = new this.#ort.Tensor(dtype, new ARRAYS[dtype](count), sizes);
     }
   }
 
@@ -80,7 +83,7 @@ export class Model {
     });
     this.#keep(Object.fromEntries(this.#states.map(({ past, present }) => [past, outputs[present]])));
     this.position = total;
-    return outputs.logits.data;
+    return floats(outputs.logits);
   }
 
   /** A new state; what the old one holds on the GPU is freed. */
@@ -97,6 +100,22 @@ export function greedy(logits) {
   return best;
 }
 
+/** Whether the state, and with it the whole graph, is fp16. */
+function isHalf(bundle) {
+  return bundle.states.some(({ dtype }) => dtype === "float16");
+}
+
+/** A tensor's numbers as a Float32Array. */
+function floats({ type, data }) {
+  if (type === "float32") return data;
+  if (!(data instanceof Uint16Array)) return Float32Array.from(data);
+  return Float32Array.from(data, (bits) => {
+    const [exponent, fraction] = [(bits >> 10) & 31, bits & 1023];
+    const size = exponent === 31 ? (fraction ? NaN : Infinity) : exponent ? (1024 + fraction) * 2 ** (exponent - 25) : fraction * 2 ** -24;
+    return bits >> 15 ? -size : size;
+  });
+}
+
 async function openOnGpu(bundle, files, software) {
   if (!navigator.gpu) throw new Error("this browser has none");
   const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
@@ -105,6 +124,7 @@ async function openOnGpu(bundle, files, software) {
   const name = [vendor, architecture, description].filter(Boolean).join(" ") || "an unnamed GPU";
   const isSoftware = isFallbackAdapter || /swiftshader|llvmpipe/i.test(name);
   if (isSoftware && !software) throw new Error(`${name} is no GPU but software`);
+  if (isHalf(bundle) && !adapter.features.has("shader-f16")) throw new Error(`${name} does not compute in fp16 (shader-f16)`);
   const ort = await library("webgpu", bundle);
   let [chunk, prompts] = [Infinity, "prompts whole"];
   const key = bundle.states.find(({ past }) => past.endsWith(".key"));

@@ -54,6 +54,9 @@ class OnnxTarget(Target):
         super().check(recipe, config)
         _check_head_width(recipe, self.network(config))
 
+    def half(self, recipe: Recipe) -> bool:
+        return bool(CAPABILITIES.option(recipe, "precision") == "float16")
+
     def lower(
         self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
     ) -> Lowered:

@@ -13,8 +13,8 @@ from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.model.sequences import TokenSequences
-from lfm2_export.qualcomm.calls import graph_inputs, npu_state, write_back
 from lfm2_export.quantize.calibration import Calibration
+from lfm2_export.static_calls import graph_inputs, static_state, write_back
 from lfm2_export.targets.onnx_qnn.float_graph import FloatGraph
 
 OBSERVERS = {"min-max": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}
@@ -64,7 +64,7 @@ class _Conversations(CalibrationDataReader):
 
     def _all(self) -> Iterator[Arrays]:
         for tokens in self._sequences:
-            state = npu_state(self._config, self._window)
+            state = static_state(self._config, self._window)
             for start in range(0, len(tokens), self._rows):
                 chunk = tokens[start : start + self._rows]
                 inputs = graph_inputs(self._config, chunk, start, self._rows, self._window) | state

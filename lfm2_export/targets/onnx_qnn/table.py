@@ -70,7 +70,7 @@ def _silu(to: Site, step: Step, x: str) -> str:
 
 
 def _rotary(to: Site, step: Step, *_: str) -> tuple[str, str]:
-    """The caller's, see `qualcomm/calls.py`."""
+    """The caller's, see `static_calls.py`."""
     return to.border.cos, to.border.sin
 
 

@@ -21,9 +21,9 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.progress import Progress
 from lfm2_export.qualcomm import provider
-from lfm2_export.qualcomm.calls import DECODE, PREFILL
 from lfm2_export.quantize.scheme import needs_calibration
 from lfm2_export.recipes import Recipe
+from lfm2_export.static_calls import DECODE, PREFILL
 from lfm2_export.targets.onnx_qnn.capabilities import CAPABILITIES
 from lfm2_export.targets.onnx_qnn.methods import make_methods
 from lfm2_export.targets.onnx_qnn.passes import heads_apart
@@ -50,6 +50,9 @@ class OnnxQnnTarget(Target):
     def check(self, recipe: Recipe, config: LFM2Config) -> None:
         super().check(recipe, config)
         _check_model(recipe, config, self.network(config))
+
+    def half(self, recipe: Recipe) -> bool:
+        return not needs_calibration(recipe.quantization)
 
     def lower(
         self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()

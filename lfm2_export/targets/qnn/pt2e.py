@@ -23,10 +23,10 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import LoweringError
 from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.model.state import State
-from lfm2_export.qualcomm.calls import DECODE, PREFILL, call_inputs, npu_state, write_back
 from lfm2_export.qualcomm.soc import Soc
 from lfm2_export.quantize.scheme import QuantizationRule, rules_by_path
 from lfm2_export.recipes import Recipe
+from lfm2_export.static_calls import DECODE, PREFILL, call_inputs, static_state, write_back
 from lfm2_export.targets.qnn.ranges import RangeObserver
 
 _ANNOTATION = "quantization_annotation"
@@ -146,7 +146,7 @@ def _converse(
     methods: Mapping[str, GraphModule], config: LFM2Config, window: int, chunk: int, tokens: tuple[int, ...]
 ) -> None:
     """Run a conversation through the observers: whole chunks by prefill, the rest token by token, as decode will."""
-    state: State = npu_state(config, window)
+    state: State = static_state(config, window)
     position = 0
     while position < len(tokens):
         rows = chunk if len(tokens) - position >= chunk else 1

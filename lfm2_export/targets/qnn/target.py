@@ -23,15 +23,16 @@ from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.progress import Progress, silent
 from lfm2_export.qualcomm import sdk
 from lfm2_export.qualcomm import soc as chips
-from lfm2_export.qualcomm.calls import PREFILL
 from lfm2_export.quantize.scheme import needs_calibration, rule_for
 from lfm2_export.quantize.static_weights import static_weights
 from lfm2_export.recipes import Recipe
+from lfm2_export.static_calls import PREFILL
 from lfm2_export.targets._compiling import no_collection, quiet, swept_temporaries
-from lfm2_export.targets.qnn.border import FILE, example, method_spec, probed_values, rows_of
 from lfm2_export.targets.qnn.capabilities import CAPABILITIES
 from lfm2_export.targets.qnn.capacity import first_layers, shards_needed
-from lfm2_export.targets.qnn.table import TABLE, HtpModule
+from lfm2_export.targets.qnn.table import TABLE
+from lfm2_export.targets.static_border import FILE, example, method_spec, probed_values, rows_of
+from lfm2_export.targets.static_module import StaticModule
 from lfm2_export.targets.target import Lowered, Methods, Target
 
 EMULATOR_FILE = "emulator.pte"
@@ -51,6 +52,9 @@ class QnnTarget(Target):
         attends = "attention" in self.network(config).kinds()
         _check_chip(recipe, config, chips.named(CAPABILITIES.option(recipe, "soc")), attends)
         sdk.version()
+
+    def half(self, recipe: Recipe) -> bool:
+        return not needs_calibration(recipe.quantization)
 
     def lower(
         self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
@@ -145,7 +149,9 @@ class QnnTarget(Target):
         config, network, window = decoder.config, self.network(decoder.config), recipe.window
         further = probed_values(network).values() if probed else ()
         return {
-            name: HtpModule(network, decoder, window, rows, further).exported(example(config, window, rows))
+            name: StaticModule(TABLE, network, decoder, window, rows, further)
+            .exported(example(config, window, rows))
+            .module()
             for name, rows in _rows(recipe).items()
         }
 

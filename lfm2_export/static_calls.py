@@ -1,4 +1,4 @@
-"""The NPU's calling conventions: what a host feeds to a method of static shape, and what it writes back.
+"""The calling conventions of methods of static shape, for NPUs and Core ML: what a host feeds, and what it writes back.
 
 An artifact has two methods over the same state, `decode` for one token and `prefill` for a chunk of N. Batch 1. The
 state is the same everywhere: conv states `[1, L-1, hidden]`, keys and values `[1, kv_heads, window, head_dim]`,
@@ -31,8 +31,8 @@ DECODE, PREFILL = "decode", "prefill"
 MASKED = -100.0  # exp() of it is far below a 16-bit step, and a 16-bit scale still has room for the scores
 
 
-def npu_state(config: LFM2Config, window: int) -> State:
-    """Return a new conversation's state in the NPU's layout: conv states are transposed, columns before channels."""
+def static_state(config: LFM2Config, window: int) -> State:
+    """Return a new conversation's state as these methods have it: conv states transposed, columns before channels."""
     return {
         name: torch.zeros(shape if is_cache(name) else (shape[0], shape[2], shape[1]))
         for name, shape in state_shapes(config, window).items()

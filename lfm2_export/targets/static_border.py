@@ -1,4 +1,4 @@
-"""The border of an NPU program: what its methods are called, take and return, and what steps learn of a call."""
+"""The border of a program of static shape: what its methods are called, take and return; what steps learn of a call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lfm2_export.artifact.manifest import PROBE, Delegation, MethodSpec, TensorS
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.graph.steps import Network
 from lfm2_export.graph.walk import probes
-from lfm2_export.qualcomm.calls import DECODE, PREFILL, call_inputs, npu_state
+from lfm2_export.static_calls import DECODE, PREFILL, call_inputs, static_state
 
 FILE = "model.pte"
 
@@ -50,7 +50,7 @@ def rows_of(chunk: int) -> dict[str, int]:
 
 def example(config: LFM2Config, window: int, rows: int) -> tuple[Tensor, ...]:
     """Return inputs to trace a method of `rows` rows with."""
-    return call_inputs([0] * rows, rows, 0, window, npu_state(config, window))
+    return call_inputs([0] * rows, rows, 0, window, static_state(config, window))
 
 
 def probed_values(network: Network) -> dict[str, str]:
@@ -65,7 +65,7 @@ def method_spec(
     name: str, rows: int, config: LFM2Config, window: int, report: Delegation | None, points: Iterable[str] = ()
 ) -> MethodSpec:
     """Return how the manifest describes a method of `rows` rows; `points` are those it also returns, of any shape."""
-    state = npu_state(config, window)
+    state = static_state(config, window)
     inputs = [
         TensorSpec(name="tokens", dtype="int32", shape=[1, rows]),
         TensorSpec(name="position", dtype="int32", shape=[1]),

@@ -1,0 +1,167 @@
+"""How a compiler that wants static shapes takes each kind of step, in PyTorch: batch 1, nothing computed on the host.
+
+What differs from the traced model, and why (each was seen to fail or to be wrong otherwise on Qualcomm's HTP): keys and
+values are concatenated with the cache; heads that share a key are folded into rows; the convolution is a sum of taps;
+rotary tables are looked up by position; the conv state and the last valid row are picked by index.
+
+Activations are `[1, rows, channels]`; those of heads become `[1, heads, rows, D]` where a step needs it. Conv states
+are `[1, L-1, channels]`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lfm2_export.graph.steps import Step
+from lfm2_export.model.operators import rotary_tables
+from lfm2_export.targets.static_border import Call
+
+
+class Entry(nn.Module):
+    """A step as a module: its constants, and a `forward` from a call and the step's inputs to its outputs.
+
+    `module` is the decoder's at the step's path.
+    """
+
+    def __init__(self, step: Step, module: Any, window: int) -> None:
+        super().__init__()
+
+
+class Embedding(Entry):
+    def __init__(self, step: Step, module: Any, window: int) -> None:
+        super().__init__(step, module, window)
+        self.weight = _constant(module.weight)
+
+    def forward(self, call: Call, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.weight)
+
+
+class Linear(Entry):
+    """A plain product, whatever the decoder's is; fp16 weights are float again, and fit a compiler's fp16 exactly."""
+
+    def __init__(self, step: Step, module: Any, window: int) -> None:
+        super().__init__(step, module, window)
+        self.weight = _constant(module.weight)
+        self.bias = None if module.bias is None else _constant(module.bias)
+
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class RMSNorm(Entry):
+    def __init__(self, step: Step, module: Any, window: int) -> None:
+        super().__init__(step, module, window)
+        self.weight, self.eps = _constant(module.weight), cast(float, step.arguments[0])
+
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class HeadNorm(RMSNorm):
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        """`[1, rows, heads·D]` → `[1, heads, rows, D]`."""
+        return super().forward(call, by_head(x, self.weight.shape[0]))
+
+
+class Rotary(Entry):
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, step: Step, module: Any, window: int) -> None:
+        super().__init__(step, module, window)
+        width, theta, turned = cast(tuple[int, float, int], step.arguments)
+        cos, sin = rotary_tables(torch.arange(window).view(1, 1, -1), width, theta, turned)
+        half = width // 2  # both halves of a head turn by the same angles
+        self.register_buffer("cos", cos[..., :half].contiguous())
+        self.register_buffer("sin", sin[..., :half].contiguous())
+
+    def forward(self, call: Call, tokens: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        return self.cos.index_select(2, call.positions), self.sin.index_select(2, call.positions)
+
+
+class Rotate(Entry):
+    def forward(self, call: Call, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        half = cos.shape[-1]
+        x = by_head(x, 2 * half)
+        first, second = x[..., :half], x[..., half:]
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class Attention(Entry):
+    def forward(
+        self, call: Call, query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, *_: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        kv_heads, width = past_key.shape[1], past_key.shape[3]
+        query, key, value = (by_head(x, width) for x in (query, key, value))
+        heads, rows = query.shape[1], query.shape[2]
+        keys, values = torch.cat((past_key, key), dim=2), torch.cat((past_value, value), dim=2)
+        folded = query.reshape(1, kv_heads, -1, width)
+        scores = folded @ keys.transpose(2, 3) * width**-0.5 + call.mask
+        mixed = (torch.softmax(scores, dim=-1) @ values).reshape(1, heads, rows, width)
+        return mixed.transpose(1, 2).reshape(1, rows, heads * width), key, value
+
+
+class ShortConv(Entry):
+    def __init__(self, step: Step, module: Any, window: int) -> None:
+        super().__init__(step, module, window)
+        self.taps = nn.ParameterList(_constant(tap.view(1, 1, -1).clone()) for tap in module.kernel)
+        self.bias = None if module.bias is None else _constant(module.bias)
+
+    def forward(self, call: Call, gated: Tensor, state: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
+        rows, columns = gated.shape[1], torch.cat((state, gated), dim=1)
+        mixed = columns[:, :rows] * self.taps[0]
+        for tap in range(1, len(self.taps)):
+            mixed = mixed + columns[:, tap : tap + rows] * self.taps[tap]
+        if self.bias is not None:
+            mixed = mixed + self.bias
+        return mixed, columns.index_select(1, call.last_columns)
+
+
+class LastValid(Entry):
+    def forward(self, call: Call, x: Tensor, length: Tensor) -> Tensor:
+        """`[1, rows, width]` → `[1, 1, width]`."""
+        return x.index_select(1, length - 1)
+
+
+class Add(Entry):
+    def forward(self, call: Call, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+
+class Mul(Entry):
+    def forward(self, call: Call, a: Tensor, b: Tensor) -> Tensor:
+        return a * b
+
+
+class Silu(Entry):
+    def forward(self, call: Call, x: Tensor) -> Tensor:
+        return F.silu(x)
+
+
+ENTRIES: dict[str, type[Entry]] = {
+    "embedding": Embedding,
+    "linear": Linear,
+    "rms_norm": RMSNorm,
+    "head_norm": HeadNorm,
+    "rotary": Rotary,
+    "rotate": Rotate,
+    "attention": Attention,
+    "short_conv": ShortConv,
+    "last_valid": LastValid,
+    "add": Add,
+    "mul": Mul,
+    "silu": Silu,
+}
+
+
+def by_head(x: Tensor, width: int) -> Tensor:
+    """`[1, rows, heads·D]` → `[1, heads, rows, D]`; as it is where it is by head already. `width` is D."""
+    return x if x.dim() == 4 else x.view(1, x.shape[1], x.shape[2] // width, width).transpose(1, 2)
+
+
+def _constant(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().float(), requires_grad=False)
