@@ -156,7 +156,7 @@ ARTIFACTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no inputs": (edited("methods", 0, "inputs", value=[]), "tokens [1, T]"),
     "inputs swapped": (edited("methods", 0, "inputs", 0, "name", value="position"), "tokens [1, T]"),
     "a state missing": (without(*STATE), "inputs"),
-    "a state's dtype": (edited(*STATE, "dtype", value="float32"), "another type or shape"),
+    "a state's dtype": (edited(*STATE, "dtype", value="bfloat16"), "another type or shape"),
     "a state's unknown dtype": (edited(*STATE, "dtype", value="complex128"), "dtype"),
     "a state's heads": (edited(*STATE, "shape", value=[4, 64, 1, 32]), "another type or shape"),
     "a state's width": (edited(*STATE, "shape", value=[2, 64, 1, 64]), "another type or shape"),
