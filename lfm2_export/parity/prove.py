@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from lfm2_export import runtimes, targets
 from lfm2_export.artifact.folder import Artifact
@@ -14,20 +15,15 @@ from lfm2_export.artifact.manifest import Extent
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.environment.resources import torch_threads
 from lfm2_export.errors import MissingDependencyError, UsageError
-from lfm2_export.evaluate.exact import Reading, read_exactly
-from lfm2_export.evaluate.metrics import summary
-from lfm2_export.evaluate.questions import task_accuracy
-from lfm2_export.evaluate.teacher_forcing import rows_of
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.load import load_decoder
 from lfm2_export.parity import detail as details
 from lfm2_export.parity import stock_runner
-from lfm2_export.parity.cache import CacheFigures, cache_figures, first_sequences
+from lfm2_export.parity.beside import Beside
 from lfm2_export.parity.cases import Case, lowering_cases
 from lfm2_export.parity.counted import Counted
 from lfm2_export.parity.detail import Detail, Details
 from lfm2_export.parity.effort import LEFT_OUT, Effort, effort_of
-from lfm2_export.parity.laws import LawContext, state_laws
+from lfm2_export.parity.laws import LawContext, OtherForm, state_laws
 from lfm2_export.parity.lowering import (
     TwinFigures,
     allowed_error,
@@ -38,6 +34,7 @@ from lfm2_export.parity.lowering import (
 )
 from lfm2_export.parity.noise import noise_floor
 from lfm2_export.parity.other_form import none_because, other_form
+from lfm2_export.parity.quality import question_2, read_fp32
 from lfm2_export.parity.reference import quantized_model, reference, reference_version, rounded_as_in
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.parity.reproduce import commands
@@ -109,8 +106,13 @@ def _prove(
     work = Work(subject, cases)
     progress.expect(work.total())
     sessions = {name: Counted(session, work, progress) for name, session in sessions.items()}
-    _question_1(subject, work, opened, cases, sessions, references)
-    accuracy, cache = _question_2(subject, work, opened, sessions, references)
+    with Beside(partial(read_fp32, subject)) as reading:
+        model = _quantized_model(subject, work)
+        subject.progress("fp32: layer by layer over all tokens", work.fp32())
+        fp32 = reading.result(partial(subject.progress.advance, work.layer()))
+    _question_1(subject, work, model, opened, cases, sessions, references)
+    del model
+    accuracy, cache = question_2(subject, work, fp32, opened, sessions, references)
     for report in opened:
         judge(report, _gates(subject.recipe, report.runtime), accuracy, checkpoint.random_weights)
     if stock_runner.runs(artifact.manifest):
@@ -176,25 +178,44 @@ def _quantized(subject: Subject) -> Decoder:
     return quantized_model(subject.artifact, subject.checkpoint)
 
 
+class _Model(NamedTuple):
+    """What the artifact was lowered from, for question 1."""
+
+    decoder: Decoder  # the quantized model, in fp32 again
+    eager: Session  # what the artifact must equal
+    stored: float | None  # share of the stored weights that are not the model's; None: the target does not say
+    other: OtherForm
+
+
+def _quantized_model(subject: Subject, work: Work) -> _Model:
+    subject.progress("the quantized model", work.loading())
+    decoder = _quantized(subject)
+    eager = reference(subject.artifact, decoder)
+    stored = targets.find(subject.artifact.manifest.target).weights_error(decoder, subject.artifact.folder)
+    if none_because(subject) is None:
+        subject.progress("the other form of the same model, to compare with", work.other_form())
+    other = other_form(subject, decoder, _spoken(subject))
+    return_at_once()
+    unpack(decoder).to(subject.device)  # its grids have served, and every call is many times faster without them
+    return _Model(decoder, eager, stored, other)
+
+
+def _spoken(subject: Subject) -> tuple[int, ...]:
+    """Return the tokens that a state law feeds."""
+    return subject.tokens[: min(subject.window // 2, subject.effort.law_tokens)]
+
+
 def _question_1(
     subject: Subject,
     work: Work,
+    model: _Model,
     reports: list[RuntimeReport],
     cases_of: Mapping[str, list[Case]],
     sessions: Mapping[str, Session],
     references: Mapping[str, Session],
 ) -> None:
     """Against the same quantized model, in eager or the runtime's own reference: cases, greedy text, state laws."""
-    subject.progress("the quantized model", work.loading())
-    decoder = _quantized(subject)
-    eager = reference(subject.artifact, decoder)
-    stored = targets.find(subject.artifact.manifest.target).weights_error(decoder, subject.artifact.folder)
-    spoken = subject.tokens[: min(subject.window // 2, subject.effort.law_tokens)]
-    if none_because(subject) is None:
-        subject.progress("the other form of the same model, to compare with", work.other_form())
-    other = other_form(subject, decoder, spoken)
-    return_at_once()
-    unpack(decoder).to(subject.device)  # its grids have served, and every call is many times faster without them
+    decoder, eager, stored, other = model
     prompts = [tokens[: min(32, subject.window - 1)] for tokens in subject.text.sequences[: subject.effort.prompts]]
     everything = [case for cases in cases_of.values() for case in cases]
     common: Truth = SessionTruth(eager)
@@ -219,7 +240,9 @@ def _question_1(
             report.twin = _twin(subject, report, session, cases)
             report.greedy = same_greedy_text(session, truth, prompts, subject.effort.continuation, tolerance)
             subject.progress(f"{report.runtime}: state laws", work.laws())
-            context = LawContext(session, subject.config, spoken, tolerance, other, fills=subject.effort.whole)
+            context = LawContext(
+                session, subject.config, _spoken(subject), tolerance, other, fills=subject.effort.whole
+            )
             report.laws = list(state_laws(context))
             if subject.detail is not None:
                 report.details = _details(subject, work, subject.detail, session, own or eager)
@@ -264,50 +287,6 @@ def _run_weights_alone(subject: Subject, work: Work, decoder: Decoder, reports: 
         cases = _cases(subject, session)
         truth = EagerTruth(decoder, subject.window, cases)
         report.weights_error = distance(session, truth, cases).max_error
-
-
-def _question_2(
-    subject: Subject,
-    work: Work,
-    reports: list[RuntimeReport],
-    sessions: Mapping[str, Session],
-    references: Mapping[str, Session],
-) -> tuple[dict[str, float] | None, CacheFigures]:
-    """Against fp32 eager: divergence on text, accuracy on nano's questions.
-
-    Returns fp32's own accuracy, and what a KV cache in the recipe's precision costs alone.
-
-    Where an emulator is slow and has a reference that question 1 has just proven it equal to, that one answers.
-    """
-    config, tokenizer = subject.config, subject.tokenizer
-    cached = first_sequences(subject.text.sequences)
-    narrow = subject.recipe.cache if config.attention_layers else "float32"
-    readings = [Reading(subject.text.sequences)] + ([Reading(cached, narrow)] if narrow != "float32" else [])
-    layers_of = [subject.tokens[: subject.window]] if subject.residual_stream is not None else []
-    subject.progress("fp32: layer by layer over all tokens", work.fp32())
-    advance = partial(subject.progress.advance, work.layer())
-    exact, *others = read_exactly(subject.checkpoint, readings, layers_of, subject.device, advance)
-    for report in reports:
-        asked = references[report.runtime] if report.runtime in references else sessions[report.runtime]
-        report.quality_of = asked.runtime
-        subject.progress(f"{asked.runtime}: against fp32 on {subject.text.kind}", work.quality())
-        rows = rows_of(asked, exact, subject.text.sequences)
-        report.quality = summary(rows)
-        if report.details is not None:
-            report.details.tokens = details.token_divergence(rows, subject.text.sequences)
-            if subject.residual_stream is not None:
-                streams = [layer.numpy() for layer in others[-1].layers[0]]
-                details.add_cost_by_layer(report.details, subject.residual_stream, streams)
-        if tokenizer is not None and subject.has_tasks:
-            subject.progress(f"{asked.runtime}: nano's held-out questions", work.questions())
-            report.task_accuracy = task_accuracy(asked, tokenizer, subject.effort.questions)
-    rounded = others[0] if narrow != "float32" else exact
-    cache = cache_figures(config, subject.recipe.cache, subject.window, cached, exact, rounded)
-    if tokenizer is None or not subject.has_tasks:
-        return None, cache
-    subject.progress("eager: nano's held-out questions", work.questions())
-    fp32 = EagerSession(load_decoder(subject.checkpoint).to(subject.device), subject.window)
-    return task_accuracy(fp32, tokenizer, subject.effort.questions), cache
 
 
 def _details(subject: Subject, work: Work, wanted: Detail, session: Session, truth: Session) -> Details:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from lfm2_export.errors import UsageError, WindowExceededError
-from lfm2_export.model.state import is_cache
 
 
 @dataclass(frozen=True)
@@ -140,6 +139,8 @@ def check_snapshot(snapshot: Snapshot, shapes: Mapping[str, tuple[int, ...]]) ->
 
     Raises UsageError for a position past the window, or a tensor missing, extra or of another shape.
     """
+    from lfm2_export.model.state import is_cache  # torch: describing a runtime must not load it
+
     if snapshot.tensors.keys() != shapes.keys():
         raise UsageError("the snapshot is of another model: its state tensors have other names")
     for name, shape in shapes.items():

@@ -82,6 +82,18 @@ class DelegatedNetwork(nn.Module):
         return values
 
 
+def forget_weights(module: nn.Module) -> None:
+    """Let go of the packed weights that a network or a program of it refers to.
+
+    Tracing leaves references to both in caches of PyTorch's own: of fake tensors, symbolic shapes and compiled
+    functions. The weights would stay in memory for as long as the process lives.
+    """
+    for each in module.modules():
+        if isinstance(each, LoweredBackendModule):
+            each._named_data_store_output = None
+            each._processed_bytes = b""
+
+
 class _DelegateCall(nn.Module):
     def __init__(self, lowered: LoweredBackendModule) -> None:
         super().__init__()

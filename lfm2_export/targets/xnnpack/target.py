@@ -34,7 +34,7 @@ from lfm2_export.targets.xnnpack.capabilities import CAPABILITIES, MAX_TOKENS
 from lfm2_export.targets.xnnpack.delegation import delegation
 from lfm2_export.targets.xnnpack.in_place import drop_state_copies
 from lfm2_export.targets.xnnpack.methods import Method
-from lfm2_export.targets.xnnpack.network import DelegatedNetwork
+from lfm2_export.targets.xnnpack.network import DelegatedNetwork, forget_weights
 from lfm2_export.targets.xnnpack.pte_file import intact_weights, tidy
 from lfm2_export.targets.xnnpack.table import TABLE, prepared
 
@@ -102,6 +102,9 @@ def _lower(decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, p
             final.write_to_file(raw)
             raw.flush()
             tidy(Path(raw.name), folder / methods.FILE)
+        for method in found:
+            forget_weights(method.program.graph_module)
+            forget_weights(edge.exported_program(method.spec.name).graph_module)
     return Lowered(
         methods=specs,
         transport="inplace",

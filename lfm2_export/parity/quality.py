@@ -1,0 +1,72 @@
+"""Question 2: what did quantization cost? The artifact against fp32 eager, over text and on nano's questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from lfm2_export.evaluate.exact import Exact, Reading, read_exactly
+from lfm2_export.evaluate.metrics import summary
+from lfm2_export.evaluate.questions import task_accuracy
+from lfm2_export.evaluate.teacher_forcing import rows_of
+from lfm2_export.model.load import load_decoder
+from lfm2_export.parity import detail as details
+from lfm2_export.parity.cache import CacheFigures, cache_figures, first_sequences
+from lfm2_export.parity.report import RuntimeReport
+from lfm2_export.parity.subject import Subject
+from lfm2_export.parity.work import Work
+from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.runtimes.session import Session
+
+
+def read_fp32(subject: Subject, advance: Callable[[], None]) -> list[Exact]:
+    """Read all text, then what shows a narrow KV cache's cost, then the rows that a report shows layer by layer."""
+    sequences, narrow = subject.text.sequences, _narrow(subject)
+    readings = [Reading(sequences)] + ([Reading(first_sequences(sequences), narrow)] if narrow else [])
+    layers_of = [subject.tokens[: subject.window]] if subject.detail is not None else []
+    return read_exactly(subject.checkpoint, readings, layers_of, subject.device, advance)
+
+
+def _narrow(subject: Subject) -> str | None:
+    """Return the KV cache's precision; None where it is fp32's or there is no cache."""
+    cache = subject.recipe.cache if subject.config.attention_layers else "float32"
+    return None if cache == "float32" else cache
+
+
+def question_2(
+    subject: Subject,
+    work: Work,
+    fp32: Sequence[Exact],
+    reports: list[RuntimeReport],
+    sessions: Mapping[str, Session],
+    references: Mapping[str, Session],
+) -> tuple[dict[str, float] | None, CacheFigures]:
+    """Against fp32 eager: divergence on text, accuracy on nano's questions.
+
+    Returns fp32's own accuracy, and what a KV cache in the recipe's precision costs alone.
+
+    Where an emulator is slow and has a reference that question 1 has just proven it equal to, that one answers.
+    """
+    config, tokenizer = subject.config, subject.tokenizer
+    exact, *others = fp32
+    for report in reports:
+        asked = references[report.runtime] if report.runtime in references else sessions[report.runtime]
+        report.quality_of = asked.runtime
+        subject.progress(f"{asked.runtime}: against fp32 on {subject.text.kind}", work.quality())
+        rows = rows_of(asked, exact, subject.text.sequences)
+        report.quality = summary(rows)
+        if report.details is not None:
+            report.details.tokens = details.token_divergence(rows, subject.text.sequences)
+            if subject.residual_stream is not None:
+                streams = [layer.numpy() for layer in others[-1].layers[0]]
+                details.add_cost_by_layer(report.details, subject.residual_stream, streams)
+        if tokenizer is not None and subject.has_tasks:
+            subject.progress(f"{asked.runtime}: nano's held-out questions", work.questions())
+            report.task_accuracy = task_accuracy(asked, tokenizer, subject.effort.questions)
+    cached = first_sequences(subject.text.sequences)
+    rounded = others[0] if _narrow(subject) else exact
+    cache = cache_figures(config, subject.recipe.cache, subject.window, cached, exact, rounded)
+    if tokenizer is None or not subject.has_tasks:
+        return None, cache
+    subject.progress("eager: nano's held-out questions", work.questions())
+    eager = EagerSession(load_decoder(subject.checkpoint).to(subject.device), subject.window)
+    return task_accuracy(eager, tokenizer, subject.effort.questions), cache
