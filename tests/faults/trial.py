@@ -187,8 +187,8 @@ class Ground:
 
 
 def _plain(path: str) -> str:
-    """Without the random parts of a hidden folder's and a temporary one's name."""
-    return re.sub(r"\.[a-z0-9_]{8}(?=\.lfm2-export|$|/)|(?<=/tmp)[a-z0-9_]{8}", "", path)
+    """Without the random parts of the names of a hidden folder, a temporary one and what safetensors writes first."""
+    return re.sub(r"\.[a-z0-9_]{8}(?=\.lfm2-export|$|/)|(?<=/tmp)[a-z0-9_]{8}|(?<=/\.tmp)[A-Za-z0-9]{6}$", "", path)
 
 
 def _says_why(line: str, fault: Fault) -> bool:
