@@ -10,9 +10,10 @@ namespace {
 
 constexpr size_t kLongest = 4, kShortest = 2;  // run of tokens that is looked up
 constexpr double kMemory = 0.1;                // weight of each guess that is judged
-constexpr double kRow = 0.06, kBlock = 0.7;    // of a step: what a further row costs, and every further block of rows
+constexpr double kDraft = 0.4, kRow = 0.04;    // of a step: what a draft costs, and each guess of it,
+constexpr double kBlock = 0.9;                 // and every further block of rows
 constexpr int64_t kBlockRows = 8;
-constexpr int64_t kProbe = 24;  // calls after which a source that was not worth asking is asked again
+constexpr int64_t kProbe = 32;  // calls after which a source that was not worth asking is asked again
 
 // How many guesses, each right with that probability, give the most tokens for the time; 0 for none.
 int64_t best_length(double acceptance, int64_t most) {
@@ -20,7 +21,7 @@ int64_t best_length(double acceptance, int64_t most) {
   double best = 1, expected = 1, power = 1;
   for (int64_t guesses = 1; guesses <= most; ++guesses) {
     expected += power *= acceptance;
-    const double gain = expected / (1 + kRow * static_cast<double>(guesses) + kBlock * static_cast<double>(guesses / kBlockRows));
+    const double gain = expected / (1 + kDraft + kRow * static_cast<double>(guesses) + kBlock * static_cast<double>(guesses / kBlockRows));
     if (gain > best) best = gain, length = guesses;
   }
   return length;

@@ -89,8 +89,9 @@ class SmallerModel:
 
 
 _PRIOR, _MEMORY = 0.6, 0.1  # acceptance before anything is known, and the weight of each guess that is judged
-_ROW, _BLOCK_ROWS, _BLOCK = 0.06, 8, 0.7  # of a step: what a further row costs, and every further block of rows
-_PROBE = 24  # tokens after which a source that was not worth asking is asked again
+# of a step: what a draft costs, each guess of it, and every further block of rows (measured: docs/speculation.md)
+_DRAFT, _ROW, _BLOCK_ROWS, _BLOCK = 0.4, 0.04, 8, 0.9
+_PROBE = 32  # tokens after which a source that was not worth asking is asked again
 
 
 @dataclass
@@ -128,12 +129,17 @@ class Drafts:
             self.acceptance += _MEMORY * (right - self.acceptance)
 
 
+def cost(guesses: int) -> float:
+    """Return what a draft of so many guesses costs, in steps, beyond the step itself."""
+    return _DRAFT + _ROW * guesses + _BLOCK * (guesses // _BLOCK_ROWS)
+
+
 def best_length(acceptance: float, most: int) -> int:
     """Return how many guesses, each right with that probability, give the most tokens for the time; 0 for none."""
     best, length, expected = 1.0, 0, 1.0
     for guesses in range(1, most + 1):
         expected += acceptance**guesses
-        gain = expected / (1 + _ROW * guesses + _BLOCK * (guesses // _BLOCK_ROWS))
+        gain = expected / (1 + cost(guesses))
         if gain > best:
             best, length = gain, guesses
     return length
