@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from decoders import random_decoder
@@ -46,7 +47,8 @@ def lower(decoder: Decoder, made_by: Recipe, folder: Path) -> Manifest:
     """Lower, and as much of a manifest as the session reads."""
     TARGET.check(made_by, decoder.config)
     lowered = TARGET.lower(decoder, made_by, folder, lambda _: None)
-    fields = {"form": made_by.form, "window": made_by.window, "speculation": lowered.speculation}
+    source = SimpleNamespace(config={"vocab_size": decoder.config.vocab_size})
+    fields = {"form": made_by.form, "window": made_by.window, "speculation": lowered.speculation, "source": source}
     return Manifest.model_construct(target="onnx", methods=lowered.methods, **fields)
 
 
