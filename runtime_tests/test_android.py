@@ -172,8 +172,8 @@ def test_altered_archives_are_refused(bundled, kotlin, tmp_path):
     assert refused > 150
 
 
-def test_default_cache_is_refused_with_the_remedy(make_artifact, tokenizer, kotlin, tmp_path):
-    files = android_bundle.bundle_files(make_artifact("xnnpack-int8", "explicit"), tokenizer)
+def test_a_16_bit_cache_is_refused_with_the_remedy(make_artifact, tokenizer, kotlin, tmp_path):
+    files = android_bundle.bundle_files(make_artifact("xnnpack-int8", "explicit", "cache=bfloat16"), tokenizer)
     with pytest.raises(Refused, match="cache=float32"):
         kotlin("open", folder=str(android_bundle.write_folder(files, tmp_path)))
 
@@ -192,7 +192,9 @@ def runtime(tmp_path):
             import torch
 
             inputs = [torch.tensor([call["tokens"]]), torch.tensor([call["position"]]), *tensors]
-            (tmp_path / "logits").write_bytes(session._module(inputs).tobytes())
+            (tmp_path / "logits").write_bytes(
+                session._module.run(artifact.manifest.methods[0].name, inputs)[0][0].numpy().tobytes()
+            )
             return {}
 
         return answer

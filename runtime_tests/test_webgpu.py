@@ -22,6 +22,7 @@ from lfm2_export.runtimes._attention_check import CHUNK, LIMIT, Found, Heads, tr
 
 RECIPES = ["fp32", "int8", "int4", "int4-small", "int4-mixed", "fp16", "q4f16"]
 LOOSE = ("gates.quality.mean_kld=0.5", "gates.quality.top1=0.8")  # for the few tokens of these proofs
+DRAFTS = {"law: verified = decoded", "law: rejected = never fed"}  # not verified on a GPU
 UNPACKED = {"int4", "int4-small"}  # whose embedding's 4 bits are unpacked on the CPU
 
 
@@ -40,7 +41,7 @@ def test_every_recipe_is_proven(recipe: str, make_artifact: Make, nano: Checkpoi
     assert report.status == "pass", [gate for gate in report.gates if gate.status == "fail"]
     gates = {gate.name: gate for gate in report.gates}
     skipped = {name for name, gate in gates.items() if gate.status == "skipped"}
-    assert skipped == {"attention: 40 tokens whole", "law: explicit = resident"}
+    assert skipped == {"attention: 40 tokens whole", "law: explicit = resident", *DRAFTS}
     assert gates["attention: 40 tokens in chunks of 31"].status == "pass"
     assert "llvmpipe" in report.version
     assert "(software)" in report.version

@@ -20,7 +20,7 @@ def config_with(key: str, value: Any, says: str | None = None) -> Spoil:
 
 HOSTILE |= {
     "another_model_type": config_with("model_type", "llama", "only 'lfm2'"),
-    "mixture_of_experts": config_with("model_type", "lfm2_moe", "only 'lfm2'"),
+    "mixture_of_experts": config_with("model_type", "lfm2_moe", "tensor"),
     "no_model_type": config_with("model_type", None),
     "model_type_with_newlines": config_with("model_type", "a\nb" * 1000, "model_type"),
     "text_for_a_number": config_with("hidden_size", "16"),
