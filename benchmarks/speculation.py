@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -79,7 +80,7 @@ def _costs(session: Session, artifact: Artifact, context: int, rounds: int) -> d
     sizes = range(1, session.verifies + 1)
     calls: dict[str, Callable[[], object]] = {"decode": lambda: session.decode(ids[-1])}
     for size in sizes:
-        calls[str(size)] = lambda size=size: session.verify(ids[context : context + size])  # type: ignore[misc]
+        calls[str(size)] = partial(session.verify, ids[context : context + size])
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():

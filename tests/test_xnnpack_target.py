@@ -232,6 +232,30 @@ def test_same_bytes_in_every_process(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
+_HELD = """
+import gc, sys, tempfile
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from xnnpack_artifacts import lower, recipe
+from executorch.exir.lowered_backend_module import LoweredBackendModule
+with tempfile.TemporaryDirectory() as folder:
+    lower(recipe("xnnpack-int8"), Path(folder))
+gc.collect()
+calls = [each for each in gc.get_objects() if type(each) is LoweredBackendModule]
+print(len(calls), sum(each._named_data_store_output is not None or bool(each._processed_bytes) for each in calls))
+"""
+
+
+def test_packed_weights_do_not_stay_in_memory_with_what_pytorch_remembers_of_a_trace() -> None:
+    folder = Path(__file__).parent
+    command = [sys.executable, "-W", "ignore", "-c", _HELD.format(tests=str(folder))]
+    environment = os.environ | {"PYTHONPATH": str(folder.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    remembered, holding = map(int, done.stdout.split())
+    assert remembered  # or the next line would show nothing
+    assert holding == 0
+
+
 class TestDelegation:
     @pytest.mark.parametrize("layers", [SHAPES["conv only"], {}, SHAPES["two attentions in a row"]], ids=str)
     def test_one_call_per_attention_one_after_the_last_one_for_the_head(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Event
+from threading import Event, Lock
 from types import TracebackType
 from typing import Self
 
@@ -28,7 +28,8 @@ class Beside:
     def __init__(self, read: Read) -> None:
         self._read = read
         self._threads = torch.get_num_threads()
-        self._layers, self._awaited, self._abandoned = 0, Event(), Event()
+        self._layers, self._counting = 0, Lock()
+        self._awaited, self._abandoned = Event(), Event()
         self._advance: Callable[[], None] = lambda: None
         self._pool = ThreadPoolExecutor(1)
         self._future: Future[list[Exact]] | None = None
@@ -49,10 +50,11 @@ class Beside:
         """Return what was read, once it is; `advance` is called for each layer."""
         if self._future is None:
             return self._read(advance)
-        for _ in range(self._layers):
-            advance()
-        self._advance = advance
-        self._awaited.set()
+        with self._counting:
+            for _ in range(self._layers):
+                advance()
+            self._advance = advance
+            self._awaited.set()
         return self._future.result()
 
     def _run(self) -> list[Exact]:
@@ -62,10 +64,11 @@ class Beside:
     def _layer(self) -> None:
         if self._abandoned.is_set():
             raise _AbandonedError
-        self._layers += 1
-        if self._awaited.is_set():
-            torch.set_num_threads(self._threads)
-            self._advance()
+        with self._counting:
+            self._layers += 1
+            if self._awaited.is_set():
+                torch.set_num_threads(self._threads)
+                self._advance()
 
 
 class _AbandonedError(Exception):

@@ -72,7 +72,7 @@ class CoreMlProgram:
         else:
             try:
                 made = operator.value_inference()
-            except NotImplementedError as error:
+            except NotImplementedError as error:  # what coremltools raises of an operator that it does not fold
                 raise ArtifactError(f"{self.path}: coremltools cannot compute {operator.op_type!r} here") from error
         values = made if isinstance(made, tuple | list) else (made,)
         for variable, value in zip(operator.outputs, values, strict=True):

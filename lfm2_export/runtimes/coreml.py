@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from importlib import import_module
 from pathlib import Path
 
 from lfm2_export.artifact.manifest import Manifest
@@ -52,7 +53,7 @@ class CoreMl(Runtime):
 
     def load_library(self) -> None:
         """Import torch and ExecuTorch."""
-        from executorch.extension.pybindings import portable_lib  # noqa: F401
+        import_module("executorch.extension.pybindings.portable_lib")
 
 
 RUNTIME = CoreMl()

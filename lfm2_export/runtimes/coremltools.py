@@ -6,6 +6,7 @@ passes is checked and not proven.
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -46,7 +47,7 @@ class CoreMlTools(Runtime):
 
     def load_library(self) -> None:
         """Import torch and coremltools."""
-        from lfm2_export.runtimes import _core_ml_program  # noqa: F401
+        import_module("lfm2_export.runtimes._core_ml_program")
 
 
 RUNTIME = CoreMlTools()

@@ -1,0 +1,77 @@
+"""fp32's reading beside other work: begun at once where there are two cores, given up when the other work fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from lfm2_export.evaluate.exact import Exact
+from lfm2_export.parity.beside import Beside
+
+LAYERS = 6
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+class Reading:
+    """Reads nothing, layer by layer; waits behind the first where told to."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.layers = 0
+        self.threads: set[int] = set()
+
+    def __call__(self, read: Callable[[], None]) -> list[Exact]:
+        self.begun.set()
+        for _ in range(LAYERS):
+            assert self.go_on.wait(30)
+            self.threads.add(torch.get_num_threads())
+            self.layers += 1
+            read()
+        return []
+
+
+def test_every_layer_is_told_of_and_the_threads_come_back(threads: int) -> None:
+    reading, told = Reading(), []
+    with Beside(reading) as beside:
+        assert torch.get_num_threads() == 1  # the other core reads, or there is none
+        assert reading.begun.wait(30 if threads > 1 else 0.1) == (threads > 1)
+        reading.go_on.set()
+        assert beside.result(lambda: told.append(1)) == []
+    assert len(told) == LAYERS
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_other_work_that_fails_ends_the_reading_after_its_layer(threads: int) -> None:
+    reading = Reading()
+
+    def fail() -> None:
+        with Beside(reading):
+            assert reading.begun.wait(30)
+            threading.Timer(0.2, reading.go_on.set).start()
+            raise ValueError("the other work")
+
+    with pytest.raises(ValueError, match="the other work"):
+        fail()
+    assert reading.layers == 1
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_what_the_reading_raises_reaches_who_waits(threads: int) -> None:
+    def read(_: Callable[[], None]) -> list[Exact]:
+        raise OSError("a weight is not a number")
+
+    with Beside(read) as beside, pytest.raises(OSError, match="not a number"):
+        beside.result(lambda: None)
+    assert torch.get_num_threads() == threads
