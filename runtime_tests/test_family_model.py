@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import make_lfm3_pair, make_moe_pair
 from safetensors.torch import save_file
-from test_traced_model import TOLERANCE, feed
+from test_traced_model import TOLERANCE, check_resident, feed
 from torch import Tensor
 
 from lfm2_export.checkpoint.config import from_dict, to_dict
@@ -20,7 +20,6 @@ from lfm2_export.graph.steps import LENGTH, POSITION, STATE, TOKENS
 from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder, open_checkpoint
-from lfm2_export.model.resident import Resident
 from lfm2_export.model.state import empty_state, state_shapes
 
 CHEAP = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -156,15 +155,7 @@ def test_the_steps_of_the_trace_compute_what_the_model_does(make):
 
 def test_the_resident_form_equals_the_explicit_one_and_forgets_at_position_zero():
     _, ours = make_lfm3_pair()
-    tokens = torch.randint(0, 320, (1, 30))
-    resident = Resident(ours, empty_state(ours.config, 32))
-    with torch.inference_mode():
-        for _conversation in range(2):
-            state = empty_state(ours.config, 32)
-            for start, size in ((0, 1), (1, 2), (3, 12), (15, 1), (16, 14)):
-                chunk = tokens[:, start : start + size]
-                expected = feed(ours, state, chunk, torch.tensor([start]), None)
-                torch.testing.assert_close(resident(chunk, torch.tensor([start])), expected, atol=1e-6, rtol=0)
+    check_resident(ours, 32, [1, 2, 12, 1, 14])
 
 
 def test_the_state_of_a_sliding_layer_does_not_grow_with_the_window():

@@ -104,17 +104,24 @@ def test_token_by_token_equals_transformers_with_its_own_cache():
             torch.testing.assert_close(logits, step.logits[:, -1], atol=TOLERANCE, rtol=0)
 
 
-def test_resident_form_equals_explicit_form_and_forgets_at_position_zero():
-    _, ours = make_pair()
-    tokens = torch.randint(0, 320, (1, 12))
-    resident = Resident(ours, empty_state(ours.config, 16))
+def check_resident(ours: Decoder, window: int, sizes: list[int]) -> None:
+    """Hold two conversations in buffers, in calls of these sizes, against the explicit form."""
+    tokens = torch.randint(0, 320, (1, sum(sizes)))
+    resident = Resident(ours, empty_state(ours.config, window))
     with torch.inference_mode():
         for _conversation in range(2):
-            state = empty_state(ours.config, 16)
-            for start, size in ((0, 1), (1, 2), (3, 9)):
-                chunk = tokens[:, start : start + size]
-                expected = feed(ours, state, chunk, torch.tensor([start]), None)
-                torch.testing.assert_close(resident(chunk, torch.tensor([start])), expected, atol=1e-6, rtol=0)
+            state = empty_state(ours.config, window)
+            at = 0
+            for size in sizes:
+                chunk = tokens[:, at : at + size]
+                expected = feed(ours, state, chunk, torch.tensor([at]), None)
+                torch.testing.assert_close(resident(chunk, torch.tensor([at])), expected, atol=1e-6, rtol=0)
+                at += size
+
+
+def test_resident_form_equals_explicit_form_and_forgets_at_position_zero():
+    _, ours = make_pair()
+    check_resident(ours, 16, [1, 2, 9])
 
 
 def test_state_shapes_follow_the_contract():

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from lfm2_export.graph.matrices import matrices
 from lfm2_export.graph.steps import layer_of
 from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.random_init import SIZES
 from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.model.state import state_shapes
 from lfm2_export.parity.leading import GuidedMethods
@@ -43,7 +41,6 @@ from lfm2_export.runtimes._slices import SliceSession, pte_call
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.static_calls import DECODE, MASKED, PREFILL, call_inputs, static_state
 from lfm2_export.targets.qnn import target
-from lfm2_export.targets.qnn.capacity import first_layers, shards_needed
 from lfm2_export.targets.qnn.compile import shared_origins
 from lfm2_export.targets.qnn.table import TABLE
 from lfm2_export.targets.qnn.target import TARGET
@@ -501,32 +498,6 @@ def test_two_exports_differ_in_a_few_bytes_and_compute_the_same_bits(tmp_path: P
     facts |= {"transport": "slice", "cache_layout": "heads-time", "versions": {}, "runtime_requirement": "", "npu": npu}
     first, second = (RUNTIME.open_session(folder, manifest(wanted, shape, **facts)) for folder in folders)
     assert worst(first, second, [9, 1]) == 0
-
-
-class TestCapacity:
-    """Cutting a model that one NPU context cannot hold."""
-
-    @pytest.mark.parametrize(("layers", "shards"), [(16, 1), (16, 3), (30, 4), (5, 5)])
-    def test_layers_are_split_evenly(self, layers: int, shards: int) -> None:
-        edges = [0, *first_layers(layers, shards), layers]
-        sizes = [end - start for start, end in pairwise(edges)]
-        assert len(sizes) == shards
-        assert 0 < max(sizes) <= min(sizes) + 1
-
-    def test_released_shapes_are_cut_only_where_they_must_be(self) -> None:
-        assert shards_needed(SIZES["350m"], recipes.load("qnn-16a8w"), copies=2) == 1
-        assert shards_needed(SIZES["1.2b"], recipes.load("qnn-fp16"), copies=1) == 1
-        assert shards_needed(SIZES["1.2b"], recipes.load("qnn-fp16"), copies=2) == 2
-        assert shards_needed(SIZES["2.6b"], recipes.load("qnn-fp16"), copies=2) == 4
-
-    def test_a_long_context_takes_room_too(self) -> None:
-        sequences = [recipes.load("qnn-16a8w", [f"window={window}"]) for window in (2048, 128_000)]
-        short, long = (shards_needed(SIZES["1.2b"], each, copies=2) for each in sequences)
-        assert short < long
-
-    def test_a_layer_that_fits_nowhere_is_refused(self) -> None:
-        with pytest.raises(RecipeError, match="a single layer"):
-            shards_needed(SIZES["2.6b"], recipes.load("qnn-fp16"), copies=2, limit=10**8)
 
 
 @needs_qnn
