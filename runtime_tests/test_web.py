@@ -233,7 +233,8 @@ def test_the_page_computes_in_fp16_where_it_can_and_says_where_not(demo):
     job = {"folder": str(demo("onnx-q4f16")), "turns": TURNS[:1], "scheme": "dark"}
     refused = javascript.run("demo.mjs", job | {"device": "webgpu"})
     assert refused["parity"] is None
-    assert ["swiftshader does not compute in fp16 (shader-f16)" in problem for problem in refused["problems"]] == [True]
+    why = "not on WebGPU: google swiftshader does not compute in fp16 (shader-f16), which onnx-q4f16 needs. "
+    assert refused["problems"] == [why + "Without ?device=webgpu this page computes on WebAssembly."]
     seen = javascript.run("demo.mjs", job)
     assert (seen["problems"], seen["complaints"]) == ([], [])
     assert (seen["replies"], seen["parity"]["verdict"]) == (["The sky is blue."], "Parity: pass")
@@ -241,11 +242,19 @@ def test_the_page_computes_in_fp16_where_it_can_and_says_where_not(demo):
 
 
 def test_the_second_time_the_page_needs_no_server(demo):
-    job = {"folder": str(demo("onnx-fp32")), "turns": TURNS[:1], "scheme": "light", "offline": True}
+    job = {"folder": str(demo("onnx-fp32")), "turns": TURNS[:1], "scheme": "light", "offline": True, "pause": 600}
     seen = javascript.run("demo.mjs", job)
     assert (seen["problems"], seen["complaints"]) == ([], [])
     assert (seen["replies"], seen["parity"]["verdict"]) == (["The sky is blue."], "Parity: pass")
     assert "WebAssembly, 1 thread (not on WebGPU: it finds no GPU)" in seen["facts"]
+    for what in ("the model", "onnxruntime-web"):  # the first time its bar followed the bytes as the server sent them
+        loading = [step for step in seen["loading"] if step[0].startswith(f"Loading {what}: ")]
+        said, bar, when = zip(*loading, strict=True)
+        megabytes = re.findall(r"[\d.]+ MB", said[-1])
+        assert megabytes[0] == megabytes[1]
+        assert (bar[-1], sorted(bar)) == (1, list(bar))
+        halfway = sum(at <= 0.5 for at in bar)
+        assert when[halfway] - when[0] > 300
 
 
 def test_a_reply_can_be_stopped_and_the_conversation_goes_on(demo):

@@ -1,19 +1,22 @@
 // A web bundle in headless Chromium, used as a person would. Job: { folder, turns, scheme, … } → what was seen.
 // `screenshots` is a folder for pictures; `stopAfter` presses Stop once a reply is that many characters long; `device` is
 // the page's own choice; with `offline` the server is gone and the page opened once more before anything is asked;
-// `prompts` are token ids, each fed to the page's own model at once, and answered with the logits of the last token.
+// `pause` is for how many milliseconds the server stops within each large file; `prompts` are token ids, each fed to the
+// page's own model at once, and answered with the logits of the last token.
 import { launch, openPage, WEBGPU } from "./chromium.mjs";
 import { finish, job } from "./job.mjs";
 import { serve } from "./serve.mjs";
 
-const server = await serve({ "/": job.folder });
+const server = await serve({ "/": job.folder }, job.pause);
 const browser = await launch(job.device === "webgpu" ? WEBGPU : []);
 const address = `${server.url}/index.html${job.device ? `?device=${job.device}` : ""}`;
-const { page, complaints } = await openPage(browser, address, { scheme: job.scheme });
+const watch = (page) => page.evaluateOnNewDocument(watchLoading);
+const { page, complaints } = await openPage(browser, address, { scheme: job.scheme, prepare: watch });
 const shot = (name) => job.screenshots && page.screenshot({ path: `${job.screenshots}/${job.scheme}-${name}.png` });
 const problems = () => page.$$eval(".problem", (found) => found.map((each) => each.textContent));
 const settled = () => !document.getElementById("send").disabled || document.querySelector(".problem");
 await page.waitForFunction(settled, { timeout: 300_000 });
+const loading = await page.evaluate(() => globalThis.loading);
 if (job.offline) {
   await page.waitForFunction(() => document.documentElement.dataset.kept, { timeout: 60_000 });
   server.close();
@@ -50,10 +53,20 @@ if ((await problems()).length === 0) {
 }
 const facts = await page.$eval("#facts", (line) => line.textContent);
 const logits = await page.evaluate(feedAll, job.prompts ?? [], job.device ?? null);
-const result = { replies, said, speed, facts, parity, logits, problems: await problems(), complaints };
+const result = { loading, replies, said, speed, facts, parity, logits, problems: await problems(), complaints };
 await browser.close();
 server.close();
 finish(result);
+
+/** Remember what the page says while it loads, how far its bar is then, and when that is. */
+function watchLoading() {
+  globalThis.loading = [];
+  document.addEventListener("DOMContentLoaded", () => {
+    const [status, bar] = [document.getElementById("status"), document.getElementById("progress")];
+    const remember = () => globalThis.loading.push([status.textContent, bar.position, performance.now()]);
+    new MutationObserver(remember).observe(status, { childList: true });
+  });
+}
 
 async function feedAll(prompts, device) {
   if (!prompts.length) return [];
@@ -63,7 +76,7 @@ async function feedAll(prompts, device) {
   const bytes = async (name) => new Uint8Array(await (await fetch(name)).arrayBuffer());
   const files = { "attention.onnx": await bytes("attention.onnx") };
   for (const name of names) files[name] = await bytes(`model/${name}`);
-  const model = await Model.load(bundle, files, device);
+  const model = await Model.load(bundle, files, bytes, device);
   const found = [];
   for (const tokens of prompts) {
     model.reset();

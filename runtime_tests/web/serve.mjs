@@ -4,6 +4,7 @@ import { stat } from "node:fs/promises";
 import { createServer } from "node:http";
 import path from "node:path";
 
+const LARGE = 200_000; // bytes
 const TYPES = {
   ".css": "text/css",
   ".html": "text/html; charset=utf-8",
@@ -14,8 +15,11 @@ const TYPES = {
   ".wasm": "application/wasm",
 };
 
-/** Serve `{ "/prefix/": folder }`; the longest prefix wins. Returns `{ url, close }`. */
-export async function serve(mounts) {
+/**
+ * Serve `{ "/prefix/": folder }`; the longest prefix wins. `pause`: milliseconds between the halves of a large file.
+ * Returns `{ url, close }`.
+ */
+export async function serve(mounts, pause = 0) {
   const prefixes = Object.keys(mounts).sort((a, b) => b.length - a.length);
   const server = createServer(async (request, response) => {
     const asked = decodeURIComponent(new URL(request.url, "http://localhost").pathname);
@@ -28,7 +32,12 @@ export async function serve(mounts) {
     }
     const type = TYPES[path.extname(file)] ?? "application/octet-stream";
     response.writeHead(200, { "content-type": type, "content-length": found.size });
-    createReadStream(file).pipe(response);
+    const half = Math.ceil(found.size / 2);
+    if (pause && half > LARGE) {
+      createReadStream(file, { end: half - 1 }).pipe(response, { end: false });
+      await new Promise((done) => setTimeout(done, pause));
+      createReadStream(file, { start: half }).pipe(response);
+    } else createReadStream(file).pipe(response);
   });
   await new Promise((done) => server.listen(0, "127.0.0.1", done));
   return { url: `http://127.0.0.1:${server.address().port}`, close: () => (server.closeAllConnections(), server.close()) };

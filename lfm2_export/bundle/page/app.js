@@ -9,9 +9,9 @@ let busy = true;
 let loaded = false;
 
 const on = {
-  progress({ done, all }) {
+  progress({ what, done, all }) {
     $("progress").value = all ? done / all : 0;
-    $("status").textContent = `Loading the model: ${megabytes(done)} of ${megabytes(all)}`;
+    $("status").textContent = `Loading ${what}: ${megabytes(done)} of ${megabytes(all)}`;
   },
   preparing() {
     $("progress").removeAttribute("value");
@@ -128,6 +128,11 @@ async function keepPage(names) {
   if (!navigator.serviceWorker?.controller) return;
   const small = names.filter((name) => !name.includes("/"));
   await Promise.allSettled([...small, location.href].map((name) => fetch(name)));
+  const { port1, port2 } = new MessageChannel();
+  await new Promise((kept) => {
+    port1.onmessage = kept;
+    navigator.serviceWorker.controller.postMessage("kept?", [port2]);
+  });
   document.documentElement.dataset.kept = "true";
 }
 

@@ -14,20 +14,21 @@ export class Model {
   position = 0;
 
   /**
-   * `files` maps the names in `bundle.model`, and `attention.onnx`, to their bytes. On WebGPU where the browser has it
-   * and its GPU is one, else on WebAssembly; `device`, "webgpu" or "wasm", asks for one of them, a GPU in software too.
+   * `files` maps the names in `bundle.model`, and `attention.onnx`, to their bytes, and `download` resolves to those of
+   * any other file of the bundle. On WebGPU where the browser has it and its GPU is one, else on WebAssembly; `device`,
+   * "webgpu" or "wasm", asks for one of them, a GPU in software too.
    */
-  static async load(bundle, files, device = null) {
+  static async load(bundle, files, download, device = null) {
     let why = null;
     if (device !== "wasm") {
       try {
-        return await openOnGpu(bundle, files, device === "webgpu");
+        return await openOnGpu(bundle, files, download, device === "webgpu");
       } catch (error) {
-        if (device === "webgpu") throw error;
         why = `not on WebGPU: ${String(error?.message ?? error).split("\n")[0]}`;
+        if (device === "webgpu") throw new Error(`${why}. Without ?device=webgpu this page computes on WebAssembly.`);
       }
     }
-    const ort = await library("wasm", bundle);
+    const ort = await library("wasm", download);
     const threads = ort.env.wasm.numThreads;
     const described = `WebAssembly, ${threads} thread${threads > 1 ? "s" : ""}`;
     return new Model(ort, await session(ort, bundle, files, "wasm"), bundle, why ? `${described} (${why})` : described);
@@ -116,7 +117,7 @@ function floats({ type, data }) {
   });
 }
 
-async function openOnGpu(bundle, files, software) {
+async function openOnGpu(bundle, files, download, software) {
   if (!navigator.gpu) throw new Error("this browser has none");
   const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
   if (!adapter) throw new Error("it finds no GPU");
@@ -124,8 +125,8 @@ async function openOnGpu(bundle, files, software) {
   const name = [vendor, architecture, description].filter(Boolean).join(" ") || "an unnamed GPU";
   const isSoftware = isFallbackAdapter || /swiftshader|llvmpipe/i.test(name);
   if (isSoftware && !software) throw new Error(`${name} is no GPU but software`);
-  if (isHalf(bundle) && !adapter.features.has("shader-f16")) throw new Error(`${name} does not compute in fp16 (shader-f16)`);
-  const ort = await library("webgpu", bundle);
+  if (isHalf(bundle) && !adapter.features.has("shader-f16")) throw new Error(`${name} does not compute in fp16 (shader-f16), which ${bundle.recipe} needs`);
+  const ort = await library("webgpu", download);
   let [chunk, prompts] = [Infinity, "prompts whole"];
   const key = bundle.states.find(({ past }) => past.endsWith(".key"));
   if (key) {
@@ -139,10 +140,9 @@ async function openOnGpu(bundle, files, software) {
   return new Model(ort, await session(ort, bundle, files, "webgpu"), bundle, described, chunk);
 }
 
-async function library(device, bundle) {
+async function library(device, download) {
   const ort = await import(`./runtime/${BUILDS[device]}.mjs`);
-  const wasm = `runtime/${BUILDS[device]}.wasm`;
-  ort.env.wasm.wasmPaths = { wasm: new URL(`${wasm}?sha256=${bundle.files[wasm].sha256}`, import.meta.url).href };
+  ort.env.wasm.wasmBinary = await download(`runtime/${BUILDS[device]}.wasm`);
   // Threads need shared memory, which browsers give only to a page served with COOP and COEP headers.
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
   return ort;

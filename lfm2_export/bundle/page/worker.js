@@ -24,17 +24,24 @@ async function load({ device }) {
   const wanted = [bundle.model.file, ...bundle.model.data];
   const files = {};
   if (bundle.files["attention.onnx"]) files["attention.onnx"] = await download("attention.onnx", () => {});
-  let done = 0;
-  for (const name of wanted) {
-    files[name] = await download(`model/${name}`, (bytes) => {
-      done += bytes;
-      postMessage({ on: "progress", done, all: bundle.model.bytes });
-    });
-  }
+  const onModel = counter("the model", bundle.model.bytes);
+  for (const name of wanted) files[name] = await download(`model/${name}`, onModel);
   text = new Text(await json("model/tokenizer.json"), await json("model/tokenizer_config.json"));
-  postMessage({ on: "preparing" });
-  model = await Model.load(bundle, files, device);
+  model = await Model.load(bundle, files, library, device);
   postMessage({ on: "ready", bundle, described: model.described });
+}
+
+/** onnxruntime-web, which the model's own loading asks for once it knows on what to compute. */
+async function library(name) {
+  const bytes = await download(name, counter("onnxruntime-web", bundle.files[name].size));
+  postMessage({ on: "preparing" });
+  return bytes;
+}
+
+/** What is called with every few bytes that have come, and tells the page. */
+function counter(what, all) {
+  let done = 0;
+  return (bytes) => postMessage({ on: "progress", what, done: (done += bytes), all });
 }
 
 async function reply({ messages, limit }) {
