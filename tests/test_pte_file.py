@@ -12,8 +12,8 @@ from xnnpack_artifacts import FLIP_ERROR, FP32_ERROR, Made, Make, lower, program
 
 from lfm2_export.quantize.apply import quantized_weight
 from lfm2_export.targets.xnnpack import methods, target
-from lfm2_export.targets.xnnpack.delegate_graph import nibbles
 from lfm2_export.targets.xnnpack.pte_file import tidy
+from lfm2_export.targets.xnnpack.weights import nibbles
 
 RECIPES = {"xnnpack-fp32": FP32_ERROR, "xnnpack-int8": FLIP_ERROR, "xnnpack-int4": FLIP_ERROR}
 NAMES = 4096  # bytes for the names, shapes and alignment of a second matrix

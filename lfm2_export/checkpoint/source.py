@@ -50,6 +50,10 @@ class Checkpoint:
         """Yield every (name, tensor), memory-mapped, in its stored dtype. Raise CheckpointError for NaN or infinity."""
         return self.weights.tensors()
 
+    def head(self) -> Tensor:
+        """Return the matrix `[vocab, H]` that logits are made with, memory-mapped, in its stored dtype."""
+        return self.weights.head()
+
     def digest(self) -> str:
         """Hex SHA-256 over every tensor's name, dtype, shape and bytes; the same however the files are split."""
         digest = hashlib.sha256()

@@ -61,6 +61,11 @@ class Weights:
                 self._check_tied(tensor)
             yield name, tensor
 
+    def head(self) -> Tensor:
+        """Return the matrix `[vocab, H]` that logits are made with, mapped: the embedding where they are tied."""
+        name = HEAD if HEAD in self._expected else EMBEDDING
+        return _read(self.home[name].path, name)
+
     def _check_names(self, folder: Path) -> None:
         allowed = {**self._expected}
         allowed.setdefault(HEAD, self._expected[EMBEDDING])  # some tied checkpoints store the head anyway

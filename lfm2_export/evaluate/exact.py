@@ -1,16 +1,18 @@
 """What the model says in fp32, without ever holding it in fp32: one layer at a time over all sequences.
 
 Each layer is read from the checkpoint's mapped file, computes its part for every token of every sequence, and goes.
-What is kept are the last hidden rows and the head, from which logits are made a few rows at a time: a vocabulary of
-65,536 makes half a gigabyte of 2,000 rows.
+What is kept are the last hidden rows, from which logits are made a few rows at a time: a vocabulary of 65,536 makes
+half a gigabyte of 2,000 rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lfm2_export.checkpoint.source import Checkpoint
@@ -32,14 +34,26 @@ class Reading(NamedTuple):
 class Exact:
     """The logits after every token of every sequence of a reading."""
 
-    def __init__(self, hidden: list[Tensor], layers: list[list[Tensor]], head: nn.Linear) -> None:
+    def __init__(self, hidden: list[Tensor], layers: list[list[Tensor]], head: _Head) -> None:
         """hidden: `[T, H]` of each sequence behind the final norm; layers: each one's residual stream, by layer."""
         self._hidden, self.layers, self._head = hidden, layers, head
 
     @torch.inference_mode()
     def logits(self, sequence: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Return `[rows, vocab] fp32` after the tokens `start` to `stop` of that sequence."""
-        return self._head(self._hidden[sequence][start:stop]).cpu()
+        return F.linear(self._hidden[sequence][start:stop], self._head.weight).cpu()
+
+
+class _Head:
+    """The matrix that makes logits, not read before any are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str) -> None:
+        self._checkpoint, self._device = checkpoint, device
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """`[vocab, H]`, fp32."""
+        return self._checkpoint.head().to(self._device, torch.float32)
 
 
 @torch.inference_mode()
@@ -75,7 +89,7 @@ def read_exactly(
             read()
 
     decoder = load_decoder(checkpoint, completed=completed)
-    norm, head = decoder.embedding_norm, decoder.lm_head
+    norm, head = decoder.embedding_norm, _Head(checkpoint, device)
     found = [Exact(_by_sequence(s, r.sequences, norm), [], head) for s, r in zip(streams, readings, strict=True)]
     if layers_of:
         found[-1].layers = seen

@@ -1,7 +1,8 @@
 """Teacher forcing: a model is fed a text's own tokens, and its logits after each are compared with another model's.
 
-An artifact is fed token by token through its runtime, as an app would run it. An eager model is fed many sequences at
-once: seconds instead of minutes, for a quantized model that question 1 has proven an artifact equal to.
+An artifact is fed through its runtime: token by token, as an app would run it, or as drafts, where it verifies those
+(one of the state laws says that their logits are the same). An eager model is fed many sequences at once: seconds
+instead of minutes, for a quantized model that question 1 has proven an artifact equal to.
 """
 
 from __future__ import annotations
@@ -23,16 +24,28 @@ from lfm2_export.runtimes.session import Session
 def rows_of(session: Session, exact: Exact, sequences: TokenSequences) -> Rows:
     """Return the figures of every predicted token of every sequence, in order, against fp32.
 
-    The session decodes every token, as an app would. A few rows of logits are in memory at a time.
+    A few rows of logits are in memory at a time.
     """
     found: list[Rows] = []
     for number, tokens in enumerate(sequences):
         session.reset()
         for start, stop in pieces(len(tokens) - 1):
-            ours = np.stack([session.decode(token) for token in tokens[start:stop]])
+            ours = _after_each(session, tokens[start:stop])
             theirs = exact.logits(number, start, stop).numpy()
             found.append(compare_rows(ours, theirs, np.array(tokens[start + 1 : stop + 1])))
     return joined(found)
+
+
+def _after_each(session: Session, tokens: tuple[int, ...]) -> np.ndarray:
+    """Go on with tokens and return the logits after each; where it can, with as many in a call as it verifies."""
+    if not session.verifies:
+        return np.stack([session.decode(token) for token in tokens])
+    rows = []
+    for start in range(0, len(tokens), session.verifies):
+        draft = tokens[start : start + session.verifies]
+        rows.append(session.verify(draft))
+        session.keep(len(draft))
+    return np.concatenate(rows)
 
 
 @torch.inference_mode()

@@ -39,9 +39,20 @@ def first_sequences(text: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 
 def cache_figures(
-    config: LFM2Config, precision: str, window: int, sequences: Sequence[tuple[int, ...]], exact: Exact, rounded: Exact
+    config: LFM2Config,
+    precision: str,
+    window: int,
+    sequences: Sequence[tuple[int, ...]],
+    exact: Exact,
+    rounded: Exact | None,
 ) -> CacheFigures:
-    """Return the figures of a window, from two readings of `sequences`: in fp32, and with that cache."""
+    """Return the figures of a window, from two readings of `sequences`: in fp32, and with that cache; None for fp32's.
+
+    An fp32 cache costs nothing.
+    """
+    if rounded is None:
+        tokens = sum(len(sequence) - 1 for sequence in sequences)
+        return CacheFigures(precision, window, *bytes_of(config, window, precision), 0.0, tokens)
     found = [
         compare_rows(
             rounded.logits(number, start, stop).numpy(),

@@ -170,26 +170,22 @@ def _rejected(at: LawContext) -> LawResult:
     most = min(session.verifies, session.window - len(start))
     some, others = (random_ids(at.config, most, seed=seed) for seed in (9, 10))
     session.prefill(start)
-    plain = _goes_on(session, at.tokens[-4:])
-    session.reset()
-    session.prefill(start)
-    session.verify(some)
-    session.keep(0)
-    errors = [_distance(_goes_on(session, at.tokens[-4:]), plain)]
+    begun, after = session.state(), at.tokens[-4:]
+    plain = _goes_on(session, after)
+    errors = [_distance(_kept(session, begun, some, 0, after), plain)]
     for kept in range(1, min(len(drafts[-1]), most - 1) + 1):
         with_some, with_others = (
-            _kept(session, start, (*drafts[-1][:kept], *wrong[kept:]), kept, at.tokens[-4:]) for wrong in (some, others)
+            _kept(session, begun, (*drafts[-1][:kept], *wrong[kept:]), kept, after) for wrong in (some, others)
         )
         errors.append(_distance(with_some, with_others))
     return LawResult("rejected = never fed", worst(errors), 0.0)
 
 
 def _kept(
-    session: Session, start: tuple[int, ...], draft: tuple[int, ...], count: int, after: tuple[int, ...]
+    session: Session, begun: Snapshot, draft: tuple[int, ...], count: int, after: tuple[int, ...]
 ) -> list[np.ndarray]:
-    """A conversation that keeps the first tokens of a draft: their logits, and how it goes on."""
-    session.reset()
-    session.prefill(start)
+    """A conversation from a state on that keeps the first tokens of a draft: their logits, and how it goes on."""
+    session.restore(begun)
     rows = session.verify(draft)
     session.keep(count)
     return [*rows[:count], *_goes_on(session, after)]

@@ -106,12 +106,15 @@ def _prove(
     work = Work(subject, cases)
     progress.expect(work.total())
     sessions = {name: Counted(session, work, progress) for name, session in sessions.items()}
+    subject.progress("the quantized model", work.loading())
+    decoder = _quantized(subject)
     with Beside(partial(read_fp32, subject)) as reading:
-        model = _quantized_model(subject, work)
+        model = _quantized_model(subject, work, decoder)
         subject.progress("fp32: layer by layer over all tokens", work.fp32())
         fp32 = reading.result(partial(subject.progress.advance, work.layer()))
+    unpack(decoder).to(subject.device)  # its grids have served, and every call is many times faster without them
     _question_1(subject, work, model, opened, cases, sessions, references)
-    del model
+    del model, decoder
     accuracy, cache = question_2(subject, work, fp32, opened, sessions, references)
     for report in opened:
         judge(report, _gates(subject.recipe, report.runtime), accuracy, checkpoint.random_weights)
@@ -181,22 +184,19 @@ def _quantized(subject: Subject) -> Decoder:
 class _Model(NamedTuple):
     """What the artifact was lowered from, for question 1."""
 
-    decoder: Decoder  # the quantized model, in fp32 again
+    decoder: Decoder  # the quantized model
     eager: Session  # what the artifact must equal
     stored: float | None  # share of the stored weights that are not the model's; None: the target does not say
     other: OtherForm
 
 
-def _quantized_model(subject: Subject, work: Work) -> _Model:
-    subject.progress("the quantized model", work.loading())
-    decoder = _quantized(subject)
+def _quantized_model(subject: Subject, work: Work, decoder: Decoder) -> _Model:
     eager = reference(subject.artifact, decoder)
     stored = targets.find(subject.artifact.manifest.target).weights_error(decoder, subject.artifact.folder)
     if none_because(subject) is None:
         subject.progress("the other form of the same model, to compare with", work.other_form())
     other = other_form(subject, decoder, _spoken(subject))
     return_at_once()
-    unpack(decoder).to(subject.device)  # its grids have served, and every call is many times faster without them
     return _Model(decoder, eager, stored, other)
 
 

@@ -63,7 +63,7 @@ def question_2(
             subject.progress(f"{asked.runtime}: nano's held-out questions", work.questions())
             report.task_accuracy = task_accuracy(asked, tokenizer, subject.effort.questions)
     cached = first_sequences(subject.text.sequences)
-    rounded = others[0] if _narrow(subject) else exact
+    rounded = others[0] if _narrow(subject) else None
     cache = cache_figures(config, subject.recipe.cache, subject.window, cached, exact, rounded)
     if tokenizer is None or not subject.has_tasks:
         return None, cache

@@ -8,7 +8,6 @@ An axis that varies with the number of tokens carries its upper bound; in a resh
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,15 +16,13 @@ import numpy as np
 import torch
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as xnn
 from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import serialize_xnnpack_binary
-from executorch.exir._serialize._named_data_store import NamedDataStore
 from torch import Tensor, nn
 
-from lfm2_export.quantize.apply import QuantizedWeight, quantized_weight
+from lfm2_export.targets.xnnpack.weights import Integers, Stored, Weights
 
 _NONE = 0xFFFFFFFF  # XNN_INVALID_VALUE_ID
 _EXTERNAL_INPUT, _EXTERNAL_OUTPUT = 1, 2  # XNN_VALUE_FLAG_*
 _IN_NAMED_DATA = 0xFFFFFFFFFFFFFFFF  # the offset of a constant that is found by its key
-_ALIGNMENT = 16  # of weights, in bytes
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,8 @@ class Value(Extent):
 class Graph:
     """One delegate call in the making. Inputs and outputs keep the order in which they are declared."""
 
-    def __init__(self, weights: NamedDataStore) -> None:
-        self._weights = weights  # shared by all graphs of a program: equal bytes are stored once
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights  # shared by all graphs of a program
         self._values: list[xnn.XValue] = []
         self._nodes: list[xnn.XNode] = []
         self._constants = [xnn.ConstantDataOffset(0, 0)]  # index 0 means "not a constant"
@@ -79,7 +76,7 @@ class Graph:
 
     def constant(self, tensor: Tensor) -> Value:
         """An fp32 constant, stored as it lies."""
-        return self._tensor(Extent(tuple(tensor.shape)), constant=self._store(_bytes(tensor)))
+        return self._tensor(Extent(tuple(tensor.shape)), constant=self._floats(tensor))
 
     def add(self, a: Value, b: Value) -> Value:
         """The sum of two values, broadcast."""
@@ -144,14 +141,14 @@ class Graph:
 
     def linear(self, x: Value, module: nn.Module) -> Value:
         """A product with a linear module, as its weight says: fp32, fp16, or integers on dynamically rounded inputs."""
-        weight, bias = quantized_weight(module), getattr(module, "bias", None)
-        if weight is None and cast(Tensor, module.weight).dtype == torch.float16:
+        integers, bias = self._weights.integers(module), getattr(module, "bias", None)
+        if integers is None and cast(Tensor, module.weight).dtype == torch.float16:
             product = self._half_product(x, cast(Tensor, module.weight))
             return product if bias is None else self.add(product, self.constant(bias))
-        if weight is None:
+        if integers is None:
             return self.product(x, cast(Tensor, module.weight), bias)
-        filter_id = self._integers(weight)
-        return self._fully_connected(self._round(x), filter_id, weight.values.shape[0], bias)
+        filter_id = self._integers(integers)
+        return self._fully_connected(self._round(x), filter_id, integers.weight.values.shape[0], bias)
 
     def product(self, x: Value, weight: Tensor, bias: Tensor | None = None) -> Value:
         """`x @ weight.T + bias`, all fp32."""
@@ -163,7 +160,7 @@ class Graph:
         if x.id not in self._rounded:
             rounded = self._tensor(x, kind=half)
             self._rounded[x.id] = self._node(xnn.XNNConvert(x.id, rounded.id, 0), rounded)
-        stored = self._tensor(Extent(tuple(weight.shape)), constant=self._store(_bytes(weight)), kind=half)
+        stored = self._tensor(Extent(tuple(weight.shape)), constant=self._floats(weight), kind=half)
         product = self._tensor(_with_channels(x, weight.shape[0]), kind=half)
         node = xnn.XNNFullyConnected(self._rounded[x.id].id, stored.id, _NONE, product.id, 0)
         self._node(node, product)
@@ -222,22 +219,23 @@ class Graph:
             self._rounded[x.id] = self._node(xnn.XNNConvert(x.id, out.id, 0), out)
         return self._rounded[x.id]
 
-    def _integers(self, weight: QuantizedWeight) -> int:
-        rows, scales = weight.values.shape[0], weight.scales
+    def _integers(self, integers: Integers) -> int:
+        weight, at = integers.weight, self._constant(integers.scales)
+        quantization: Any
         if weight.bits == 8:
-            kind, data = xnn.XNNDatatype.xnn_datatype_qcint8, weight.values
-            quantization: Any = xnn.PerChannelQuant([], 0, self._store(_bytes(scales), "scale_"), rows)
+            kind = xnn.XNNDatatype.xnn_datatype_qcint8
+            quantization = xnn.PerChannelQuant([], 0, at, weight.values.shape[0])
         else:
-            kind, data = xnn.XNNDatatype.xnn_datatype_qbint4, nibbles(weight.values)
-            at = self._store(_bytes(scales.to(torch.bfloat16).view(torch.int16)), "scale_")
-            quantization = xnn.PerChannelGroupQuant([], 0, weight.group, None, at, scales.numel())
-        extent, stored = Extent(tuple(weight.values.shape)), self._store(_bytes(data))
-        return self._tensor(extent, stored, kind=kind, quantization=quantization).id
+            kind = xnn.XNNDatatype.xnn_datatype_qbint4
+            quantization = xnn.PerChannelGroupQuant([], 0, weight.group, None, at, weight.scales.numel())
+        extent, values = Extent(tuple(weight.values.shape)), self._constant(integers.values)
+        return self._tensor(extent, values, kind=kind, quantization=quantization).id
 
-    def _store(self, data: bytes, prefix: str = "") -> int:
-        key = prefix + hashlib.sha256(data).hexdigest()
-        self._weights.add_named_data(key, data, alignment=_ALIGNMENT)
-        self._constants.append(xnn.ConstantDataOffset(_IN_NAMED_DATA, len(data), key))
+    def _floats(self, tensor: Tensor) -> int:
+        return self._constant(self._weights.floats(tensor))
+
+    def _constant(self, stored: Stored) -> int:
+        self._constants.append(xnn.ConstantDataOffset(_IN_NAMED_DATA, stored.size, stored.key))
         return len(self._constants) - 1
 
     def _tensor(
@@ -262,13 +260,3 @@ class Graph:
 
 def _with_channels(x: Extent, channels: int) -> Extent:
     return Extent((*x.shape[:-1], channels), x.varies)
-
-
-def nibbles(values: Tensor) -> Tensor:
-    """int8 `[rows, columns]` in [-8, 7] → uint8 `[rows, columns/2]`: +8, the first of two values in the low half."""
-    pairs = (values + 8).to(torch.uint8).unflatten(1, (-1, 2))
-    return pairs[..., 1] * 16 + pairs[..., 0]
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return bytes(tensor.detach().contiguous().numpy().tobytes())

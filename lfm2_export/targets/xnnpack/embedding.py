@@ -11,7 +11,7 @@ from executorch.exir.passes import _quant_patterns_and_replacements  # noqa: F40
 from torch import Tensor, nn
 
 from lfm2_export.quantize.apply import QuantizedWeight, quantized_weight
-from lfm2_export.targets.xnnpack.delegate_graph import nibbles
+from lfm2_export.targets.xnnpack.weights import nibbles
 
 
 def embedding(table: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from lfm2_export.model.state import State
 from lfm2_export.targets.xnnpack.border import columns, inputs
 from lfm2_export.targets.xnnpack.explicit import Explicit, Verifying
 from lfm2_export.targets.xnnpack.network import DelegatedNetwork
+from lfm2_export.targets.xnnpack.weights import Weights
 
 FILE, FORWARD = "model.pte", "forward"
 
@@ -31,27 +32,27 @@ class Method(NamedTuple):
     operators: int  # inside the delegate
 
 
-def explicit(decoder: Decoder, state: State, limit: int, probed: bool) -> Method:
+def explicit(decoder: Decoder, state: State, limit: int, weights: Weights, probed: bool) -> Method:
     """Return `forward` over the caller's state. When probed it also returns what goes into and comes out of modules."""
-    network = DelegatedNetwork(decoder, limit, probed).eval()
+    network = DelegatedNetwork(decoder, limit, weights, probed).eval()
     probes = [TensorSpec(name=f"{PROBE}{point}", dtype="float32", shape=[]) for point in network.points]
     outputs = [_logits(decoder, 1), *probes]
     spec = MethodSpec(name=FORWARD, file=FILE, inputs=inputs(state, "position"), outputs=outputs, max_tokens=limit)
     return Method(spec, _exported(Explicit(network), limit, state), network.operators)
 
 
-def resident(decoder: Decoder, state: State, limit: int) -> Method:
+def resident(decoder: Decoder, state: State, limit: int, weights: Weights) -> Method:
     """Return `forward` over state of its own."""
-    network = DelegatedNetwork(decoder, limit).eval()
+    network = DelegatedNetwork(decoder, limit, weights).eval()
     spec = MethodSpec(
         name=FORWARD, file=FILE, inputs=inputs({}, "start_pos"), outputs=[_logits(decoder, 1)], max_tokens=limit
     )
     return Method(spec, _exported(Resident(network, state), limit), network.operators)
 
 
-def verify(decoder: Decoder, state: State, limit: int) -> Method:
+def verify(decoder: Decoder, state: State, limit: int, weights: Weights) -> Method:
     """Return `verify` over the caller's state, for at most `limit` tokens."""
-    network = DelegatedNetwork(decoder, limit, every_row=True).eval()
+    network = DelegatedNetwork(decoder, limit, weights, every_row=True).eval()
     spec = MethodSpec(
         name=VERIFY,
         file=FILE,

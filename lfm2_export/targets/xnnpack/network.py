@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from executorch.exir._serialize._named_data_store import NamedDataStore
 from executorch.exir.delegate import executorch_call_delegate
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 from torch import Tensor, nn
@@ -24,15 +23,19 @@ from lfm2_export.targets.xnnpack.delegate_graph import Extent
 from lfm2_export.targets.xnnpack.delegated import Place
 from lfm2_export.targets.xnnpack.payload import written
 from lfm2_export.targets.xnnpack.table import Hosted, hosts, prepared
+from lfm2_export.targets.xnnpack.weights import Weights
 
 
 class DelegatedNetwork(nn.Module):
     """A `Decoder` whose network is XNNPACK payloads, for at most `limit` tokens a call, over caches that it writes.
 
     With `every_row` it gives logits `[1, T, vocab]`, and for the conv states the columns `[1, L-1+T, H]` behind them.
+    Its constants go to `weights`, which networks of one program share.
     """
 
-    def __init__(self, decoder: Decoder, limit: int, probed: bool = False, every_row: bool = False) -> None:
+    def __init__(
+        self, decoder: Decoder, limit: int, weights: Weights, probed: bool = False, every_row: bool = False
+    ) -> None:
         super().__init__()
         network = prepared(decoder, every_row)
         self.logits, self.state = network.logits, network.state
@@ -43,11 +46,9 @@ class DelegatedNetwork(nn.Module):
         self.makes: list[tuple[str, ...]] = []
         known = {TOKENS: Extent((1, limit), 1), POSITION: Extent((1,))}
         known |= {STATE + name: Extent(shape) for name, shape in native_shapes(decoder.config, window=1).items()}
-        weights, payloads = NamedDataStore(), []
         for part in ordered(network, cut(network, hosts())):
             if isinstance(part, Call):
                 payload = written(part, decoder, known, limit, weights, probed)
-                payloads.append(payload)
                 known |= payload.outputs
                 self.points += payload.points
                 self.operators += payload.operators
@@ -57,8 +58,7 @@ class DelegatedNetwork(nn.Module):
                 if hosted.extent is not None:
                     known[part.output] = hosted.extent(place, known[part.inputs[0]])
                 self._append(_HostStep(hosted, place), part.inputs, part.outputs)
-        self.weights = frozenset(weights.pte_data)  # keys: SHA-256 of the bytes, with a prefix for scales
-        payloads[-1].lowered._named_data_store_output = weights.get_named_data_store_output()  # one list for all calls
+        payload.lowered._named_data_store_output = weights.output()  # one list for all calls
 
     def _append(self, part: nn.Module, reads: tuple[str, ...], makes: tuple[str, ...]) -> None:
         self.parts.append(part)

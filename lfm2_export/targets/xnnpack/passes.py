@@ -7,13 +7,13 @@ from typing import NamedTuple, cast
 
 from torch import Tensor
 
-from lfm2_export.graph.passes import without_dead_steps
+from lfm2_export.graph.passes import bypassed, without_dead_steps
 from lfm2_export.graph.steps import POSITION, TOKENS, Network, Step
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.quantize.apply import quantized_weight
 
 START, OFFSETS, SEEN = "start", "offsets", "seen"  # where a call stands: its first position, in two types, and tokens
-LAST = ("last_columns", "last_row", "without_time")  # what a call keeps of its tokens: without them it shows all
+_LAST = ("last_columns", "last_row", "without_time")  # what a call keeps of its tokens: without them it shows all
 _POSITIONS = (
     Step("start", "", (POSITION,), (START,)),
     Step("offsets", "", (TOKENS,), (OFFSETS,)),
@@ -31,6 +31,12 @@ class Given(NamedTuple):
 def arranged(given: Given, network: Network) -> Network:
     """Order a network whose operators are in their halves as the method computes it."""
     return with_heads_apart(given, after_positions(without_written_state(network)))
+
+
+def of_every_row(network: Network) -> Network:
+    """Show what `last_columns` and the last row are taken from: a call that verifies drafts."""
+    steps = (step._replace(kind="attend_drafts") if step.kind == "attend" else step for step in network.steps)
+    return bypassed(network._replace(steps=tuple(steps)), _LAST)
 
 
 def lookup(given: Given, step: Step) -> Sequence[Step]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
-from executorch.exir._serialize._named_data_store import NamedDataStore
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -19,6 +19,7 @@ from lfm2_export.targets.xnnpack.border import declared
 from lfm2_export.targets.xnnpack.delegate_graph import Extent, Graph, Value
 from lfm2_export.targets.xnnpack.delegated import Place
 from lfm2_export.targets.xnnpack.table import TABLE, Delegated
+from lfm2_export.targets.xnnpack.weights import Weights
 
 BACKEND = "XnnpackBackend"
 
@@ -33,7 +34,7 @@ class Payload(NamedTuple):
 
 
 def written(
-    call: Call, decoder: Decoder, known: Mapping[str, Extent], limit: int, weights: NamedDataStore, probed: bool
+    call: Call, decoder: Decoder, known: Mapping[str, Extent], limit: int, weights: Weights, probed: bool
 ) -> Payload:
     """Write a call of at most `limit` tokens. `known` has the extent of every input; weights go to the store.
 
@@ -69,10 +70,15 @@ def _probe(graph: Graph, call: Call, values: Mapping[str, Value]) -> Iterator[st
 
 def _shapes_alone(graph: Graph, limit: int) -> ExportedProgram:
     """What a tracer must know of a payload it cannot look into: a program that returns zeros of the right shapes."""
-    example = tuple(torch.zeros(_sizes(value, 2 - limit)) for value in graph.inputs)
-    dynamic = tuple(None if x.varies is None else {x.varies: Dim("T", min=1, max=limit)} for x in graph.inputs)
-    module = _Zeros(graph.inputs, graph.outputs)
-    return torch.export.export(module, example, dynamic_shapes=(dynamic,))
+    inputs, outputs = (tuple(Extent(x.shape, x.varies) for x in each) for each in (graph.inputs, graph.outputs))
+    return _zeros(inputs, outputs, limit)
+
+
+@cache  # most calls of a network, and all of its other form, have equal borders
+def _zeros(inputs: tuple[Extent, ...], outputs: tuple[Extent, ...], limit: int) -> ExportedProgram:
+    example = tuple(torch.zeros(_sizes(value, 2 - limit)) for value in inputs)
+    dynamic = tuple(None if x.varies is None else {x.varies: Dim("T", min=1, max=limit)} for x in inputs)
+    return torch.export.export(_Zeros(inputs, outputs), example, dynamic_shapes=(dynamic,))
 
 
 def _sizes(extent: Extent, more: int) -> list[int]:
@@ -83,9 +89,9 @@ def _sizes(extent: Extent, more: int) -> list[int]:
 class _Zeros(nn.Module):
     """Tells the number of tokens by the first input that varies with it."""
 
-    def __init__(self, inputs: list[Value], outputs: list[Value]) -> None:
+    def __init__(self, inputs: Sequence[Extent], results: Sequence[Extent]) -> None:
         super().__init__()
-        self.results = [Extent(value.shape, value.varies) for value in outputs]
+        self.results = results
         self.teller = next((number for number, value in enumerate(inputs) if value.varies is not None), 0)
         self.axis = inputs[self.teller].varies or 0
         self.most = inputs[self.teller].shape[self.axis]

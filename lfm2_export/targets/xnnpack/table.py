@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from lfm2_export.graph.passes import bypassed, expanded
+from lfm2_export.graph.passes import expanded
 from lfm2_export.graph.steps import STATE, Network, Step
 from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import Decoder
@@ -73,6 +73,7 @@ TABLE: dict[str, Entry] = {
     "offsets": Hosted(hosted.offsets, hosted.offsets_extent),
     "seen": Hosted(hosted.seen, hosted.same_extent),
     "attend": Hosted(hosted.attend, hosted.same_extent),
+    "attend_drafts": Hosted(hosted.attend_drafts, hosted.same_extent),
     "last_columns": Hosted(hosted.last_columns),
     "last_row": Hosted(hosted.last_row, hosted.last_row_extent),
 }
@@ -93,4 +94,4 @@ def prepared(decoder: Decoder, every_row: bool = False) -> Network:
     given = Given(decoder, {STATE + name: shape for name, shape in native_shapes(decoder.config, 1).items()})
     rewrites = {kind: partial(entry.rewrite, given) for kind, entry in TABLE.items() if isinstance(entry, Split)}
     network = expanded(trace(decoder.config, padded=False), rewrites)
-    return passes.arranged(given, bypassed(network, passes.LAST) if every_row else network)
+    return passes.arranged(given, passes.of_every_row(network) if every_row else network)

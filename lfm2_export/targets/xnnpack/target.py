@@ -37,6 +37,7 @@ from lfm2_export.targets.xnnpack.methods import Method
 from lfm2_export.targets.xnnpack.network import DelegatedNetwork, forget_weights
 from lfm2_export.targets.xnnpack.pte_file import intact_weights, tidy
 from lfm2_export.targets.xnnpack.table import TABLE, prepared
+from lfm2_export.targets.xnnpack.weights import Weights
 
 
 class XnnpackTarget(Target):
@@ -72,9 +73,10 @@ class XnnpackTarget(Target):
 
         They are compared byte for byte.
         """
+        weights = Weights()
         with quiet(), torch.no_grad():
-            expected = DelegatedNetwork(decoder, MAX_TOKENS).weights
-        return len(expected - intact_weights(folder / methods.FILE)) / len(expected)
+            DelegatedNetwork(decoder, MAX_TOKENS, weights)
+        return len(weights.keys - intact_weights(folder / methods.FILE)) / len(weights.keys)
 
 
 TARGET = XnnpackTarget()
@@ -118,11 +120,13 @@ def _lower(decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, p
 def _methods(decoder: Decoder, recipe: Recipe, probed: bool) -> list[Method]:
     """Everything that can be called but for constants."""
     limit, verified = _limit(recipe), CAPABILITIES.option(recipe, "speculation")
-    state = native_state(decoder.config, recipe.window, FLOAT_DTYPES[recipe.cache])
+    state, weights = native_state(decoder.config, recipe.window, FLOAT_DTYPES[recipe.cache]), Weights()
     if recipe.form == "resident":
-        return [methods.resident(decoder, state, limit)]
-    forward = methods.explicit(decoder, state, limit, probed)
-    return [forward] if probed or not verified else [forward, methods.verify(decoder, state, min(limit, verified))]
+        return [methods.resident(decoder, state, limit, weights)]
+    forward = methods.explicit(decoder, state, limit, weights, probed)
+    if probed or not verified:
+        return [forward]
+    return [forward, methods.verify(decoder, state, min(limit, verified), weights)]
 
 
 def _metadata(decoder: Decoder, recipe: Recipe) -> dict[str, Any] | None:
