@@ -32,7 +32,7 @@ def run(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub checkpoint.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what this command made there.")] = False,
     verify: Annotated[bool, typer.Option(help="Prove the artifact before it is written.")] = True,
-    effort: Annotated[str, typer.Option(help="full, or quick: a fifth of the time, fewer tokens and cases.")] = "full",
+    effort: Annotated[str, typer.Option(help="full, or quick: a fifth of the tokens, fewer cases.")] = "full",
     report: Annotated[
         list[Path] | None, typer.Option(help="Write the proof to this .html, .md, .xml or .json, passed or not.")
     ] = None,

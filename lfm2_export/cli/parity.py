@@ -24,7 +24,7 @@ def run(
     text: Annotated[
         Path | None, typer.Option(help="Judge what quantization cost on this UTF-8 text, not on held-out chats.")
     ] = None,
-    effort: Annotated[str, typer.Option(help="full, or quick: a fifth of the time, fewer tokens and cases.")] = "full",
+    effort: Annotated[str, typer.Option(help="full, or quick: a fifth of the tokens, fewer cases.")] = "full",
     report: Annotated[
         list[Path] | None, typer.Option(help="Write it to this .html, .md, .xml (JUnit) or .json (repeatable).")
     ] = None,
