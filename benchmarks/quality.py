@@ -11,35 +11,20 @@ benchmarks/results/ as JSON and as a Markdown table.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from benchmarks.trial import Trial
 from lfm2_export import recipes
-from lfm2_export.checkpoint.nano.tasks import questions
-from lfm2_export.checkpoint.source import Checkpoint
-from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.cli import console
 from lfm2_export.errors import Lfm2ExportError
-from lfm2_export.evaluate.questions import answered
-from lfm2_export.evaluate.teacher_forcing import loss_of, score
-from lfm2_export.evaluate.text import evaluation_text, text_of_file
 from lfm2_export.files import ANY, write_text
-from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.load import load_decoder, open_checkpoint
-from lfm2_export.model.sequences import TokenSequences
-from lfm2_export.quantize.apply import load_quantized
-from lfm2_export.quantize.calibrated import load_calibrated
-from lfm2_export.quantize.calibration import Calibration, calibration_sequences
-from lfm2_export.quantize.method import CALIBRATED, Method
+from lfm2_export.quantize.method import Method
 from lfm2_export.quantize.scheme import has_integers
-from lfm2_export.quantize.size import model_bytes
-from lfm2_export.quantize.unpack import unpack
 from lfm2_export.recipes import Recipe
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,7 +33,6 @@ _RECIPES = [
     *(f"onnx-{name}" for name in ("fp16", "int8", "int4-mixed", "int4", "q4f16", "int4-small")),
 ]
 _METHODS: list[Method] = ["nearest", "mse", "awq", "gptq", "awq-gptq"]
-_SEED = 501  # of the held-out questions
 
 
 def main(
@@ -64,44 +48,14 @@ def main(
     """Measure every recipe by every method and write the results."""
     try:
         with console.progress(quiet=False) as progress:
-            checkpoint = open_checkpoint(source)
-            tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
-            progress("calibration text")
-            seen = calibration_sequences(Calibration(windows=sequences), checkpoint, tokenizer)
-            limit = min(1024, checkpoint.config.max_position_embeddings)
-            judged = (
-                text_of_file(text, tokenizer, limit)
-                if text
-                else evaluation_text(checkpoint.config, tokenizer, limit, tokens)
-            )
-            progress("fp32")
-            exact = load_decoder(checkpoint)
-            expected = score(exact, judged.sequences)
-            held_out = questions(_SEED, asked, split="heldout") if tokenizer and text is None else []
-            result: dict[str, Any] = {
-                "checkpoint": checkpoint.name,
-                "parameters": sum(parameter.numel() for parameter in exact.parameters()),
-                "text": judged.kind,
-                "calibration_tokens": sum(map(len, seen)),
-                "questions": len(held_out),
-                "fp32_accuracy": answered(exact, tokenizer, held_out) if tokenizer and held_out else None,
-                "rows": [],
-            }
-            path = RESULTS / f"quality-{name or Path(checkpoint.name).name}-{date.today().isoformat()}.json"
+            trial = Trial(source, sequences, tokens, asked, text, progress)
+            result = trial.begin()
+            label = name or Path(trial.checkpoint.name).name
+            path = RESULTS / f"quality-{label}-{date.today().isoformat()}.json"
             for made_by in (recipes.load(each) for each in recipe or _RECIPES):
                 for way in _ways(made_by, method):
                     progress(f"{made_by.name}, {way}")
-                    begun = time.process_time()
-                    decoder = unpack(_quantized(checkpoint, made_by, way, seen))
-                    row: dict[str, Any] = {
-                        "recipe": made_by.name,
-                        "weights": way,
-                        "cpu_seconds": round(time.process_time() - begun, 1),
-                        "bytes": model_bytes(checkpoint.config, made_by.quantization),
-                    }
-                    row |= asdict(loss_of(score(decoder, judged.sequences), expected, judged.sequences))
-                    row["accuracy"] = answered(decoder, tokenizer, held_out) if tokenizer and held_out else None
-                    result["rows"].append(row)
+                    result["rows"].append(trial.row(made_by, way))
                 write_text(path, json.dumps(result, indent=2) + "\n", True, ANY)  # long work: what is done is kept
                 write_text(path.with_suffix(".md"), markdown(result), True, ANY)
     except Lfm2ExportError as error:
@@ -148,13 +102,6 @@ def markdown(result: dict[str, Any]) -> str:
 def _ways(recipe: Recipe, only: Sequence[str] | None) -> list[Method]:
     ways = _METHODS if has_integers(recipe.quantization) else _METHODS[:1]
     return [way for way in ways if not only or way in only]
-
-
-def _quantized(checkpoint: Checkpoint, recipe: Recipe, method: Method, seen: TokenSequences) -> Decoder:
-    rules, cache = recipe.quantization, recipe.cache
-    if method in CALIBRATED:
-        return load_calibrated(checkpoint, rules, cache, method, seen)[0]
-    return load_quantized(checkpoint, rules, cache, method)
 
 
 if __name__ == "__main__":

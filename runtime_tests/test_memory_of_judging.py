@@ -19,7 +19,7 @@ import re, sys
 from pathlib import Path
 from lfm2_export.artifact.folder import open_artifact
 from lfm2_export.evaluate.text import random_ids
-from lfm2_export.parity.subject import checkpoint_of
+from lfm2_export.evaluate.origin import checkpoint_of
 folder, source, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 artifact = open_artifact(folder)
 checkpoint = checkpoint_of(artifact, source)

@@ -26,12 +26,12 @@ from lfm2_export.artifact.folder import Artifact, open_artifact
 from lfm2_export.bundle.pack import bundle
 from lfm2_export.bundle.verify import verify
 from lfm2_export.errors import ArtifactError, LoweringError, MissingDependencyError, RecipeError, UsageError
+from lfm2_export.evaluate.origin import checkpoint_of
 from lfm2_export.graph.steps import Step
 from lfm2_export.integrations import pytest_plugin
 from lfm2_export.model.layers import RMSNorm
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.parity.reference import quantized_model
-from lfm2_export.parity.subject import checkpoint_of
 from lfm2_export.progress import silent
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session

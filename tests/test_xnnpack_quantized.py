@@ -54,6 +54,15 @@ class TestRecipes:
         assert state_error(session.state(), eager.state()) < limit
 
 
+def test_int8_weights_may_meet_inputs_in_float(make: Make, tmp_path: Path) -> None:
+    """Nothing but the weights is rounded: as close to eager as fp32 is, in prompts too, and stored as integers."""
+    embedding, head, *_ = recipes.load("xnnpack-int8").quantization
+    in_float = head.model_copy(update={"match": "*", "activation": None})
+    made = lower(recipe(quantization=(embedding, in_float)), tmp_path, **WIDE)
+    assert worst(made.session(), made.eager(), [17, 1, 1, 4, 16]) < FP32_ERROR
+    assert made.path.stat().st_size < make("xnnpack-fp32", **WIDE).path.stat().st_size / 2
+
+
 class TestCache:
     @pytest.mark.parametrize("cache", CACHE_ERROR)
     def test_rounds_as_eager_does(self, make: Make, cache: str) -> None:

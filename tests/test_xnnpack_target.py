@@ -291,7 +291,7 @@ class TestRefusals:
             xnnpack.TARGET.check(recipe(quantization=(rule,)), config())
 
     def test_integer_weights_with_float_activations(self) -> None:
-        rule = QuantizationRule(match="head", weight=WeightScheme(bits=8))
+        rule = QuantizationRule(match="head", weight=WeightScheme(bits=4, group=32, scale="bfloat16"))
         with pytest.raises(RecipeError, match="int8-token"):
             xnnpack.TARGET.check(recipe(quantization=(rule,)), config())
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 from lfm2_export.bench.quiet import available_cores
-from lfm2_export.errors import ArtifactError
+from lfm2_export.errors import ArtifactError, Lfm2ExportError
 
 _LOOK = 0.2  # seconds
 
@@ -23,6 +25,23 @@ def call(module: str, request: str, who: str) -> str:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise ArtifactError(f"{who}: could not be measured: {last[:300]}")
     return done.stdout.splitlines()[-1]  # a library may have spoken before
+
+
+def answer(work: Callable[[str], str]) -> NoReturn:
+    """Answer the request on stdin, as such a process, and end: whatever a library says on the way is left out.
+
+    An Lfm2ExportError becomes a line on stderr and exit code 1.
+    """
+    from lfm2_export.progress.native_output import silenced
+
+    try:
+        with silenced(1):
+            result = work(sys.stdin.read())
+    except Lfm2ExportError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    print(result, flush=True)
+    os._exit(0)  # some of these libraries crash when torn down, long after the result is there
 
 
 def bind(threads: int) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from lfm2_export.bench.drafted import Drafted
 from lfm2_export.bench.spec import Spec
 from lfm2_export.bench.worker import Point, Result
+from lfm2_export.evaluate.metrics import QuantizationLoss
 
 SCHEMA_VERSION = 1
 
@@ -57,6 +58,7 @@ class ContenderReport(BaseModel):
     prefill: list[Speed]
     drafted: Drafted | None = None  # a reply with drafts, of the last round
     stages: dict[str, float] | None = None  # of a decode step at its longest context, where a profiler can tell
+    loss: QuantizationLoss | None = None  # against fp32 on the report's text
 
 
 class BenchReport(BaseModel):
@@ -70,6 +72,7 @@ class BenchReport(BaseModel):
     steps: int  # single tokens per decode sample, the last of which is at the context
     bandwidth_bytes_per_second: Spread  # memory, read by that many threads, once a round
     contenders: list[ContenderReport]
+    text: str | None = None  # that the contenders were held against fp32 on
 
     @property
     def random_weights(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from lfm2_export.bench import bandwidth
+from lfm2_export.bench.loss import HeldOut, loss
 from lfm2_export.bench.quiet import available_cores
 from lfm2_export.bench.report import BenchReport, Spread, summarize
 from lfm2_export.bench.spec import Spec, distinct
@@ -34,11 +35,13 @@ def bench(
     threads: int | None = None,
     rounds: int = 3,
     steps: int = 32,
+    text: HeldOut | None = None,
     progress: Progress = silent,
 ) -> BenchReport:
     """Measure `specs` side by side on `threads` threads (None: every core this process may use).
 
-    `contexts` and `prefill` are numbers of tokens; a context is that of the last of `steps` single tokens. Raises
+    `contexts` and `prefill` are numbers of tokens; a context is that of the last of `steps` single tokens. With `text`
+    each is also held against fp32 on it, once, in a process of its own. Raises
     UsageError for numbers that make no sense, MissingDependencyError without psutil, ArtifactError when a contender
     cannot be run.
     """
@@ -62,6 +65,11 @@ def bench(
             )
             mine.append(measure(job))
     memory = Spread.of(bandwidths)
+    contenders = summarize(specs, results, memory.max)  # a limit: what was lower was disturbed
+    if text is not None:
+        for spec, contender in zip(specs, contenders, strict=True):
+            progress(f"against fp32 on {text.name}: {spec.name}")
+            contender.loss = loss(spec, text, threads)
     return BenchReport(
         machine=machine(),
         versions={name: version for name in _LIBRARIES if (version := _version(name))},
@@ -69,7 +77,8 @@ def bench(
         rounds=rounds,
         steps=steps,
         bandwidth_bytes_per_second=memory,
-        contenders=summarize(specs, results, memory.max),  # a limit: what was lower was disturbed
+        contenders=contenders,
+        text=text.name if text else None,
     )
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
 import resource
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from lfm2_export.bench.contenders import Contender, Drafting, InOwnProcess, Memo
 from lfm2_export.bench.drafted import Drafted
 from lfm2_export.bench.quiet import Samples, collect
 from lfm2_export.bench.spec import Spec
-from lfm2_export.errors import Lfm2ExportError
 from lfm2_export.runtimes import _huge_pages
 
 _PREFILLS = 2  # samples per length and round
@@ -178,19 +175,5 @@ def _peak() -> int:
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def _serve() -> None:
-    from lfm2_export.progress.native_output import silenced
-
-    job = Job.model_validate_json(sys.stdin.read())
-    try:
-        with silenced(1):
-            result = _work(job)
-    except Lfm2ExportError as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
-    print(result.model_dump_json(), flush=True)
-    os._exit(0)  # some of these libraries crash when torn down, long after the result is there
-
-
 if __name__ == "__main__":
-    _serve()
+    child.answer(lambda request: _work(Job.model_validate_json(request)).model_dump_json())

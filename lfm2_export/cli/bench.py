@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from lfm2_export.bench.drafted import Drafted
     from lfm2_export.bench.report import BenchReport, ContenderReport, Speed
+    from lfm2_export.evaluate.metrics import QuantizationLoss
 
 NAME = "bench"
 
@@ -33,27 +34,38 @@ def run(
     prefill: Annotated[str, typer.Option(help="Prefill prompts of these lengths, in tokens.")] = "128,512",
     threads: Annotated[int | None, typer.Option(help="Threads, and cores to run them on. [all]")] = None,
     rounds: Annotated[int, typer.Option(help="Turns of each contender, one after the other.")] = 3,
+    text: Annotated[
+        Path | None, typer.Option(help="Hold all against fp32 on this UTF-8 text too: KLD beside tokens per second.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="For --text: what they were made from; found by itself for nano and the hub.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw it into this .png or .svg.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing plot.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Measure decode and prefill speed, load time, memory and size, in processes of their own."""
+    from lfm2_export.bench.loss import held_out
     from lfm2_export.bench.rounds import bench
     from lfm2_export.bench.spec import drafting, parse, through
     from lfm2_export.cli import console
+    from lfm2_export.errors import UsageError
     from lfm2_export.plots import benchmark, files
 
     lengths = _numbers("--contexts", contexts), _numbers("--prefill", prefill)
     if plot is not None:
         files.check(plot, force)
+    if checkpoint is not None and text is None:
+        raise UsageError("--checkpoint is what --text is measured against; there is no --text")
     with console.progress(quiet) as progress:
         progress("checking the contenders")
         first = parse(artifact)
         specs = [through(first, name) for name in runtime or ()] or [first]
         specs = [drafting(spec, draft) for spec in specs] if draft else specs
         specs += [parse(text) for text in against or ()]
-        report = bench(specs, *lengths, threads=threads, rounds=rounds, progress=progress)
+        judged = held_out(text, specs, checkpoint) if text else None
+        report = bench(specs, *lengths, threads=threads, rounds=rounds, text=judged, progress=progress)
     if plot is not None:
         files.write(benchmark.figure(report), plot, force)
     if as_json:
@@ -81,6 +93,8 @@ def _print(report: BenchReport) -> None:
     if any(contender.stages for contender in report.contenders):
         out.print(_stages(report))
     out.print(_costs(report))
+    if report.text is not None:
+        out.print(_losses(report))
     for contender in report.contenders:
         if contender.drafted is not None:
             out.print(_drafted(contender.name, contender.drafted))
@@ -166,6 +180,34 @@ def _costs(report: BenchReport) -> Table:
     for contender in report.contenders:
         table.add_row(contender.name, contender.runtime, *_cost_cells(contender))
     return table
+
+
+def _losses(report: BenchReport) -> Table:
+    """The contenders' divergence from fp32, beside the speed that it buys."""
+    from rich.table import Table
+
+    longest = report.contenders[0].decode[-1].tokens
+    table = Table(title=f"against fp32, on {report.text}", title_justify="left")
+    table.add_column("contender")
+    for heading in ("mean KLD", "p99", "top-1", "clear flips", "perplexity", f"tok/s @{longest}", "file MB"):
+        table.add_column(heading, justify="right")
+    for contender in report.contenders:
+        if contender.loss is not None:
+            table.add_row(contender.name, *_loss_cells(contender, contender.loss))
+    return table
+
+
+def _loss_cells(contender: ContenderReport, loss: QuantizationLoss) -> list[str]:
+    speed = contender.decode[-1].tokens_per_second
+    return [
+        f"{loss.mean_kld:.2g} ± {loss.kld_standard_error:.1g}",
+        f"{loss.p99_kld:.2g}",
+        f"{loss.top1:.2%}",
+        "–" if loss.clear_flips is None else f"{loss.clear_flips:.2%}",
+        f"× {loss.perplexity_ratio:.4f}",
+        "window" if speed is None else _figure(speed.median),
+        f"{contender.size_bytes / 1e6:.1f}",
+    ]
 
 
 def _cost_cells(contender: ContenderReport) -> list[str]:

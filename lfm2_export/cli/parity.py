@@ -51,11 +51,11 @@ def run(
     from lfm2_export.cli import console
     from lfm2_export.environment.resources import check_memory
     from lfm2_export.errors import UNPROVEN, UsageError
+    from lfm2_export.evaluate.origin import checkpoint_of
     from lfm2_export.parity.detail import Detail
     from lfm2_export.parity.effort import extent
     from lfm2_export.parity.prove import prove
     from lfm2_export.parity.reference import reference_device
-    from lfm2_export.parity.subject import checkpoint_of
     from lfm2_export.recipes import Recipe
     from lfm2_export.report import outputs, reading
 

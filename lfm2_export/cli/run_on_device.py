@@ -34,8 +34,8 @@ def run(
     from lfm2_export.cli import console
     from lfm2_export.device.adb import Phone
     from lfm2_export.device.proof import prove_on_device
+    from lfm2_export.evaluate.origin import checkpoint_of
     from lfm2_export.files import check_free_file, write_text
-    from lfm2_export.parity.subject import checkpoint_of
     from lfm2_export.report.outputs import KINDS
 
     if report is not None:

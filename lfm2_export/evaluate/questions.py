@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
 
 from lfm2_export.chat.generation import generate
 from lfm2_export.checkpoint.nano.tasks import Question, questions
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.evaluate.teacher_forcing import batched, score
-from lfm2_export.model.decoder import Decoder
+from lfm2_export.evaluate.teacher_forcing import batched
+from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.runtimes.session import Session
 
 _SEED = 500  # of the held-out questions
@@ -31,9 +33,12 @@ def task_accuracy(session: Session, tokenizer: ChatTokenizer, count: int) -> dic
     return _shares(marks) or None
 
 
-def answered(decoder: Decoder, tokenizer: ChatTokenizer, asked: Sequence[Question]) -> dict[str, float]:
-    """Return the share of questions that an eager model answers exactly, by kind and as "all", all asked at once.
+def answered(
+    read: Callable[[TokenSequences], list[np.ndarray]], tokenizer: ChatTokenizer, asked: Sequence[Question]
+) -> dict[str, float]:
+    """Return the share of questions that a model answers exactly, by kind and as "all", all asked at once.
 
+    `read` gives its logits as `score` does an eager model's.
     A greedy reply is the wanted one if and only if every token of it, the end marker included, is the likeliest after
     the tokens before it: one pass over question and answer tells.
     """
@@ -43,7 +48,7 @@ def answered(decoder: Decoder, tokenizer: ChatTokenizer, asked: Sequence[Questio
         answer = tokenizer.encode(question.answer, add_special_tokens=False)
         begins[(*prompt, *answer, tokenizer.eos_ids[0])] = len(prompt), question.kind
     marks = []
-    for batch, logits in zip(batched(list(begins)), score(decoder, list(begins)), strict=True):
+    for batch, logits in zip(batched(list(begins)), read(list(begins)), strict=True):
         best, at = logits.argmax(-1).tolist(), 0
         for tokens in batch:
             (begin, kind), rows = begins[tokens], best[at : at + len(tokens) - 1]

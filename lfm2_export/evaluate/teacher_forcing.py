@@ -7,7 +7,8 @@ instead of minutes, for a quantized model that question 1 has proven an artifact
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,15 +23,25 @@ from lfm2_export.runtimes.session import Session
 
 
 def rows_of(session: Session, exact: Exact, sequences: TokenSequences) -> Rows:
-    """Return the figures of every predicted token of every sequence, in order, against fp32.
+    """Return the figures of every predicted token of every sequence, in order, against fp32."""
+    return rows_read(session.reset, partial(_after_each, session), exact, sequences)
+
+
+def rows_read(
+    begin: Callable[[], None],
+    after_each: Callable[[tuple[int, ...]], np.ndarray],
+    exact: Exact,
+    sequences: TokenSequences,
+) -> Rows:
+    """Return the same of anything that begins a conversation, and goes on with tokens to the logits after each.
 
     A few rows of logits are in memory at a time.
     """
     found: list[Rows] = []
     for number, tokens in enumerate(sequences):
-        session.reset()
+        begin()
         for start, stop in pieces(len(tokens) - 1):
-            ours = _after_each(session, tokens[start:stop])
+            ours = after_each(tokens[start:stop])
             theirs = exact.logits(number, start, stop).numpy()
             found.append(compare_rows(ours, theirs, np.array(tokens[start + 1 : stop + 1])))
     return joined(found)

@@ -12,9 +12,7 @@ from lfm2_export import targets
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.errors import ArtifactError, UsageError
 from lfm2_export.evaluate.text import EvaluationText, evaluation_text, random_ids, text_of_file
-from lfm2_export.model.load import open_checkpoint
 from lfm2_export.parity.detail import Detail
 from lfm2_export.parity.effort import Effort
 from lfm2_export.progress import Progress, silent
@@ -75,22 +73,6 @@ class Subject:
     def has_tasks(self) -> bool:
         """Nano alone has questions with known answers."""
         return self.checkpoint.name == "nano" and self.tokenizer is not None
-
-
-def checkpoint_of(artifact: Artifact, given: str | None = None) -> Checkpoint:
-    """The checkpoint an artifact was made from: `given`, or nano, or the hub id in the manifest.
-
-    Raises UsageError when it is a local folder that was not given, ArtifactError when the weights differ.
-    """
-    source = artifact.manifest.source
-    if given is None and source.name != "nano" and "/" not in source.name:
-        raise UsageError(f"{artifact.folder} was made from the local folder {source.name!r}; pass --checkpoint FOLDER")
-    checkpoint = open_checkpoint(given or source.name, None if given else source.revision)
-    if checkpoint.digest() != source.weights_sha256:
-        raise ArtifactError(
-            f"{checkpoint.folder}: not the weights that {artifact.folder} was made from (digest differs)"
-        )
-    return checkpoint
 
 
 def traced_text(artifact: Artifact, checkpoint: Checkpoint, count: int) -> tuple[int, ...]:

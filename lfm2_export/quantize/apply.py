@@ -136,6 +136,11 @@ def quantized_weight(module: nn.Module) -> QuantizedWeight | None:
     return QuantizedWeight(weight.qdata, weight.scale.float(), bits, weight.block_size[1])
 
 
+def rounds_its_input(module: nn.Module) -> bool:
+    """Return whether the input of a module with integer weights is rounded to int8 per token."""
+    return getattr(module.weight, "activation_quantization", None) is not None
+
+
 def integers(rule: QuantizationRule | None) -> WeightScheme | None:
     """The rule's integer weights as this module makes them; None for float weights and for static activations."""
     if rule is None or rule.weight is None or rule.weight.bits == 16 or rule.activation == "int16":

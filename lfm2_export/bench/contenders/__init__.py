@@ -13,6 +13,8 @@ import importlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
+import numpy as np
+
 from lfm2_export.bench.drafted import Drafted
 from lfm2_export.bench.spec import Spec
 
@@ -42,8 +44,11 @@ class Contender(Protocol):
         """Be at that position, whatever the conversation before it was: speed does not depend on what was said."""
         ...
 
-    def feed(self, tokens: Sequence[int]) -> None:
-        """Go on with these tokens; logits of the last one only."""
+    def feed(self, tokens: Sequence[int]) -> np.ndarray:
+        """Go on with these tokens, at least one; return the logits after the last, `[vocab] fp32`.
+
+        They may lie in the library's own memory: until the next call.
+        """
         ...
 
     def stages(self, context: int, steps: int) -> dict[str, float] | None:

@@ -69,8 +69,8 @@ class ArtifactContender:
             if position > self._session.position:
                 self._session.prefill([_FILLER] * (position - self._session.position))
 
-    def feed(self, tokens: Sequence[int]) -> None:
-        self._session.prefill(tokens)
+    def feed(self, tokens: Sequence[int]) -> np.ndarray:
+        return self._session.prefill(tokens)
 
     def drafted(self, draft: str) -> Drafted:
         """Measure a reply with drafts from there. UsageError where there can be none."""

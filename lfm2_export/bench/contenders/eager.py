@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lfm2_export.bench.contenders import CALL
@@ -55,12 +56,13 @@ class EagerContender:
             self.feed([_FILLER] * (position - self._position))
 
     @torch.inference_mode()
-    def feed(self, tokens: Sequence[int]) -> None:
+    def feed(self, tokens: Sequence[int]) -> np.ndarray:
         for start in range(0, len(tokens), CALL):
             chunk = torch.tensor([tokens[start : start + CALL]])
             done = self._model(chunk, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
             self._cache = done.past_key_values
             self._position += chunk.shape[1]
+        return done.logits[0, -1].float().numpy()
 
     def stages(self, context: int, steps: int) -> None:
         return None

@@ -61,10 +61,10 @@ class GenaiContender:
         if missing := position - int(self._generator.token_count()):
             self.feed([_FILLER] * missing)
 
-    def feed(self, tokens: Sequence[int]) -> None:
+    def feed(self, tokens: Sequence[int]) -> np.ndarray:
         for start in range(0, len(tokens), CALL):
             self._generator.append_tokens(np.array(tokens[start : start + CALL], dtype=np.int32))
-        self._generator.get_logits()
+        return self._generator.get_logits()[0, -1]
 
     def stages(self, context: int, steps: int) -> None:
         return None

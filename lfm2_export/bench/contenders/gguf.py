@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lfm2_export.bench.contenders import CALL
 from lfm2_export.bench.spec import Spec
 from lfm2_export.errors import ArtifactError
@@ -75,7 +77,7 @@ class GgufContender:
             self.feed([_FILLER] * (position - self._position))
             self._save()
 
-    def feed(self, tokens: Sequence[int]) -> None:
+    def feed(self, tokens: Sequence[int]) -> np.ndarray:
         for start in range(0, len(tokens), CALL):
             chunk = tokens[start : start + CALL]
             array = (self._lib.llama_token * len(chunk))(*chunk)
@@ -83,7 +85,8 @@ class GgufContender:
             if status != 0:
                 raise ArtifactError(f"llama_decode returned {status} at position {self._position}")
             self._position += len(chunk)
-        self._lib.llama_get_logits_ith(self._context, -1)  # waits until they are there
+        logits = self._lib.llama_get_logits_ith(self._context, -1)  # waits until they are there
+        return np.ctypeslib.as_array(logits, (self.vocab,))
 
     def stages(self, context: int, steps: int) -> None:
         return None

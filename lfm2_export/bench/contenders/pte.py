@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lfm2_export.bench.contenders import CALL
@@ -59,14 +60,15 @@ class PteContender:
         if position > self._position:
             self.feed([_FILLER] * (position - self._position))
 
-    def feed(self, tokens: Sequence[int]) -> None:
+    def feed(self, tokens: Sequence[int]) -> np.ndarray:
         for start in range(0, len(tokens), self._call):
             chunk = tokens[start : start + self._call]
-            self._module.run_method("forward", [torch.tensor([chunk]), torch.tensor([self._position])])
+            (logits,) = self._module.run_method("forward", [torch.tensor([chunk]), torch.tensor([self._position])])
             self._position += len(chunk)
             if self._pages is not None:
                 self._pages.adopt()
                 self._pages = None
+        return logits.flatten()[-self.vocab :].numpy()
 
     def stages(self, context: int, steps: int) -> None:
         return None

@@ -15,7 +15,7 @@ CAPABILITIES = Capabilities(
             others=(
                 Stored(FLOAT32),
                 Stored(16, ("float16",)),
-                Stored(8, ("int8-token",)),
+                Stored(8, ("int8-token", None)),
                 Stored(4, ("int8-token",), Groups(row=False, step=32), scales=("bfloat16",)),  # blockwise kernels
             ),
             caches=("float32", "bfloat16", "float16"),

@@ -18,6 +18,7 @@ from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as xn
 from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import serialize_xnnpack_binary
 from torch import Tensor, nn
 
+from lfm2_export.quantize.apply import rounds_its_input
 from lfm2_export.targets.xnnpack.weights import Integers, Stored, Weights
 
 _NONE = 0xFFFFFFFF  # XNN_INVALID_VALUE_ID
@@ -140,7 +141,7 @@ class Graph:
         return self._node(xnn.XNNConcatenate2(axis, a.id, b.id, _NONE, _NONE, out.id, 0, _NONE), out)
 
     def linear(self, x: Value, module: nn.Module) -> Value:
-        """A product with a linear module, as its weight says: fp32, fp16, or integers on dynamically rounded inputs."""
+        """A product with a linear module, as its weight says: fp32, fp16, or integers, on inputs rounded or not."""
         integers, bias = self._weights.integers(module), getattr(module, "bias", None)
         if integers is None and cast(Tensor, module.weight).dtype == torch.float16:
             product = self._half_product(x, cast(Tensor, module.weight))
@@ -148,7 +149,8 @@ class Graph:
         if integers is None:
             return self.product(x, cast(Tensor, module.weight), bias)
         filter_id = self._integers(integers)
-        return self._fully_connected(self._round(x), filter_id, integers.weight.values.shape[0], bias)
+        x = self._round(x) if rounds_its_input(module) else x
+        return self._fully_connected(x, filter_id, integers.weight.values.shape[0], bias)
 
     def product(self, x: Value, weight: Tensor, bias: Tensor | None = None) -> Value:
         """`x @ weight.T + bias`, all fp32."""
