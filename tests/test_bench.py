@@ -140,7 +140,7 @@ def test_drafts_are_for_artifacts_alone(capsys):
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("text") / "held-out.txt"
-    file.write_text("What color is the sky? The sky is blue. Tom has the lamp. Who has the lamp? Tom has it. " * 2)
+    file.write_text("What color is the sky? The sky is blue. Tom has the lamp. Who has the lamp? Tom has it. " * 6)
     return file
 
 
