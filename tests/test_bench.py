@@ -156,7 +156,9 @@ def test_divergence_from_fp32_stands_beside_speed(artifact, text, tmp_path, caps
     session = runtimes.first(opened.manifest).open_session(artifact, opened.manifest, 1)
     (exact,) = read_exactly(nano, [Reading(sequences)])
     four, eight = (contender.loss for contender in report.contenders)
-    assert four == summary(rows_of(session, exact, sequences))
+    alone = summary(rows_of(session, exact, sequences))
+    assert four.mean_kld == pytest.approx(alone.mean_kld, rel=1e-3)
+    assert (four.tokens, four.top1) == (alone.tokens, alone.top1)
     assert eight.mean_kld < four.mean_kld / 4
     assert code_of("bench", str(artifact), *QUICK, "--text", str(text)) == 0
     shown = capsys.readouterr().out

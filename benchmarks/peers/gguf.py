@@ -122,6 +122,6 @@ def _quantize(source: Path, target: Path, kind: str, importance: Path | None = N
 if __name__ == "__main__":
     _verb, *_words = sys.argv[1:]
     if _verb == "convert":
-        _convert(*map(Path, _words[:3]), _words[3])
+        _convert(Path(_words[0]), Path(_words[1]), Path(_words[2]), _words[3])
     else:
         _quantize(Path(_words[0]), Path(_words[1]), _words[2], *map(Path, _words[3:]))

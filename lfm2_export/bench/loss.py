@@ -25,6 +25,7 @@ from lfm2_export.model.load import open_checkpoint
 
 _LONGEST = 512  # tokens of a sequence: what is said later leans on no more than a window holds
 _OURS = ("artifact", "native")  # kinds of contenders that say what they were made from
+_ANSWER: TypeAdapter[QuantizationLoss] = TypeAdapter(QuantizationLoss)
 
 
 class HeldOut(BaseModel):
@@ -68,7 +69,7 @@ def _checkpoint(specs: Sequence[Spec], source: str | None) -> Checkpoint:
 def loss(spec: Spec, text: HeldOut, threads: int) -> QuantizationLoss:
     """Return what the contender loses, fed token by token, in a process of its own; ArtifactError when that fails."""
     job = Job(spec=spec, text=text, threads=threads)
-    return TypeAdapter(QuantizationLoss).validate_json(child.call(__name__, job.model_dump_json(), spec.name))
+    return _ANSWER.validate_json(child.call(__name__, job.model_dump_json(), spec.name))
 
 
 def _work(job: Job) -> QuantizationLoss:
@@ -91,7 +92,7 @@ def _after_each(contender: Contender, tokens: tuple[int, ...]) -> np.ndarray:
 
 
 def _answer(request: str) -> str:
-    return TypeAdapter(QuantizationLoss).dump_json(_work(Job.model_validate_json(request))).decode()
+    return _ANSWER.dump_json(_work(Job.model_validate_json(request))).decode()
 
 
 if __name__ == "__main__":
