@@ -113,8 +113,10 @@ def _prove(
         subject.progress("fp32: layer by layer over all tokens", work.fp32())
         fp32 = reading.result(partial(subject.progress.advance, work.layer()))
     unpack(decoder).to(subject.device)  # its grids have served, and every call is many times faster without them
-    _question_1(subject, work, model, opened, cases, sessions, references)
+    tolerances = _question_1(subject, work, model, opened, cases, sessions, references)
+    other = model.other
     del model, decoder
+    _state_laws(subject, work, opened, sessions, other, tolerances)
     accuracy, cache = question_2(subject, work, fp32, opened, sessions, references)
     for report in opened:
         judge(report, _gates(subject.recipe, report.runtime), accuracy, checkpoint.random_weights)
@@ -213,9 +215,13 @@ def _question_1(
     cases_of: Mapping[str, list[Case]],
     sessions: Mapping[str, Session],
     references: Mapping[str, Session],
-) -> None:
-    """Against the same quantized model, in eager or the runtime's own reference: cases, greedy text, state laws."""
-    decoder, eager, stored, other = model
+) -> dict[str, float]:
+    """Against the same quantized model, in eager or the runtime's own reference: cases and greedy text.
+
+    Returns the error allowed to each runtime.
+    """
+    decoder, eager, stored, _ = model
+    tolerances: dict[str, float] = {}
     prompts = [tokens[: min(32, subject.window - 1)] for tokens in subject.text.sequences[: subject.effort.prompts]]
     everything = [case for cases in cases_of.values() for case in cases]
     common: Truth = SessionTruth(eager)
@@ -235,15 +241,12 @@ def _question_1(
             rounding = runtimes.find(report.runtime).rounding
             measured = noise_floor(truth, cases) if subject.rounds and isinstance(truth, EagerTruth) else None
             floor = None if measured is None else measured.times(rounding)
-            tolerance = allowed_error(_gates(subject.recipe, report.runtime).lowering, floor)
+            tolerances[report.runtime] = tolerance = allowed_error(
+                _gates(subject.recipe, report.runtime).lowering, floor
+            )
             report.lowering = compare(session, truth, cases, tolerance, floor, rounding)
             report.twin = _twin(subject, report, session, cases)
             report.greedy = same_greedy_text(session, truth, prompts, subject.effort.continuation, tolerance)
-            subject.progress(f"{report.runtime}: state laws", work.laws())
-            context = LawContext(
-                session, subject.config, _spoken(subject), tolerance, other, fills=subject.effort.whole
-            )
-            report.laws = list(state_laws(context))
             if subject.detail is not None:
                 report.details = _details(subject, work, subject.detail, session, own or eager)
     del eager, common, truth
@@ -251,6 +254,23 @@ def _question_1(
         report.weights_error = stored
     if subject.rounds and stored is None:
         _run_weights_alone(subject, work, without_rounding(decoder), reports)
+    return tolerances
+
+
+def _state_laws(
+    subject: Subject,
+    work: Work,
+    reports: list[RuntimeReport],
+    sessions: Mapping[str, Session],
+    other: OtherForm,
+    tolerances: Mapping[str, float],
+) -> None:
+    """What a session must keep to, whatever the model says: nothing of eager is in memory meanwhile."""
+    for report in reports:
+        subject.progress(f"{report.runtime}: state laws", work.laws())
+        session, tolerance = sessions[report.runtime], tolerances[report.runtime]
+        context = LawContext(session, subject.config, _spoken(subject), tolerance, other, fills=subject.effort.whole)
+        report.laws = list(state_laws(context))
 
 
 def _cases(subject: Subject, session: Session) -> list[Case]:
