@@ -75,7 +75,8 @@ def figure(result: Row) -> Figure:
             axes.plot(xs, ys, marker, color=colour, label=label, linestyle="none", alpha=0.8)
         for row in result["rows"]:
             if ("gguf" in row and row["weights"] == "llama.cpp") or row.get("gguf") == "IQ4_XS":
-                axes.annotate(row["gguf"], (row["bytes"] / 1e6, row["mean_kld"]), (5, 5), textcoords="offset points")
+                at = row["bytes"] / 1e6, row["mean_kld"]
+                axes.annotate(row["gguf"], at, (-7, -4), textcoords="offset points", ha="right")
         axes.set(xlabel="matrices, MB", ylabel="mean KLD from fp32, nats per token", xscale="log", yscale="log")
         ticks = sorted({round(row["bytes"] / 1e6, 2) for row in result["rows"] if "gguf" in row})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
