@@ -9,7 +9,7 @@ from pathlib import Path
 from lfm2_export import recipes, targets
 from lfm2_export.artifact.folder import KIND, Artifact, open_artifact, seal, write_manifest
 from lfm2_export.artifact.manifest import Extent, Manifest, Source
-from lfm2_export.checkpoint.config import to_dict
+from lfm2_export.checkpoint.config import LFM2Config, to_dict
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.environment.resources import check_memory, torch_threads
@@ -25,7 +25,8 @@ from lfm2_export.quantize import cache
 from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.quantize.calibrated import load_calibrated
 from lfm2_export.quantize.calibration import calibration_sequences, write_sequences
-from lfm2_export.quantize.record import FILE, write_record
+from lfm2_export.quantize.coverage import uncovered
+from lfm2_export.quantize.record import FILE, Record, write_record
 from lfm2_export.quantize.scheme import describe
 from lfm2_export.quantize.size import model_bytes
 from lfm2_export.recipes import Recipe
@@ -74,7 +75,7 @@ def export(
             sequences = calibration_sequences(chosen.calibration, checkpoint, tokenizer, progress)
             write_sequences(folder, sequences)
         progress("reading and quantizing weights")
-        decoder = _quantized(checkpoint, chosen, sequences, folder, progress)
+        decoder, record = _quantized(checkpoint, chosen, sequences, folder, progress)
         lowered = target.lower(decoder, chosen, folder, progress, sequences)
         del decoder  # the proof loads its own references
         progress("checksums")
@@ -85,7 +86,7 @@ def export(
             target=chosen.target,
             form=chosen.form,
             window=chosen.window,
-            quantization=describe(chosen.quantization, checkpoint.config),
+            quantization=_described(checkpoint.config, chosen, record),
             chat=tokenizer is not None and tokenizer.has_template,
             **lowered._asdict(),
         )
@@ -109,14 +110,21 @@ def _needs(output: Path, checkpoint: Checkpoint, recipe: Recipe) -> list[Need]:
 
 def _quantized(
     checkpoint: Checkpoint, recipe: Recipe, sequences: TokenSequences, folder: Path, progress: Progress
-) -> Decoder:
+) -> tuple[Decoder, Record]:
+    """The decoder, and what calibration decided, which goes into the folder as well."""
     rules = recipe.quantization
     if not recipe.is_calibrated:  # for static activations the target chooses the weights' integers too
-        return load_quantized(checkpoint, rules, recipe.cache, recipe.weights)
+        return load_quantized(checkpoint, rules, recipe.cache, recipe.weights), {}
     kept = _kept(checkpoint, recipe, sequences)
     decoder, record = load_calibrated(checkpoint, rules, recipe.cache, recipe.weights, sequences, progress, kept)
     write_record(folder / FILE, record)
-    return decoder
+    return decoder, record
+
+
+def _described(config: LFM2Config, recipe: Recipe, record: Record) -> dict[str, str]:
+    """How matrices are quantized, by class; experts that calibration showed too little are named."""
+    few = uncovered(record, config)
+    return describe(recipe.quantization, config) | ({"expert by mse": few} if few else {})
 
 
 def _kept(checkpoint: Checkpoint, recipe: Recipe, sequences: TokenSequences) -> Path:

@@ -25,6 +25,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 import typer
+from balance import Balance
 from cpuinfo import get_cpu_info
 from data import Batch, accuracy, batches, texts
 from rich.console import Console
@@ -36,6 +37,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     Lfm2Config,
+    Lfm2MoeConfig,
     Lfm3Config,
     PreTrainedConfig,
     PreTrainedModel,
@@ -99,14 +101,36 @@ def lfm3_configuration(hidden: int, layers: int, vocab: int) -> Lfm3Config:
     )
 
 
+def moe_configuration(hidden: int, layers: int, vocab: int) -> Lfm2MoeConfig:
+    """LFM2's layers with two of six experts, as wide together as the dense MLP of the first two layers."""
+    dense = configuration(hidden, layers, vocab)
+    own = ("layer_types", "num_attention_heads", "num_key_value_heads", "conv_L_cache", "conv_bias", "norm_eps")
+    same = ("rope_parameters", "max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
+    return Lfm2MoeConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        moe_intermediate_size=hidden,
+        num_hidden_layers=layers,
+        num_dense_layers=2,
+        num_experts=6,
+        num_experts_per_tok=2,
+        use_expert_bias=True,
+        norm_topk_prob=True,
+        tie_word_embeddings=True,
+        **{name: getattr(dense, name) for name in (*own, *same)},
+    )
+
+
 CONFIGURATIONS: dict[str, Callable[[int, int, int], PreTrainedConfig]] = {
     "lfm2": configuration,
+    "lfm2_moe": moe_configuration,
     "lfm3": lfm3_configuration,
 }
 
 
 def optimizers(model: PreTrainedModel, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers; AdamW for embedding, norms and convolution taps."""
+    """Muon for the matrices inside the layers; AdamW for embedding, norms, convolution taps and stacked experts."""
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     outer = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [
@@ -130,7 +154,7 @@ def train(
     bfloat16 matrix products are twice as fast on CPUs that have them; weights and loss stay fp32.
     """
     optims = optimizers(model, rate)
-    rounding = Rounding(model)
+    rounding, balance = Rounding(model), Balance(model)
     half = any("bf16" in flag for flag in get_cpu_info().get("flags", []))
     columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
     loss_mean = 0.0
@@ -156,6 +180,7 @@ def train(
             for optimizer in optims:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+            balance.step()
             loss_mean += (loss.item() - loss_mean) * (0.02 if step else 1.0)
             progress.update(task, completed=done, note=f"step {step} loss {loss_mean:.3f}")
             if (step + 1) % (steps // 10) == 0:
@@ -196,7 +221,7 @@ def amend(file: Path, **values: object) -> None:
 
 
 def main(
-    family: Annotated[str, typer.Option(help="lfm2 or lfm3.")] = "lfm2",
+    family: Annotated[str, typer.Option(help="lfm2, lfm2_moe or lfm3.")] = "lfm2",
     hidden: Annotated[int, typer.Option(help="Width, a multiple of 128.")] = 128,
     layers: Annotated[int, typer.Option(help="Layers, at least 5.")] = 6,
     steps: Annotated[int, typer.Option(min=10, help="Training steps.")] = 4000,
@@ -210,7 +235,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="Stop after so long, however many steps that was.")] = math.inf,
     rounding: Annotated[bool, typer.Option(help="Teach it, late, to live with 4-bit weights.")] = True,
 ) -> None:
-    """Train a small LFM2 or LFM3 on the nano questions and write a complete checkpoint folder."""
+    """Train a small LFM2, LFM2-MoE or LFM3 on the nano questions and write a complete checkpoint folder."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     if start:

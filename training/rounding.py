@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 
 class Int4(nn.Module):
-    """Rounds a matrix to int4 in groups along its inputs whenever `on`."""
+    """Rounds a matrix, or a stack of experts', to int4 in groups along its inputs whenever `on`."""
 
     def __init__(self, group: int) -> None:
         super().__init__()
@@ -34,10 +34,13 @@ class Rounding:
     """Adds the rounding to every layer's matrices; the tied embedding stays exact."""
 
     def __init__(self, model: PreTrainedModel, group: int = 128) -> None:
-        self.linears = [module for module in model.model.modules() if isinstance(module, nn.Linear)]
-        self.rounds = [Int4(group) for _ in self.linears]
-        for linear, rounding in zip(self.linears, self.rounds, strict=True):
-            parametrize.register_parametrization(linear, "weight", rounding)
+        linears = [(module, "weight") for module in model.model.modules() if isinstance(module, nn.Linear)]
+        mixtures = [module for module in model.model.modules() if hasattr(module, "gate_up_proj")]
+        stacks = [(module, name) for module in mixtures for name in ("gate_up_proj", "down_proj")]
+        self.matrices = [*linears, *stacks]
+        self.rounds = [Int4(group) for _ in self.matrices]
+        for (module, name), rounding in zip(self.matrices, self.rounds, strict=True):
+            parametrize.register_parametrization(module, name, rounding)
 
     def switch(self, on: bool) -> None:
         """Rounded from the next step on, or exact."""
@@ -47,5 +50,5 @@ class Rounding:
     def remove(self) -> None:
         """Leaves plain, exact weights behind."""
         self.switch(False)
-        for linear in self.linears:
-            parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
+        for module, name in self.matrices:
+            parametrize.remove_parametrizations(module, name, leave_parametrized=False)

@@ -1,7 +1,8 @@
 """How many bytes a decode step must read: the figure that bounds its speed on any machine.
 
 Counted from the recipe and the model's shape, not from files: a step reads the head whole, but one row of the
-embedding. Norms, biases and conv kernels (under 0.1 %) are left out.
+embedding, and of a layer's experts those that its token chose. Norms, biases and conv kernels (under 0.1 %) are left
+out.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from lfm2_export.checkpoint.config import LFM2Config, from_dict
 from lfm2_export.graph.matrices import matrices
 from lfm2_export.model import state
 from lfm2_export.quantize.scheme import QuantizationRule, rule_for
-from lfm2_export.quantize.size import matrix_bytes
+from lfm2_export.quantize.size import matrix_bytes, share_read
 
 
 def weight_bytes(manifest: Manifest) -> int:
-    """Return the bytes of every matrix but the embedding once, at its recipe's width, with its scales."""
+    """Return the bytes of every matrix a step reads once, at its recipe's width, with its scales."""
     rules = tuple(QuantizationRule.model_validate(rule) for rule in manifest.recipe["quantization"])
-    read = (matrix for matrix in matrices(_config(manifest)) if matrix.kind != "embedding")
-    return sum(matrix_bytes(shape, rule_for(path, kind, rules)) for path, kind, shape in read)
+    config = _config(manifest)
+    read = (matrix for matrix in matrices(config) if matrix.kind != "embedding")
+    return int(
+        sum(share_read(config, kind) * matrix_bytes(shape, rule_for(path, kind, rules)) for path, kind, shape in read)
+    )
 
 
 def cache_bytes(manifest: Manifest) -> int:

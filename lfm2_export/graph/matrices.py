@@ -12,7 +12,7 @@ from lfm2_export.graph.steps import layer_of
 from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import skeleton
 
-MatrixClass = Literal["embedding", "head", "conv", "linear", "gate"]
+MatrixClass = Literal["embedding", "head", "conv", "linear", "gate", "expert"]
 
 
 class Matrix(NamedTuple):
@@ -20,7 +20,7 @@ class Matrix(NamedTuple):
 
     path: str
     kind: MatrixClass  # embedding; head, which makes the logits; conv, a short convolution's projection; gate, whose
-    # results weigh others; or linear
+    # results weigh others; expert, of which a token uses a few; or linear
     shape: tuple[int, int]
 
 
@@ -46,13 +46,18 @@ def matrices(config: LFM2Config) -> tuple[Matrix, ...]:
         if step.kind == "experts":
             experts = model.get_submodule(step.path).named_modules(prefix=step.path)
             parts = [(path, part) for path, part in experts if isinstance(part, nn.Linear)]
-            found += [Matrix(path, "linear", (part.out_features, part.in_features)) for path, part in parts]
+            found += [Matrix(path, "expert", (part.out_features, part.in_features)) for path, part in parts]
             continue
         weight = model.get_submodule(step.path).weight
         assert isinstance(weight, Tensor)
         rows, columns = weight.shape
         found.append(Matrix(step.path, kind(step.kind, step.path, step.output), (rows, columns)))
     return tuple(found)
+
+
+def mixtures(config: LFM2Config, layer: int) -> tuple[str, ...]:
+    """Return the modules of a layer that hold all of its experts: one, or none."""
+    return tuple(step.path for step in trace(config, padded=False).of_kind("experts") if layer_of(step.path) == layer)
 
 
 class Siblings(NamedTuple):

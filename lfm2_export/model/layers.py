@@ -38,4 +38,8 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return self.w2(self.hidden(x))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """What w2 is called with."""
+        return F.silu(self.w1(x)) * self.w3(x)

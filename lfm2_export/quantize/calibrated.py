@@ -4,6 +4,8 @@ Two models walk through the calibration sequences side by side, the exact one an
 matrix is rounded for the inputs it will really get, activations rounded included. Of the exact model only one layer is
 in memory at a time.
 
+An expert is rounded for the tokens that chose it; one that too few tokens chose by its weights alone (`coverage.py`).
+
 A tied embedding and head that share their storage get their integers first, by the exact model's last hidden states
 (a walk of its own) and by plain error in equal parts: the head's products and the embedding's rows both depend on them.
 """
@@ -21,13 +23,15 @@ from torch import Tensor, nn
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.errors import ArtifactError
 from lfm2_export.files import ANY, staged_file
-from lfm2_export.graph.matrices import siblings
+from lfm2_export.graph.matrices import mixtures, siblings
 from lfm2_export.graph.steps import layer_of
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.layers import FeedForward
 from lfm2_export.model.load import load_decoder
 from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.apply import install, integers, quantize_module, round_caches
+from lfm2_export.quantize.coverage import covers, routed_inputs, seen_by, uncovered
 from lfm2_export.quantize.freed_memory import return_at_once
 from lfm2_export.quantize.gptq import gptq, undrifted
 from lfm2_export.quantize.grid import Grid, grid_of, nearest, searched_scales
@@ -178,6 +182,36 @@ class _Walk:
                     self._install(path, *place(weight, grid_of(self.schemes[path]), self.method, seen))
                 else:
                     quantize_module(self.result, path, self.rules[path])
+        for path in mixtures(exact.config, layer):
+            self._place_experts(exact, layer, path)
+
+    def _place_experts(self, exact: Decoder, layer: int, path: str) -> None:
+        """Round each expert for the tokens that chose it in the quantized model, in the exact one as well."""
+        inputs = routed_inputs(self.streams, (self.result, exact), layer, path)
+        counts: list[int] = []
+        for number in range(exact.config.num_experts):
+            one = f"{path}.{number}"
+            ours, theirs = (cast(FeedForward, decoder.get_submodule(one)) for decoder in (self.result, exact))
+            x, y = inputs.of(number)
+            counts.append(len(x))
+            self._place_together(exact, (f"{one}.w1", f"{one}.w3"), x, y)
+            self._place_together(exact, (f"{one}.w2",), ours.hidden(x), theirs.hidden(y))
+        self.record |= {seen_by(path): torch.tensor(counts)}
+        if few := uncovered(self.record, exact.config, path):
+            self.progress(f"weights: seen too little, rounded by mse: {few}")
+
+    def _place_together(self, exact: Decoder, paths: tuple[str, ...], x: Tensor, y: Tensor) -> None:
+        """Round an expert's matrices of one input: `x` in the quantized model, `y` in the exact one."""
+        enough = covers(len(x), x.shape[1])
+        seen = moments(iter((x,)), iter((y,))) if enough else None
+        for path in paths:
+            if path in self.schemes and seen is not None:
+                weight = cast(nn.Linear, exact.get_submodule(path)).weight
+                self._install(path, *place(weight, grid_of(self.schemes[path]), self.method, seen))
+                continue
+            quantize_module(self.result, path, self.rules[path], "mse")
+            if path in self.schemes:
+                self.record |= recorded(self.result, path, self.schemes[path])
 
     def _smooth(self, exact: Decoder, layer: int) -> None:
         """Fold scalings into the exact layer, which stays exact, by inputs as the quantized layers before it give."""

@@ -3,7 +3,7 @@
 Other machines sum in another order and would end at other integers, so a proof there needs these and not a second run.
 Names are the model's own: `<module>.values` (two 4-bit integers in a byte, the first in its low half; or int8
 `[rows, columns]`), `<module>.scales [rows, groups]` in the precision they are stored in, and by its own name, in fp32,
-every other parameter that smoothing has changed.
+every other parameter that smoothing has changed. `<experts>.tokens [experts] int64` says how many tokens chose each.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
 from lfm2_export.model.state import FLOAT_DTYPES
 from lfm2_export.quantize.apply import install, integers, quantize_module, quantized_weight, round_caches
+from lfm2_export.quantize.coverage import TOKENS
 from lfm2_export.quantize.scheme import QuantizationRule, Rules, WeightScheme, rules_by_path
 
 FILE = "quantized.safetensors"
@@ -49,7 +50,7 @@ def replay(decoder: Decoder, part: str, record: Record, rules: ByPath) -> None:
     """Do to a top-level part of the exact decoder, in place, what the record says. ArtifactError if it does not fit."""
     parameters = dict(decoder.named_parameters(remove_duplicate=False))
     for name, tensor in record.items():
-        if _within(name, part) and not name.endswith((".values", ".scales")):
+        if _within(name, part) and not name.endswith((".values", ".scales", TOKENS)):
             if name not in parameters or parameters[name].shape != tensor.shape:
                 raise ArtifactError(f"{FILE}: {name} is no parameter of this model, or of another shape")
             owner, _, attribute = name.rpartition(".")

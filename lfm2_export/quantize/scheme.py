@@ -2,7 +2,8 @@
 
 The first rule whose `match` fits a module wins; a module that no rule fits stays fp32. `match` is a module
 class (`embedding`, `head`, `conv` for the projections of a short convolution, `gate` for what weighs heads or
-experts, `linear` for every other matrix) or a glob over the module's path (`layers.*.feed_forward.w2`).
+experts, `expert` for the matrices of a mixture's experts, `linear` for every other matrix, experts included)
+or a glob over the module's path (`layers.*.feed_forward.w2`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.graph.matrices import matrices
 
-MODULE_CLASSES = ("embedding", "head", "conv", "linear", "gate")
+MODULE_CLASSES = ("embedding", "head", "conv", "linear", "gate", "expert")
 
 Scale = Literal["float32", "bfloat16", "float16"]
 Activation = Literal["int8-token", "int8-block", "float16", "int16"]
@@ -62,7 +63,9 @@ def rule_for(path: str, module_class: str, rules: Rules) -> QuantizationRule | N
         integers = rule.weight is not None and rule.weight.bits < 16
         if module_class == "gate" and integers and rule.match not in ("gate", path):
             continue
-        if rule.match == module_class or (rule.match not in MODULE_CLASSES and fnmatchcase(path, rule.match)):
+        if rule.match == module_class or (rule.match, module_class) == ("linear", "expert"):
+            return rule
+        if rule.match not in MODULE_CLASSES and fnmatchcase(path, rule.match):
             return rule
     return None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.graph.matrices import matrices
+from lfm2_export.graph.matrices import MatrixClass, matrices
 from lfm2_export.model.state import FLOAT_DTYPES
 from lfm2_export.quantize.scheme import QuantizationRule, Rules, rule_for
 
@@ -17,6 +19,11 @@ def matrix_bytes(shape: tuple[int, int], rule: QuantizationRule | None) -> int:
         return 2 * rows * columns
     scales = rows * (columns // (rule.weight.group or columns))
     return rows * columns * rule.weight.bits // 8 + scales * FLOAT_DTYPES[rule.weight.scale].itemsize
+
+
+def share_read(config: LFM2Config, kind: MatrixClass) -> Fraction:
+    """Return which share of such matrices a token's products read: of experts those it chose, of others all."""
+    return Fraction(config.num_experts_per_tok, config.num_experts) if kind == "expert" else Fraction(1)
 
 
 def is_shared(config: LFM2Config, rules: Rules) -> bool:

@@ -46,14 +46,18 @@ class Stream:
 
     def inputs(self, decoder: Decoder, layer: int, path: str) -> Iterator[Tensor]:
         """Yield what that layer's module at `path` is called with, `[tokens, columns]` for one batch after another."""
-        seen: list[Tensor] = []
+        return (given[0] for given in self.calls(decoder, layer, path))
+
+    def calls(self, decoder: Decoder, layer: int, path: str) -> Iterator[tuple[Tensor, ...]]:
+        """Yield every input of that layer's module at `path`, `[tokens, …]` each, for one batch after another."""
+        seen: list[tuple[Tensor, ...]] = []
         hook = decoder.get_submodule(path).register_forward_pre_hook(_capture(seen))
         try:
             for batch in self.batches:
                 try:
                     decoder.block(layer)(batch.x, batch.state, batch.call)
                 except _CapturedError:
-                    yield seen.pop()[batch.valid]
+                    yield tuple(given[batch.valid] for given in seen.pop())
         finally:
             hook.remove()
 
@@ -63,9 +67,9 @@ class Stream:
             yield through(batch.x)[batch.valid]
 
 
-def _capture(into: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _capture(into: list[tuple[Tensor, ...]]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        into.append(inputs[0])
+        into.append(inputs)
         raise _CapturedError
 
     return hook

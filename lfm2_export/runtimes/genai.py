@@ -48,8 +48,8 @@ class Genai(Runtime):
         return str(onnxruntime_genai.__version__)
 
     def runs(self, manifest: Manifest) -> bool:
-        """Return whether the artifact is of the library's LFM2 class: 0.18.0 has none for LFM3 or LFM2-MoE."""
-        return super().runs(manifest) and manifest.source.config.get("model_type", "lfm2") == "lfm2"
+        """Return whether the library has a class for the artifact's model: 0.18.0 has none for LFM3."""
+        return super().runs(manifest) and manifest.source.config.get("model_type", "lfm2") != "lfm3"
 
     def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> GenaiSession:
         """Load an artifact for one conversation.

@@ -5,6 +5,7 @@ Past and present are bound to the same memory, so a step writes its keys in plac
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -24,6 +25,7 @@ from lfm2_export.runtimes.session import Session, Snapshot, check_draft, check_k
 _CONV, _SLIDING = "past_conv.", "past_sliding."
 _ROWS, _STATES = "num_logits_to_keep", "num_states_to_keep"  # inputs that only a `verify` gives
 _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+_EXPERTS = "ORT_QMOE_CPU_QNBIT_GEMM"  # what experts' kernels compute in; unset: as the operator's attribute says
 _QUIET = 3  # onnxruntime's log level: errors only
 
 
@@ -85,7 +87,7 @@ class OnnxRuntimeSession(Session):
         check_graph(path, method, manifest)
         try:
             pages = HugePages()
-            with _widened(path) if float_activations else nullcontext(path) as model:
+            with _widened(path) if float_activations else nullcontext(path) as model, _experts_in(float_activations):
                 self._session = onnxruntime.InferenceSession(model, options, providers=list(self._providers))
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
             raise ArtifactError(f"{path}: onnxruntime {self.version} cannot load it: {one_line(error)}") from error
@@ -263,6 +265,20 @@ def _widened(path: Path) -> Iterator[Path]:
         onnx.save(model, copy, save_as_external_data=True, location=f"{path.name}_data")  # it may exceed 2 GiB
         del model
         yield copy
+
+
+@contextmanager
+def _experts_in(float_activations: bool) -> Iterator[None]:
+    """Let sessions opened meanwhile multiply int8 experts in fp32: by no attribute of `QMoE`, only by a variable."""
+    before = os.environ.get(_EXPERTS)
+    if float_activations:
+        os.environ[_EXPERTS] = "fp32"
+    try:
+        yield
+    finally:
+        if float_activations:
+            os.environ.pop(_EXPERTS)
+            os.environ.update({} if before is None else {_EXPERTS: before})
 
 
 def _fp32(tensor: Any) -> np.ndarray:

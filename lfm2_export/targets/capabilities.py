@@ -88,13 +88,14 @@ class Arithmetic:
     embedding: tuple[Stored, ...]
     others: tuple[Stored, ...]
     caches: tuple[str, ...]
+    experts: tuple[Stored, ...] = ()  # of a mixture; none where its operator has no such arithmetic
     when: str = ""
     options: Mapping[str, object] = field(default_factory=dict)
     static: bool | None = None
 
     def entries(self, kind: str) -> tuple[Stored, ...]:
         """Return what a matrix of that class can be."""
-        return self.embedding if kind == "embedding" else self.others
+        return {"embedding": self.embedding, "expert": self.experts}.get(kind, self.others)
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ class Capabilities:
     methods: tuple[Method, ...] = get_args(Method)  # by which weights may come to their integers
     observers: tuple[str, ...] = ()  # that may choose the ranges of int16 activations
     slow_caches: Mapping[str, str] = field(default_factory=dict)  # precision → what it does to speed, and where
+    unwritten: Mapping[str, str] = field(default_factory=dict)  # kind of step that it does not write → why not
 
     def option(self, recipe: Recipe, name: str) -> Any:
         """Return the recipe's value of an option, or its default."""

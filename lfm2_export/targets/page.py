@@ -11,7 +11,9 @@ _INTRODUCTION = """\
 A recipe is held against these tables before a weight is read; `lfm2-export tune` chooses from them. This page is made
 from the same tables, by `python -m lfm2_export.targets.page`.
 
-A matrix is an embedding, which is looked up in, or a product's: the head's, a projection's, an MLP's.
+A matrix is an embedding, which is looked up in, a product's (the head's, a projection's, an MLP's), or an expert's in a
+mixture of experts, whose matrices are all stored alike. A mixture's router is a product, and stays in float unless a
+rule says `gate`.
 """
 
 
@@ -26,6 +28,7 @@ def _section(name: str, has: Capabilities) -> str:
     if has.observers:
         parts[-1] += f" Ranges of activations are chosen by: {', '.join(has.observers)}."
     parts += [f"A {name} cache {slow}." for name, slow in has.slow_caches.items()]
+    parts += [f"Not written: `{kind}`, {why}." for kind, why in has.unwritten.items()]
     parts.append(_options(has))
     return "\n\n".join(parts) + "\n"
 
@@ -34,7 +37,11 @@ def _arithmetic(arithmetic: Arithmetic) -> str:
     rows = [
         f"| {matrix} | {entry.weights} | {_scales(entry)} "
         f"| {' or '.join(each or 'none' for each in entry.activations)} |"
-        for matrix, entries in (("embedding", arithmetic.embedding), ("product", arithmetic.others))
+        for matrix, entries in (
+            ("embedding", arithmetic.embedding),
+            ("product", arithmetic.others),
+            ("expert", arithmetic.experts),
+        )
         for entry in entries
     ]
     when = f"With {arithmetic.when}: KV" if arithmetic.when else "KV"

@@ -52,9 +52,9 @@ def _matrices(
         where = path if rule is None else f"quantization[{recipe.quantization.index(rule)}]: {path}"
         given = f"{described(rule)}{'' if rule else ' (no rule fits it)'}"
         weight = rule.weight if rule else None
-        wanted = "an embedding" if kind == "embedding" else "a product"
+        wanted = {"embedding": "an embedding", "expert": "an expert"}.get(kind, "a product")
         alike = [entry for entry in entries if weight and entry.bits == weight.bits]
-        has_there = "; or ".join(map(str, alike or entries))
+        has_there = "; or ".join(map(str, alike or entries)) or "nothing"
         here = any(_stores(entry, rule) for entry in entries)
         fitting = [
             each.when

@@ -60,7 +60,9 @@ class Target(ABC):
         if lacking:
             named = ", ".join(f"{step.kind!r} (at {step.path or step.output})" for step in lacking)
             many = "s" if len(lacking) > 1 else ""
-            raise RecipeError(f"{recipe.name}: the {self.name} target cannot write the step{many} {named}")
+            known = self.capabilities.unwritten
+            why = "".join(f"; {step.kind}: {known[step.kind]}" for step in lacking if step.kind in known)
+            raise RecipeError(f"{recipe.name}: the {self.name} target cannot write the step{many} {named}{why}")
         for message in refusals(self.name, self.capabilities, recipe, config):
             raise RecipeError(message)
 

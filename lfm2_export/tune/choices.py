@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Literal, NamedTuple
 
 from lfm2_export import targets
@@ -10,7 +11,7 @@ from lfm2_export.errors import UsageError
 from lfm2_export.graph.matrices import Matrix, matrices
 from lfm2_export.graph.steps import layer_of
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
-from lfm2_export.quantize.size import matrix_bytes
+from lfm2_export.quantize.size import matrix_bytes, share_read
 from lfm2_export.targets.capabilities import Arithmetic
 
 _FOUR: tuple[int, ...] = (128, 64, 32)  # groups that are tried, coarsest first
@@ -18,21 +19,17 @@ _EIGHT = (None, 32)  # only the coarsest that the target has: 8 bits lose next t
 
 
 class Unit(NamedTuple):
-    """Matrices that are decided together: one, or an embedding and the head that shares its storage."""
+    """Matrices that are decided together: one, an embedding and the head that shares its storage, a layer's experts."""
 
     matrices: tuple[Matrix, ...]
     options: tuple[WeightScheme, ...]
     arithmetic: Arithmetic
+    share: Fraction = Fraction(1)  # which a decoded token reads of what is stored
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The modules that they belong to."""
         return tuple(each.path for each in self.matrices)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns of each of them."""
-        return self.matrices[0].shape
 
     @property
     def layer(self) -> int | None:
@@ -49,12 +46,12 @@ class Unit(NamedTuple):
 
     def stored(self, option: WeightScheme) -> int:
         """Return the bytes in the file."""
-        return matrix_bytes(self.shape, QuantizationRule(match="*", weight=option))
+        apart = (each for each in self.matrices if each.kind != "head" or len(self.matrices) == 1)
+        return sum(matrix_bytes(each.shape, QuantizationRule(match="*", weight=option)) for each in apart)
 
     def read(self, option: WeightScheme) -> int:
-        """Return the bytes read for every decoded token: of an embedding that is not the head as well, a single row."""
-        looked_up = all(each.kind == "embedding" for each in self.matrices)
-        return self.stored(option) // (self.shape[0] if looked_up else 1)
+        """Return the bytes read for every decoded token."""
+        return int(self.share * self.stored(option))
 
 
 def units(config: LFM2Config, target: str) -> list[Unit]:
@@ -64,14 +61,28 @@ def units(config: LFM2Config, target: str) -> list[Unit]:
     if target not in tunable:
         raise UsageError(f"tune chooses weights for {' and '.join(tunable)}, not for {target!r}")
     arithmetic, found = tunable[target], []
-    for matrix in matrices(config):
-        if matrix.kind == "gate" or (matrix.kind == "head" and config.tie_word_embeddings):
-            continue  # a gate stays in float, a tied head is decided with the embedding
-        shares = config.tie_word_embeddings and matrix.kind == "embedding"
-        together = (matrix, *(each for each in matrices(config) if shares and each.kind == "head"))
+    for together in _together(config):
         options = tuple(option for option in choices(arithmetic) if _fits(arithmetic, together, option))
-        found.append(Unit(together, options, arithmetic))
+        found.append(Unit(together, options, arithmetic, _share(config, together)))
     return found
+
+
+def _together(config: LFM2Config) -> list[tuple[Matrix, ...]]:
+    """The matrices but gates, which stay in float, by what is decided at once."""
+    found: dict[object, list[Matrix]] = {}
+    for matrix in matrices(config):
+        tied = config.tie_word_embeddings and matrix.kind in ("embedding", "head")
+        group = "tied" if tied else ("experts", layer_of(matrix.path)) if matrix.kind == "expert" else matrix.path
+        if matrix.kind != "gate":
+            found.setdefault(group, []).append(matrix)
+    return [tuple(group) for group in found.values()]
+
+
+def _share(config: LFM2Config, together: tuple[Matrix, ...]) -> Fraction:
+    """Of an embedding that is not the head as well a token reads a single row, of experts those it chose."""
+    if all(each.kind == "embedding" for each in together):
+        return Fraction(1, together[0].shape[0])
+    return share_read(config, together[0].kind)
 
 
 def choices(arithmetic: Arithmetic) -> tuple[WeightScheme, ...]:

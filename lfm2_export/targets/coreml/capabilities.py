@@ -20,4 +20,5 @@ CAPABILITIES = Capabilities(
         "compute_units": OneOf("all", UNITS, "the processors that Core ML may choose from"),
     },
     methods=("nearest",),
+    unwritten={"experts": "the lowered program is static and would compute every expert for every token"},
 )

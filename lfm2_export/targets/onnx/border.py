@@ -26,7 +26,7 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.graph.steps import LENGTH, POSITION, STATE, TOKENS, Network
@@ -158,6 +158,15 @@ class Border:
         )
         mask = graph.op("Where", "sliding/penalty", seen, zero, hidden)
         return graph.op("Unsqueeze", "sliding/mask", mask, graph.ints(1, 2))
+
+    @cached_property
+    def no_expert(self) -> str:
+        """`[B, T, experts]`: zeros, into which a layer's router writes the weights of the chosen experts."""
+        graph = self._graph
+        rows = graph.op("Shape", "experts/rows", self.values[TOKENS])
+        shape = graph.op("Concat", "experts/shape", rows, graph.ints(self._config.num_experts), axis=0)
+        zero = helper.make_tensor("zero", helper.np_dtype_to_tensor_dtype(np.dtype(graph.real)), [1], [0.0])
+        return graph.op("ConstantOfShape", "experts/none", shape, value=zero)
 
     @property
     def _reach(self) -> int:

@@ -18,6 +18,11 @@ CAPABILITIES = Capabilities(
                 Stored(8, ("int8-block", None), _GROUPS),
                 Stored(4, ("int8-block", None), _GROUPS),
             ),
+            experts=(
+                Stored(FLOAT32),
+                Stored(8, ("int8-block",), _GROUPS),  # QMoE has no other products for 8 bits
+                Stored(4, ("int8-block", None), _GROUPS),
+            ),
             caches=("float32", "float16"),
         ),
         Arithmetic(

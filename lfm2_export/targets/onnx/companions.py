@@ -53,7 +53,7 @@ def write_genai_config(folder: Path, recipe: Recipe, config: LFM2Config) -> None
     """`genai_config.json`: greedy by default, contexts up to the recipe's window, one buffer for past and present."""
     stop = list(config.eos_token_ids)
     model = {
-        "type": "lfm2",
+        "type": config.model_type,
         "context_length": recipe.window,
         "vocab_size": config.vocab_size,
         "bos_token_id": config.bos_token_id,

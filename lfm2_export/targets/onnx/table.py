@@ -14,10 +14,12 @@ import torch
 
 from lfm2_export.graph.steps import Step
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.experts import ExpertChoice
 from lfm2_export.model.layers import RMSNorm
 from lfm2_export.model.operators import rotary_tables
 from lfm2_export.model.short_conv import ShortConv
 from lfm2_export.targets.onnx.border import Border
+from lfm2_export.targets.onnx.experts import choose_experts, experts, routed
 from lfm2_export.targets.onnx.weights import embedding, linear, linear_of_table, linears
 from lfm2_export.targets.onnx_graph import CONTRIB, Graph
 
@@ -150,6 +152,17 @@ def _gate_heads(to: Site, step: Step, x: str, gate: str) -> str:
     return graph.op("Reshape", name, graph.op("Mul", f"{name}/gated", apart, opened), graph.ints(0, 0, -1))
 
 
+def _choose_experts(to: Site, step: Step, scores: str, *_: str) -> tuple[str, str]:
+    choice = cast(ExpertChoice, to.module(step.path))
+    return choose_experts(to.graph, step.path, choice, scores)
+
+
+def _experts(to: Site, step: Step, x: str, weights: str, chosen: str) -> str:
+    modules, count = to.module(step.path), to.decoder.config.num_experts_per_tok
+    by = routed(to.graph, step.path, weights, chosen, to.border.no_expert, count, len(modules))
+    return experts(to.graph, step.path, modules, x, by)
+
+
 def _rotary_attention(
     to: Site, step: Step, query: str, key: str, value: str, past_key: str, past_value: str, _: str, cos: str, sin: str
 ) -> tuple[str, ...]:
@@ -229,6 +242,8 @@ TABLE: dict[str, Callable[..., str | tuple[str, ...]]] = {
     "rotate": _rotate,
     "sliding_attention": _sliding_attention,
     "gate_heads": _gate_heads,
+    "choose_experts": _choose_experts,
+    "experts": _experts,
     "short_conv": _short_conv,
     "last_valid": _last_valid,
 }

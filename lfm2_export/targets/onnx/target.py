@@ -16,13 +16,16 @@ import onnx
 from lfm2_export.artifact.manifest import PROBE, MethodSpec, point_name
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
+from lfm2_export.graph.matrices import matrices
 from lfm2_export.graph.passes import norm_before_pick
-from lfm2_export.graph.steps import Network, Step
+from lfm2_export.graph.steps import Network, Step, layer_of
 from lfm2_export.graph.walk import probes, walk
 from lfm2_export.model.decoder import Decoder, skeleton
 from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.progress import Progress
+from lfm2_export.quantize.scheme import QuantizationRule, rule_for
 from lfm2_export.recipes import Recipe
+from lfm2_export.targets.capabilities import described
 from lfm2_export.targets.onnx import companions
 from lfm2_export.targets.onnx.border import Border
 from lfm2_export.targets.onnx.capabilities import CAPABILITIES
@@ -36,6 +39,7 @@ _OLDEST = "1.20.1"  # 1.20.0: SkipSimplifiedLayerNormalization misses its input 
 _OLDEST_8_BITS = "1.22.0"  # 1.21.1: MatMulNBits takes only bits = 4
 _OLDEST_FUSED_EMBEDDING = "1.23.0"  # 1.22.1: GatherBlockQuantized has no attribute bits
 _OLDEST_FUSED_CONV = "1.25.1"  # 1.25.0: CausalConvWithState is not a registered function/op
+_OLDEST_EXPERTS = "1.32.0"  # older ones were not tried
 _HEAD_DIM_STEP = 16  # GroupQueryAttention's rotary kernel works in steps of it
 
 
@@ -53,6 +57,7 @@ class OnnxTarget(Target):
     def check(self, recipe: Recipe, config: LFM2Config) -> None:
         super().check(recipe, config)
         _check_head_width(recipe, self.network(config))
+        _check_experts(recipe, config)
 
     def half(self, recipe: Recipe) -> bool:
         return bool(CAPABILITIES.option(recipe, "precision") == "float16")
@@ -76,7 +81,7 @@ class OnnxTarget(Target):
         progress(f"packing weights into {file}")
         (folder / file).parent.mkdir(exist_ok=True)
         chunks = len(graph.save(folder / file)) - 1
-        if decoder.config.model_type == "lfm2":  # neither library has a class for LFM3's state: genai 0.18, js 4.3
+        if decoder.config.model_type != "lfm3":  # neither library has a class for LFM3's state: genai 0.18, js 4.3
             companions.write_genai_config(folder, recipe, decoder.config)
             companions.adapt_for_transformers_js(folder, recipe, decoder.config, chunks)
         method = MethodSpec(
@@ -87,7 +92,7 @@ class OnnxTarget(Target):
             transport="inplace",
             cache_layout="heads-time",
             versions={"onnx": onnx.__version__, **_installed("onnxruntime")},
-            runtime_requirement=f"onnxruntime>={_oldest(recipe)}",
+            runtime_requirement=f"onnxruntime>={_oldest(recipe, decoder.config)}",
             speculation=self._verified(recipe, decoder.config),
         )
 
@@ -138,8 +143,25 @@ def _check_head_width(recipe: Recipe, network: Network) -> None:
             )
 
 
-def _oldest(recipe: Recipe) -> str:
+def _check_experts(recipe: Recipe, config: LFM2Config) -> None:
+    """One operator holds a layer's experts, and knows one width and one group."""
+    found: dict[int | None, tuple[str, QuantizationRule | None]] = {}
+    for path, kind, _ in matrices(config):
+        if kind != "expert":
+            continue
+        rule = rule_for(path, kind, recipe.quantization)
+        first, other = found.setdefault(layer_of(path), (path, rule))
+        if described(rule) != described(other):
+            raise RecipeError(
+                f"{recipe.name}: {path}: {described(rule)}; onnxruntime has one operator for all experts of a layer, "
+                f"and {first} is {described(other)}"
+            )
+
+
+def _oldest(recipe: Recipe, config: LFM2Config) -> str:
     """The first onnxruntime that loads the file."""
+    if any(map(config.has_experts, range(config.num_hidden_layers))):
+        return _OLDEST_EXPERTS
     if CAPABILITIES.option(recipe, "conv") == "fused":
         return _OLDEST_FUSED_CONV
     bits = {rule.weight.bits for rule in recipe.quantization if rule.weight is not None}

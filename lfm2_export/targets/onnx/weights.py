@@ -155,7 +155,6 @@ def _grid_names(path: str, grid: QuantizedWeight) -> tuple[str, str]:
 def _matmul_nbits(
     graph: Graph, path: str, module: Linear, grids: Sequence[QuantizedWeight], x: str, packed: str, scales: str
 ) -> str:
-    levels: dict[type, int] = {BlockActivationLinear: _INT8, HalfLinear: _AS_GIVEN}
     return graph.op(
         "MatMulNBits",
         f"{path}/MatMulNBits",
@@ -165,8 +164,14 @@ def _matmul_nbits(
         N=sum(grid.values.shape[0] for grid in grids),
         bits=grids[0].bits,
         block_size=grids[0].group,
-        accuracy_level=levels.get(type(module), _FLOAT),
+        accuracy_level=accuracy_level(module),
     )
+
+
+def accuracy_level(module: nn.Module) -> int:
+    """Return what onnxruntime calls the precision of the activations that a quantized module multiplies."""
+    levels: dict[type, int] = {BlockActivationLinear: _INT8, HalfLinear: _AS_GIVEN}
+    return levels.get(type(module), _FLOAT)
 
 
 def _same(one: QuantizedWeight, other: QuantizedWeight) -> bool:

@@ -29,5 +29,6 @@ CAPABILITIES = Capabilities(
         "context_binary": switch(False, "compile the graphs for the chip as well"),
     },
     methods=("nearest",),
+    unwritten={"experts": "the NPU's graph is static and would compute every expert for every token"},
     observers=("min-max", "percentile"),
 )

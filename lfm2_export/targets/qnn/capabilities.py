@@ -39,5 +39,6 @@ CAPABILITIES = Capabilities(
         "shards": Whole(None, 1, "into how many contexts the layers are cut; null: as few as fit", high="layers"),
     },
     methods=METHODS,
+    unwritten={"experts": "the NPU's graph is static and would compute every expert for every token"},
     observers=("min-max", "percentile", "mse"),
 )

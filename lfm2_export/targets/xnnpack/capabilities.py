@@ -26,6 +26,10 @@ CAPABILITIES = Capabilities(
         "speculation": Whole(VERIFIED, 0, "the most tokens of a call that verifies a draft; 0: none does"),
     },
     forms=("explicit", "resident"),
+    unwritten={
+        "experts": "the delegate would compute every expert for every token, of which a router chooses a few: it has "
+        "no operator that picks matrices while it runs",
+    },
     slow_caches={
         "bfloat16": "makes long contexts slower on CPUs without bf16 arithmetic; in float32 they are fast on every CPU",
         "float16": "makes prompts and long contexts several times slower where ExecuTorch's attention has no fp16 "
