@@ -31,6 +31,7 @@ from lfm2_export.quantize.size import matrix_bytes
 from lfm2_export.quantize.unpack import unpack, without_rounding
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.onnxruntime import RUNTIME
+from lfm2_export.targets.onnx.target import TARGET
 from lfm2_export.tune.choices import units
 
 SMALL: dict[str, Any] = MOE | {"moe_intermediate_size": 96, "num_experts": 6}
@@ -135,6 +136,11 @@ def test_fp16_has_no_experts_yet(name: str) -> None:
     own = made_by.model_copy(update={"quantization": (gate, *made_by.quantization)})
     with pytest.raises(RecipeError, match="has for an expert: nothing"):
         targets.find("onnx").check(own, config(**SMALL))
+
+
+def test_the_oldest_runtime_is_stated(tmp_path: Path) -> None:
+    made = TARGET.lower(random_decoder(**SMALL), recipe(), tmp_path, lambda _: None)
+    assert made.runtime_requirement == "onnxruntime>=1.31.1"
 
 
 def test_who_refuses_experts_says_why() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import MOE
 from decoders import random_decoder, relative, tokens
 from onnx_artifacts import FP32_ERROR, WINDOW, lower, recipe
 
@@ -16,11 +17,13 @@ from lfm2_export.errors import ArtifactError, UsageError, WindowExceededError
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.runtimes import genai, onnxruntime
 
+MIXTURE: dict[str, Any] = MOE | {"moe_intermediate_size": 96}
 SHAPES: list[dict[str, Any]] = [
     {},
     {"conv_L_cache": 5},
     {"layer_types": ("conv", "conv")},
     {"layer_types": ("full_attention", "conv")},
+    MIXTURE,
 ]
 
 
@@ -37,9 +40,10 @@ def test_equals_onnxruntime_for_any_split_and_again_after_reset(tmp_path: Path, 
         assert ours.position == 0
 
 
-def test_quantized_equals_onnxruntime(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [{}, MIXTURE], ids=["dense", "mixture"])
+def test_quantized_equals_onnxruntime(tmp_path: Path, shape: dict[str, Any]) -> None:
     made_by = recipe("onnx-int4")
-    manifest = lower(quantize(random_decoder(), made_by.quantization), made_by, tmp_path)
+    manifest = lower(quantize(random_decoder(**shape), made_by.quantization), made_by, tmp_path)
     ours, plain = genai.RUNTIME.open_session(tmp_path, manifest), onnxruntime.RUNTIME.open_session(tmp_path, manifest)
     np.testing.assert_allclose(ours.prefill(tokens(9)), plain.prefill(tokens(9)), atol=FP32_ERROR)
 

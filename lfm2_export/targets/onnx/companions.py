@@ -1,6 +1,6 @@
 """What onnxruntime-genai and transformers.js want beside the graph: file names and what their configs must say.
 
-Both look for the same tensor names (see `decoder.py`). transformers.js finds the file by a suffix for its precision
+Both look for the same tensor names (see `border.py`). transformers.js finds the file by a suffix for its precision
 and the external data by a count of chunks (its `model-loader.js`); genai reads everything from a config of its own
 (its `src/config.cpp`, and what its builder's `make_genai_config` writes).
 """

@@ -39,7 +39,7 @@ _OLDEST = "1.20.1"  # 1.20.0: SkipSimplifiedLayerNormalization misses its input 
 _OLDEST_8_BITS = "1.22.0"  # 1.21.1: MatMulNBits takes only bits = 4
 _OLDEST_FUSED_EMBEDDING = "1.23.0"  # 1.22.1: GatherBlockQuantized has no attribute bits
 _OLDEST_FUSED_CONV = "1.25.1"  # 1.25.0: CausalConvWithState is not a registered function/op
-_OLDEST_EXPERTS = "1.32.0"  # older ones were not tried
+_OLDEST_EXPERTS = "1.31.1"  # 1.30.0 has a QMoE, but refuses the graph
 _HEAD_DIM_STEP = 16  # GroupQueryAttention's rotary kernel works in steps of it
 
 

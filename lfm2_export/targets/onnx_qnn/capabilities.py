@@ -29,6 +29,9 @@ CAPABILITIES = Capabilities(
         "context_binary": switch(False, "compile the graphs for the chip as well"),
     },
     methods=("nearest",),
-    unwritten={"experts": "the NPU's graph is static and would compute every expert for every token"},
+    unwritten={
+        "experts": "the NPU's graph is static and would compute every expert for every token",
+        "sliding_attention": "its state of fixed size has no entry in the NPU's table yet",
+    },
     observers=("min-max", "percentile"),
 )

@@ -39,6 +39,9 @@ CAPABILITIES = Capabilities(
         "shards": Whole(None, 1, "into how many contexts the layers are cut; null: as few as fit", high="layers"),
     },
     methods=METHODS,
-    unwritten={"experts": "the NPU's graph is static and would compute every expert for every token"},
+    unwritten={
+        "experts": "the NPU's graph is static and would compute every expert for every token",
+        "sliding_attention": "its state of fixed size has no entry in the NPU's table yet",
+    },
     observers=("min-max", "percentile", "mse"),
 )
