@@ -119,7 +119,7 @@ def test_an_embedding_of_its_own_is_read_a_row_at_a_time() -> None:
     table, *others = units(config(tie_word_embeddings=False), "xnnpack")
     option = table.options[0]
     assert table.paths == ("embed_tokens",)
-    assert table.read(option) * table.shape[0] == table.stored(option)
+    assert table.read(option) * table.matrices[0].shape[0] == table.stored(option)
     assert all(unit.read(each) == unit.stored(each) for unit in others for each in unit.options)
 
 

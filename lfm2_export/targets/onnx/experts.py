@@ -56,7 +56,7 @@ class Routed(NamedTuple):
 
     weights: str  # `[B, T, k]`
     rows: str  # `[B·T, experts]`: the same, zero for every other expert
-    count: int  # k
+    top: int  # k
 
 
 def routed(graph: Graph, path: str, weights: str, chosen: str, none: str, count: int, of: int) -> Routed:
@@ -78,7 +78,7 @@ def experts(graph: Graph, path: str, modules: Experts, x: str, by: Routed) -> st
         f"{path}/QMoE",
         *(*inputs, *7 * ("",), by.rows),
         domain=CONTRIB,
-        k=by.count,
+        k=by.top,
         expert_weight_bits=grid.bits,
         block_size=grid.group,
         accuracy_level=accuracy_level(each[0].w1),
@@ -101,7 +101,7 @@ def _float(graph: Graph, path: str, gated: Matrices, down: Matrices, x: str, by:
         f"{path}/MoE",
         *(x, logarithms, stored[0], "", stored[1]),
         domain=CONTRIB,
-        k=by.count,
+        k=by.top,
         normalize_routing_weights=1,
         **_SWIGLU,
     )
