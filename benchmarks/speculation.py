@@ -1,6 +1,7 @@
 """Drafts: what a call that verifies one costs, what lookup gets right, and that the text stays the same.
 
     python -m benchmarks.speculation ARTIFACT --threads 2          cost by tokens, and the speed-up by acceptance
+    python -m benchmarks.speculation ARTIFACT --replies            whole replies at true shapes, timed
     python -m benchmarks.speculation ARTIFACT --text               acceptance on nano, its text beside plain decoding
 
 Costs need true shapes, with random weights or not; the machine must be quiet. Text needs trained weights: nano's
@@ -23,6 +24,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from benchmarks import timed_replies
 from benchmarks.cpu import RESULTS
 from lfm2_export import runtimes
 from lfm2_export.artifact.folder import Artifact, open_artifact
@@ -48,6 +50,7 @@ def main(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     context: Annotated[int, typer.Option(help="Tokens in the KV cache.")] = 128,
     rounds: Annotated[int, typer.Option(help="Samples of each length.")] = 15,
+    replies: Annotated[bool, typer.Option("--replies", help="Times of whole replies instead.")] = False,
     text: Annotated[bool, typer.Option("--text", help="Acceptance and exactness on nano's questions instead.")] = False,
     count: Annotated[int, typer.Option(help="Questions, of those nano has never seen.")] = 200,
     results: Annotated[Path, typer.Option(help="Where the report goes.")] = RESULTS,
@@ -64,9 +67,12 @@ def main(
     }
     if text:
         found |= _texts(session, opened, count)
+    elif replies:
+        config = from_dict(opened.manifest.source.config, "manifest.json")
+        found |= timed_replies.measure(session, config, context, rounds)
     else:
         found |= _costs(session, opened, context, rounds)
-    kind = "text" if text else f"cost-{threads}t"
+    kind = "text" if text else f"{'replies' if replies else 'cost'}-{threads}t"
     path = results / f"{date.today()}-speculation-{artifact.name}-{session.runtime}-{kind}.json"
     write_text(path, json.dumps(found, indent=2) + "\n", force=True, kind=ANY)
     print(json.dumps(found, indent=2))

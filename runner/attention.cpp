@@ -3,81 +3,78 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #include <executorch/runtime/core/exec_aten/exec_aten.h>
 
-// On x86-64 the wide loops are compiled for three processors and the right one is chosen when the program starts. Not
-// under a sanitizer, which is not ready yet at that moment.
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
-#define LFM2_WIDE __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
-#define LFM2_WIDE
-#endif
 #define LFM2_INLINE inline __attribute__((always_inline))
 
 namespace lfm2 {
 namespace {
 
-constexpr int kLanes = 16;
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
-typedef int32_t Whole __attribute__((vector_size(kLanes * sizeof(int32_t))));
+// N numbers that the processor computes at once. Always by reference: how they are passed depends on the processor.
+template <int N>
+struct Vector {
+  typedef float Lanes __attribute__((vector_size(N * sizeof(float))));
+  typedef int32_t Whole __attribute__((vector_size(N * sizeof(int32_t))));
+};
+template <int N>
+using Lanes = typename Vector<N>::Lanes;
+template <int N>
+using Whole = typename Vector<N>::Whole;
 
-LFM2_INLINE void load(Lanes& to, const float* from) { std::memcpy(&to, from, sizeof to); }
-LFM2_INLINE void store(float* to, const Lanes& from) { std::memcpy(to, &from, sizeof from); }
+template <typename V>
+LFM2_INLINE void load(V& to, const float* from) { std::memcpy(&to, from, sizeof to); }
+template <typename V>
+LFM2_INLINE void store(float* to, const V& from) { std::memcpy(to, &from, sizeof from); }
 
-LFM2_INLINE float dot(const float* a, const float* b, int64_t width) {
-  Lanes sum = {}, x, y;
-  int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) {
-    load(x, a + i);
-    load(y, b + i);
-    sum += x * y;
-  }
-  float total = 0;
-  for (int lane = 0; lane < kLanes; ++lane) total += sum[lane];
-  for (; i < width; ++i) total += a[i] * b[i];
-  return total;
+// a becomes, in each lane whose number has the bit `Half`, the sum of b's lanes that differ in that bit alone, in the others
+// that of a's own.
+template <int N, int Half, int... I>
+LFM2_INLINE void fold(Lanes<N>& a, const Lanes<N>& b, std::integer_sequence<int, I...>) {
+  const Whole<N> here = {(I & Half ? N + I : I)...}, there = {(I & Half ? N + I - Half : I + Half)...};
+  a = __builtin_shuffle(a, b, here) + __builtin_shuffle(a, b, there);
 }
 
-// y += weight * x
-LFM2_INLINE void accumulate(float* y, const float* x, float weight, int64_t width) {
-  Lanes mine, theirs;
-  int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) {
-    load(mine, y + i);
-    load(theirs, x + i);
-    mine += weight * theirs;
-    store(y + i, mine);
-  }
-  for (; i < width; ++i) y[i] += weight * x[i];
+// sums[0] becomes, in lane i, the sum of all lanes of sums[i].
+template <int N, int Half = N / 2>
+LFM2_INLINE void sum_lanes(Lanes<N>* sums) {
+  for (int i = 0; i < Half; ++i) fold<N, Half>(sums[i], sums[i + Half], std::make_integer_sequence<int, N>());
+  if constexpr (Half > 1) sum_lanes<N, Half / 2>(sums);
 }
 
 // x becomes e^x, for x <= 0: 2^n times the Taylor series of e^r, |r| <= ln(2)/2, whose first term left out is below 1e-8.
-LFM2_INLINE void exponential(Lanes& x) {
-  x = x < -87.0f ? Lanes{} - 87.0f : x;  // below, fp32 has no normal numbers; the weight is as good as zero
-  const Lanes n = __builtin_convertvector(__builtin_convertvector(x * 1.44269504f - 0.5f, Whole), Lanes);
-  const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln(2) in two parts, the first one exact
-  Lanes sum = Lanes{} + 1.0f / 5040;
+template <int N>
+LFM2_INLINE void exponential(Lanes<N>& x) {
+  x = x < -87.0f ? Lanes<N>{} - 87.0f : x;  // below, fp32 has no normal numbers; the weight is as good as zero
+  const Lanes<N> n = __builtin_convertvector(__builtin_convertvector(x * 1.44269504f - 0.5f, Whole<N>), Lanes<N>);
+  const Lanes<N> r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln(2) in two parts, the first one exact
+  Lanes<N> sum = Lanes<N>{} + 1.0f / 5040;
   for (const float inverse : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1.0f, 1.0f}) sum = sum * r + inverse;
-  const Whole exponent = (__builtin_convertvector(n, Whole) + 127) << 23;
-  Lanes power;
+  const Whole<N> exponent = (__builtin_convertvector(n, Whole<N>) + 127) << 23;
+  Lanes<N> power;
   std::memcpy(&power, &exponent, sizeof power);
   x = sum * power;
 }
 
 template <typename T>
-LFM2_INLINE void widen(const T* from, float* to, int64_t count) {
+LFM2_INLINE const float* widened(const T* from, float* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+  return to;
 }
 
+LFM2_INLINE const float* widened(const float* from, float*, int64_t) { return from; }
+
 // A bfloat16 is the upper half of an fp32.
-LFM2_INLINE void widen(const executorch::aten::BFloat16* from, float* to, int64_t count) {
+LFM2_INLINE const float* widened(const executorch::aten::BFloat16* from, float* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     uint16_t half;
     std::memcpy(&half, from + i, sizeof half);
     const uint32_t whole = static_cast<uint32_t>(half) << 16;
     std::memcpy(to + i, &whole, sizeof whole);
   }
+  return to;
 }
 
 LFM2_INLINE float rounded(float x, executorch::aten::BFloat16*) {
@@ -90,61 +87,148 @@ LFM2_INLINE float rounded(float x, executorch::aten::BFloat16*) {
 LFM2_INLINE float rounded(float x, executorch::aten::Half*) { return static_cast<float>(executorch::aten::Half(x)); }
 LFM2_INLINE float rounded(float x, float*) { return x; }
 
-// Scores of one row become weights, rounded to T; returns the sum of the unrounded ones. A row has room up to
-// the next multiple of kLanes.
-template <typename T>
-LFM2_INLINE float soften(float* row, int64_t columns) {
-  float largest = -std::numeric_limits<float>::infinity();
-  for (int64_t i = 0; i < columns; ++i) largest = std::max(largest, row[i]);
-  Lanes total = {}, x;
-  for (int64_t i = 0; i < columns; i += kLanes) {
+// The first `seen` scores of a row become weights, rounded to T, those behind them zeros; returns the sum of the unrounded ones.
+// A row has room for `columns`, a multiple of N.
+template <typename T, int N>
+LFM2_INLINE float soften(float* row, int64_t seen, int64_t columns) {
+  constexpr float kLowest = -std::numeric_limits<float>::infinity();
+  Lanes<N> peaks = Lanes<N>{} + kLowest, total = {}, x;
+  int64_t whole = 0;
+  for (; whole + N <= seen; whole += N) {
+    load(x, row + whole);
+    peaks = peaks < x ? x : peaks;
+  }
+  float largest = kLowest;
+  for (int lane = 0; lane < N; ++lane) largest = std::max(largest, peaks[lane]);
+  for (; whole < seen; ++whole) largest = std::max(largest, row[whole]);
+  for (int64_t i = 0; i < seen; i += N) {
     load(x, row + i);
     x -= largest;
-    exponential(x);
-    for (int lane = 0; lane < kLanes && i + kLanes > columns; ++lane) x[lane] = i + lane < columns ? x[lane] : 0;
+    exponential<N>(x);
+    for (int lane = 0; lane < N && i + N > seen; ++lane) x[lane] = i + lane < seen ? x[lane] : 0;
     total += x;
     store(row + i, x);
   }
-  for (int64_t i = 0; i < columns; ++i) row[i] = rounded(row[i], static_cast<T*>(nullptr));
+  std::fill(row + seen, row + columns, 0.0f);
+  if constexpr (!std::is_same_v<T, float>) {
+    for (int64_t i = 0; i < seen; ++i) row[i] = rounded(row[i], static_cast<T*>(nullptr));
+  }
   float sum = 0;
-  for (int lane = 0; lane < kLanes; ++lane) sum += total[lane];
+  for (int lane = 0; lane < N; ++lane) sum += total[lane];
   return sum;
 }
 
-constexpr int64_t kBlock = 64;  // keys or values that are widened at a time, to stay in the first-level cache
+constexpr int kMostLanes = 16;
+// Keys or values at a time, which stay in the first-level cache for all rows, and how far ahead they are asked for: left to
+// itself, a processor stops at each 4 KB page, of 16 keys (a third of the time at 8000 tokens).
+constexpr int64_t kBlock = 64;
+constexpr int kRowsAtOnce = 4;
+constexpr int kWays = 4;  // keys, or vectors of a value, at a time: enough sums that none waits for the one before
 
-int64_t stride_of(const HeadCall& call) { return (call.start + call.tokens + kLanes - 1) / kLanes * kLanes; }
+int64_t stride_of(const HeadCall& call) { return (call.start + call.tokens + kMostLanes - 1) / kMostLanes * kMostLanes; }
 
-template <typename T>
-LFM2_INLINE void attend_typed(const HeadCall& call, int64_t first, int64_t last, float* scratch) {
-  const int64_t width = call.width, rows = last - first, stride = stride_of(call);
-  const int64_t most = call.start + (last - 1) / call.groups + 1;  // columns that the last row sees
-  float *block = scratch, *queries = block + kBlock * width, *mixed = queries + rows * width;
-  float* scores = mixed + rows * width;
-  widen(static_cast<const T*>(call.query) + first * width, queries, rows * width);
-  std::fill(mixed, mixed + rows * width, 0.0f);
-  const auto sees = [&](int64_t row) { return call.start + (first + row) / call.groups + 1; };
-  for (int64_t from = 0; from < most; from += kBlock) {
-    const int64_t to = std::min(from + kBlock, most);
-    widen(static_cast<const T*>(call.keys) + from * width, block, (to - from) * width);
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t end = std::min(to, sees(row));
-      for (int64_t column = from; column < end; ++column) {
-        scores[row * stride + column] = call.scale * dot(queries + row * width, block + (column - from) * width, width);
+// Products of R queries with up to N keys: N scores in each of R rows.
+template <int R, int N>
+LFM2_INLINE void score(const float* queries, const float* keys, int64_t count, int64_t width, float scale, float* scores, int64_t stride) {
+  Lanes<N> sums[R][N] = {}, q[R], k;
+  float rest[R][N] = {};
+  for (int64_t first = 0; first < count; first += kWays) {
+    Lanes<N> mine[R][kWays] = {};
+    const float* key[kWays];
+    for (int way = 0; way < kWays; ++way) key[way] = keys + std::min<int64_t>(first + way, count - 1) * width;
+    int64_t i = 0;
+    for (; i + N <= width; i += N) {
+      for (int way = 0; way < kWays; ++way) __builtin_prefetch(keys + (first + way + kBlock) * width + i);
+      for (int row = 0; row < R; ++row) load(q[row], queries + row * width + i);
+      for (int way = 0; way < kWays; ++way) {
+        load(k, key[way] + i);
+        for (int row = 0; row < R; ++row) mine[row][way] += q[row] * k;
+      }
+    }
+    for (int row = 0; row < R; ++row) {
+      for (int way = 0; way < kWays; ++way) {
+        sums[row][first + way] = mine[row][way];
+        for (int64_t j = i; j < width; ++j) rest[row][first + way] += queries[row * width + j] * key[way][j];
       }
     }
   }
-  float* totals = queries;  // not needed any more
-  for (int64_t row = 0; row < rows; ++row) totals[row] = soften<T>(scores + row * stride, sees(row));
-  for (int64_t from = 0; from < most; from += kBlock) {
-    const int64_t to = std::min(from + kBlock, most);
-    widen(static_cast<const T*>(call.values) + from * width, block, (to - from) * width);
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t end = std::min(to, sees(row));
-      for (int64_t column = from; column < end; ++column) {
-        accumulate(mixed + row * width, block + (column - from) * width, scores[row * stride + column], width);
+  for (int row = 0; row < R; ++row) {
+    sum_lanes<N>(sums[row]);
+    load(k, rest[row]);
+    store(scores + row * stride, (sums[row][0] + k) * scale);
+  }
+}
+
+// Adds to V vectors of each of R rows the weighted vectors of `count` values.
+template <int R, int V, int N>
+LFM2_INLINE void mix(const float* weights, int64_t stride, const float* values, int64_t count, int64_t width, float* mixed) {
+  Lanes<N> sums[R][V], value;
+  for (int row = 0; row < R; ++row) {
+    for (int each = 0; each < V; ++each) load(sums[row][each], mixed + row * width + each * N);
+  }
+  for (int64_t column = 0; column < count; ++column) {
+    for (int each = 0; each < V; ++each) {
+      load(value, values + column * width + each * N);
+      __builtin_prefetch(values + (column + kBlock) * width + each * N);
+      for (int row = 0; row < R; ++row) sums[row][each] += weights[row * stride + column] * value;
+    }
+  }
+  for (int row = 0; row < R; ++row) {
+    for (int each = 0; each < V; ++each) store(mixed + row * width + each * N, sums[row][each]);
+  }
+}
+
+// Scores of all rows with a block of keys: R rows at a time, then half as many.
+template <int N, int R = kRowsAtOnce>
+LFM2_INLINE void score_block(const float* queries, int64_t rows, const float* keys, int64_t count, int64_t width, float scale, float* scores,
+                             int64_t stride) {
+  int64_t row = 0;
+  for (; row + R <= rows; row += R) {
+    for (int64_t from = 0; from < count; from += N) {
+      const int64_t here = std::min<int64_t>(N, count - from);
+      score<R, N>(queries + row * width, keys + from * width, here, width, scale, scores + row * stride + from, stride);
+    }
+  }
+  if constexpr (R > 1) score_block<N, R / 2>(queries + row * width, rows - row, keys, count, width, scale, scores + row * stride, stride);
+}
+
+// Adds to all rows a block of weighted values, likewise.
+template <int N, int R = kRowsAtOnce>
+LFM2_INLINE void mix_block(const float* weights, int64_t stride, int64_t rows, const float* values, int64_t count, int64_t width, float* mixed) {
+  int64_t row = 0;
+  for (; row + R <= rows; row += R) {
+    const float* weight = weights + row * stride;
+    float* to = mixed + row * width;
+    int64_t i = 0;
+    for (; i + kWays * N <= width; i += kWays * N) mix<R, kWays, N>(weight, stride, values + i, count, width, to + i);
+    for (; i + N <= width; i += N) mix<R, 1, N>(weight, stride, values + i, count, width, to + i);
+    for (; i < width; ++i) {
+      for (int64_t each = 0; each < R * count; ++each) {
+        to[each / count * width + i] += weight[each / count * stride + each % count] * values[each % count * width + i];
       }
     }
+  }
+  if constexpr (R > 1) mix_block<N, R / 2>(weights + row * stride, stride, rows - row, values, count, width, mixed + row * width);
+}
+
+template <typename T, int N>
+LFM2_INLINE void attend_typed(const HeadCall& call, int64_t first, int64_t last, float* scratch) {
+  const int64_t width = call.width, rows = last - first, stride = stride_of(call);
+  const int64_t most = call.start + (last - 1) / call.groups + 1;  // columns that the last row sees
+  float *block = scratch, *wide = block + kBlock * width, *mixed = wide + rows * width, *scores = mixed + rows * width;
+  const float* queries = widened(static_cast<const T*>(call.query) + first * width, wide, rows * width);
+  for (int64_t from = 0; from < most; from += kBlock) {
+    const int64_t count = std::min(kBlock, most - from);
+    const float* keys = widened(static_cast<const T*>(call.keys) + from * width, block, count * width);
+    score_block<N>(queries, rows, keys, count, width, call.scale, scores + from, stride);
+  }
+  float* totals = wide;  // not needed any more
+  for (int64_t row = 0; row < rows; ++row) totals[row] = soften<T, N>(scores + row * stride, call.start + (first + row) / call.groups + 1, stride);
+  std::fill(mixed, mixed + rows * width, 0.0f);
+  for (int64_t from = 0; from < most; from += kBlock) {
+    const int64_t count = std::min(kBlock, most - from);
+    const float* values = widened(static_cast<const T*>(call.values) + from * width, block, count * width);
+    mix_block<N>(scores + from, stride, rows, values, count, width, mixed);
   }
   T* out = static_cast<T*>(call.mixed) + first * width;
   for (int64_t row = 0; row < rows; ++row) {
@@ -153,15 +237,37 @@ LFM2_INLINE void attend_typed(const HeadCall& call, int64_t first, int64_t last,
   }
 }
 
-LFM2_WIDE void attend_float(const HeadCall& call, int64_t first, int64_t last, float* scratch) {
-  attend_typed<float>(call, first, last, scratch);
+template <int N>
+LFM2_INLINE void attend_in(const HeadCall& call, int64_t first, int64_t last, float* scratch) {
+  switch (call.type) {
+    case CacheType::kFloat: return attend_typed<float, N>(call, first, last, scratch);
+    case CacheType::kHalf: return attend_typed<executorch::aten::Half, N>(call, first, last, scratch);
+    case CacheType::kBfloat16: return attend_typed<executorch::aten::BFloat16, N>(call, first, last, scratch);
+  }
 }
-LFM2_WIDE void attend_half(const HeadCall& call, int64_t first, int64_t last, float* scratch) {
-  attend_typed<executorch::aten::Half>(call, first, last, scratch);
+
+using Attend = void (*)(const HeadCall&, int64_t, int64_t, float*);
+
+void attend_narrow(const HeadCall& call, int64_t first, int64_t last, float* scratch) { attend_in<4>(call, first, last, scratch); }
+
+#ifdef __x86_64__  // compiled for three processors, of which the program finds its own
+__attribute__((target("avx2,fma,f16c"))) void attend_avx2(const HeadCall& call, int64_t first, int64_t last, float* scratch) {
+  attend_in<8>(call, first, last, scratch);
 }
-LFM2_WIDE void attend_bfloat16(const HeadCall& call, int64_t first, int64_t last, float* scratch) {
-  attend_typed<executorch::aten::BFloat16>(call, first, last, scratch);
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))) void attend_avx512(const HeadCall& call, int64_t first, int64_t last,
+                                                                                            float* scratch) {
+  attend_in<kMostLanes>(call, first, last, scratch);
 }
+
+Attend widest() {
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  return avx2 && avx512 ? attend_avx512 : avx2 ? attend_avx2 : attend_narrow;
+}
+#else
+Attend widest() { return attend_narrow; }
+#endif
 
 }  // namespace
 
@@ -172,11 +278,8 @@ size_t scratch_floats(const HeadCall& call, int64_t first, int64_t last) {
 }
 
 void attend(const HeadCall& call, int64_t first, int64_t last, float* scratch) {
-  switch (call.type) {
-    case CacheType::kFloat: return attend_float(call, first, last, scratch);
-    case CacheType::kHalf: return attend_half(call, first, last, scratch);
-    case CacheType::kBfloat16: return attend_bfloat16(call, first, last, scratch);
-  }
+  static const Attend chosen = widest();
+  chosen(call, first, last, scratch);
 }
 
 }  // namespace lfm2

@@ -8,7 +8,7 @@ debian=$folder/debian
 sources=$(dirname "$(realpath "$0")")
 here=$("$python" -c 'from importlib.util import find_spec; print(find_spec("executorch").submodule_search_locations[0])')
 version=$("$python" -c 'from importlib.metadata import version; print(version("executorch"))')
-flags=(-std=c++17 -O2 -ftree-vectorize -Wall -Wextra)
+flags=(-std=c++17 -O3 -Wall -Wextra)  # -O3: attention's sums stay in registers
 crypto=(-lcrypto)
 case $kind in
   x86_64) wheel=$here compiler=(g++) triple=x86_64-linux-gnu ;;

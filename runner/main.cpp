@@ -6,7 +6,6 @@
 #include <cctype>
 #include <chrono>
 #include <cstdio>
-#include <future>
 #include <optional>
 
 #include "drafts.h"
@@ -228,11 +227,8 @@ int run(int count, char** words) {
   const uint64_t baseline = resident_bytes();
   const auto started = Clock::now();
   start_executorch();
-  const HugePages pages;
   Session session(read_manifest(options.artifact), options.threads);
   Json report = facts(session, seconds_since(started), baseline);
-  // the packed weights, while the first tokens are already computed; waits when it goes out of scope
-  const auto moving = std::async(std::launch::async, [&pages] { pages.adopt(); });
   if (options.command == "serve") {
     serve(session, report.dump() + "\n");
     return 0;

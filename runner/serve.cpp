@@ -102,6 +102,7 @@ void obey(const Json& request, Session& session) {
   } else if (wish == "restore") {
     restore(session, request);
   } else if (wish == "memory") {
+    session.settle();
     answer({{"resident_bytes", resident_bytes()}, {"peak_bytes", peak_bytes()}}, session);
   } else {
     throw Failure("no request '" + wish.substr(0, 40) + "'");

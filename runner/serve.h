@@ -8,7 +8,7 @@
 //   {"do": "state"}                   → the state up to the position: the tensors of the manifest one after the other,
 //                                       each in its own layout and dtype, caches cut to the position
 //   {"do": "restore", "position": n, "bytes": …}, then the same bytes
-//   {"do": "memory"}                  → "resident_bytes", "peak_bytes"
+//   {"do": "memory"}                  → "resident_bytes", "peak_bytes", once the weights lie where they stay
 // Answers carry "position", or "error" ("window": true where the window was the reason) and then nothing has changed.
 #pragma once
 

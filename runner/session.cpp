@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "failure.h"
 
@@ -50,6 +51,7 @@ const float* Session::feed(const std::vector<int64_t>& tokens) {
     logits = program_.run({tokens.begin() + start, tokens.begin() + end}, position_);
     position_ += end - start;
   }
+  if (!std::exchange(has_fed_, true)) move_weights();
   return logits;
 }
 
@@ -62,6 +64,7 @@ const float* Session::verify(const std::vector<int64_t>& tokens) {
   Program::Verified found = program_.verify(tokens, position_);
   columns_ = std::move(found.columns);
   verified_ = count;
+  if (!std::exchange(has_verified_, true)) move_weights();
   return found.logits;
 }
 
@@ -76,6 +79,17 @@ void Session::keep(int64_t count) {
   }
   position_ += count;
   verified_ = 0;
+}
+
+// In the background, and only once a method has answered: where free memory lies in pieces it takes seconds, during which
+// the first answer would wait for each new page.
+void Session::move_weights() {
+  settle();
+  moving_ = std::async(std::launch::async, [this] { pages_.adopt(); });
+}
+
+void Session::settle() {
+  if (moving_.valid()) moving_.wait();
 }
 
 void Session::reset() {

@@ -3,11 +3,13 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <future>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "manifest.h"
+#include "memory.h"
 #include "program.h"
 
 namespace lfm2 {
@@ -48,6 +50,9 @@ class Session {
   // Where a restored state goes on. Failure past the window.
   void stand_at(int64_t position);
 
+  // Waits until the weights that are packed so far lie on huge pages, where there are such.
+  void settle();
+
   int64_t position() const { return position_; }
   std::vector<StateTensor>& state() { return state_; }
   const Manifest& manifest() const { return manifest_; }
@@ -55,13 +60,17 @@ class Session {
 
  private:
   void check_room(const std::vector<int64_t>& tokens) const;
+  void move_weights();
 
   Manifest manifest_;
+  HugePages pages_;  // before the program is loaded
   Program program_;
   std::vector<StateTensor> state_;
   int64_t position_ = 0;
   int64_t verified_ = 0;               // tokens of the last `verify`, until they are kept or let go of
   std::vector<const float*> columns_;  // of each conv state, in that call
+  bool has_fed_ = false, has_verified_ = false;
+  std::future<void> moving_;  // ends before the rest of the session does
 };
 
 }  // namespace lfm2

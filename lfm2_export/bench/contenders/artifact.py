@@ -22,7 +22,7 @@ from lfm2_export.runtimes.session import Session, Snapshot
 _FILLER = 1  # any token will do
 
 
-_opened = cache(open_artifact)  # checked once, before the clock runs: no other contender compares checksums
+opened = cache(open_artifact)  # checked once, before the clock runs: no other contender compares checksums
 
 
 def prepare(spec: Spec, threads: int) -> None:
@@ -32,7 +32,7 @@ def prepare(spec: Spec, threads: int) -> None:
 
 def load(spec: Spec, threads: int, room: int) -> ArtifactContender:
     """Open the artifact; its window is its own, whatever `room` is."""
-    artifact, runtime = _opened(spec.path), _runtime(spec)
+    artifact, runtime = opened(spec.path), _runtime(spec)
     session = runtime.open_session(artifact.folder, artifact.manifest, threads)
     contender = ArtifactContender(artifact, session, threads)
     if runtime.computes_on != "CPU":
@@ -41,7 +41,7 @@ def load(spec: Spec, threads: int, room: int) -> ArtifactContender:
 
 
 def _runtime(spec: Spec) -> Runtime:
-    return runtimes.find(spec.runtime) if spec.runtime else runtimes.first(_opened(spec.path).manifest)
+    return runtimes.find(spec.runtime) if spec.runtime else runtimes.first(opened(spec.path).manifest)
 
 
 class ArtifactContender:

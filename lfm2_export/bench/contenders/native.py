@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from lfm2_export.artifact.folder import Artifact, open_artifact
+from lfm2_export.artifact.folder import Artifact
 from lfm2_export.bench.contenders import Memory
-from lfm2_export.bench.contenders.artifact import ArtifactContender
+from lfm2_export.bench.contenders.artifact import ArtifactContender, opened
 from lfm2_export.bench.spec import Spec
 from lfm2_export.runtimes import native
 from lfm2_export.runtimes._runner_session import RunnerSession
 
 
 def prepare(spec: Spec, threads: int) -> None:
-    """Check that the runner is there; it is told its threads when it starts."""
+    """Check the artifact and that the runner is there; it is told its threads when it starts."""
     native.RUNTIME.version()
+    opened(spec.path)
 
 
 def load(spec: Spec, threads: int, room: int) -> NativeContender:
-    """Start a runner on the artifact; its window is its own, whatever `room` is."""
-    artifact = open_artifact(spec.path)
+    """Start a runner on the artifact, whose checksum it compares itself; the window is its own, whatever `room` is."""
+    artifact = opened(spec.path)
     session = native.RUNTIME.open_session(artifact.folder, artifact.manifest, threads)
     return NativeContender(artifact, session, threads)
 
@@ -30,6 +31,6 @@ class NativeContender(ArtifactContender):
         self._runner = session.runner
 
     def memory(self) -> Memory:
-        """Return the memory of the runner's process, in bytes."""
+        """Return the memory of the runner's process, in bytes, once its weights are on huge pages."""
         now = self._runner.ask("memory")[0]
         return Memory(baseline=self._runner.hello["baseline_bytes"], peak=now["peak_bytes"])
