@@ -122,7 +122,8 @@ constexpr int kMostLanes = 16;
 // Keys or values at a time, which stay in the first-level cache for all rows, and how far ahead they are asked for: left to
 // itself, a processor stops at each 4 KB page, of 16 keys (a third of the time at 8000 tokens).
 constexpr int64_t kBlock = 64;
-constexpr int kRowsAtOnce = 4;
+template <int N>
+constexpr int kRowsAtOnce = N == 8 ? 2 : 4;  // with twice as many registers as AVX2 has
 constexpr int kWays = 4;  // keys, or vectors of a value, at a time: enough sums that none waits for the one before
 
 int64_t stride_of(const HeadCall& call) { return (call.start + call.tokens + kMostLanes - 1) / kMostLanes * kMostLanes; }
@@ -179,7 +180,7 @@ LFM2_INLINE void mix(const float* weights, int64_t stride, const float* values, 
 }
 
 // Scores of all rows with a block of keys: R rows at a time, then half as many.
-template <int N, int R = kRowsAtOnce>
+template <int N, int R = kRowsAtOnce<N>>
 LFM2_INLINE void score_block(const float* queries, int64_t rows, const float* keys, int64_t count, int64_t width, float scale, float* scores,
                              int64_t stride) {
   int64_t row = 0;
@@ -193,7 +194,7 @@ LFM2_INLINE void score_block(const float* queries, int64_t rows, const float* ke
 }
 
 // Adds to all rows a block of weighted values, likewise.
-template <int N, int R = kRowsAtOnce>
+template <int N, int R = kRowsAtOnce<N>>
 LFM2_INLINE void mix_block(const float* weights, int64_t stride, int64_t rows, const float* values, int64_t count, int64_t width, float* mixed) {
   int64_t row = 0;
   for (; row + R <= rows; row += R) {
