@@ -61,11 +61,10 @@ class Gates(BaseModel):
     lowering: LoweringGates
     quality: QualityGates
 
-    def widened(self, factor: float) -> Gates:
-        """Return the same gates with `factor` times the largest error and the divergence."""
-        lowering = self.lowering.model_copy(update={"max_error": factor * self.lowering.max_error})
+    def diverging(self, factor: float) -> Gates:
+        """Return the same gates with `factor` times the mean divergence."""
         quality = self.quality.model_copy(update={"mean_kld": factor * self.quality.mean_kld})
-        return Gates(lowering=lowering, quality=quality)
+        return self.model_copy(update={"quality": quality})
 
 
 class Recipe(BaseModel):

@@ -228,6 +228,17 @@ def test_the_page_proves_itself_on_webgpu_with_prompts_of_any_length(demo, make_
         np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
+def test_the_page_proves_itself_on_webgpu_with_int4(demo):
+    seen = javascript.run(
+        "demo.mjs", {"folder": str(demo("onnx-int4")), "turns": [], "scheme": "dark", "device": "webgpu"}
+    )
+    assert (seen["problems"], seen["complaints"]) == ([], [])
+    assert re.search(r"WebGPU on .*\(software\), prompts in chunks of 31", seen["facts"])
+    assert seen["parity"]["verdict"] == "Parity: pass"
+    assert [row[1:3] for row in seen["parity"]["rows"]] == [["same tokens", f"{n} of {n}"] for n in (6, 9, 6)]
+
+
 def test_the_page_computes_in_fp16_where_it_can_and_says_where_not(demo):
     """SwiftShader has no fp16: asked for, it is refused; left to itself the page takes WebAssembly, which casts."""
     job = {"folder": str(demo("onnx-q4f16")), "turns": TURNS[:1], "scheme": "dark"}

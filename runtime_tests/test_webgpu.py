@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from artifacts import WINDOW
 from conftest import Make
-from software_gpu import software_gpu
+from software_gpu import FOLDER, software_gpu
 
 from lfm2_export import runtimes
 from lfm2_export.checkpoint.source import Checkpoint
@@ -82,6 +82,13 @@ def test_long_prompts_and_states_are_those_of_the_cpu(make_artifact: Make) -> No
         there.prefill(tokens[: WINDOW - 300])  # its first chunk would fit
     assert there.position == 301
     np.testing.assert_allclose(there.decode(8), here.decode(8), atol=1e-4, rtol=0)
+
+
+def test_compiled_shaders_are_kept_for_the_next_run(make_artifact: Make) -> None:
+    artifact = make_artifact("onnx-fp32", "explicit", *LOOSE)
+    webgpu.RUNTIME.open_session(artifact.folder, artifact.manifest).decode(7)
+    kept = [path.stat().st_size for path in (FOLDER / "shaders").rglob("*") if path.is_file()]
+    assert sum(kept) > 100_000
 
 
 def test_a_node_on_the_cpu_that_is_not_listed_is_refused_by_name(

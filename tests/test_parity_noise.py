@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from lfm2_export import runtimes
 from lfm2_export.model.load import open_checkpoint
+from lfm2_export.parity import prove
 from lfm2_export.parity.cases import lowering_cases
 from lfm2_export.parity.lowering import Distance, LoweringFigures, allowed_step
 from lfm2_export.parity.noise import noise_floor
@@ -79,3 +81,27 @@ def test_a_median_step_is_held_to_its_own_limit_or_to_twice_the_noise(step, nois
 def test_a_recipe_without_a_limit_for_steps_has_that_of_all_errors():
     older = GATES.lowering.model_copy(update={"median_step": None})
     assert allowed_step(older, None) == older.max_error
+
+
+@pytest.mark.parametrize(
+    ("runtime", "recipe", "noise"),
+    [
+        ("onnxruntime", "onnx-fp16", 1.0),
+        ("onnxruntime-cuda", "onnx-q4f16", 2.0),
+        ("onnxruntime-cuda", "onnx-fp16", 1.0),
+        ("webgpu", "onnx-fp16", 8.0),
+        ("webgpu", "onnx-q4f16", 1.0),
+        ("webgpu", "onnx-int4", 1.0),
+    ],
+)
+def test_noise_is_larger_where_a_runtime_sums_that_recipes_products_in_fp16(runtime, recipe, noise):
+    assert runtimes.find(runtime).noise(load(recipe).quantization) == noise
+
+
+def test_larger_noise_never_makes_room_for_what_integers_cost():
+    """Divergence from fp32 is noise only where no weight is an integer."""
+    half, integers = load("onnx-fp16"), load("onnx-q4f16")
+    assert prove._gates(half, "webgpu").quality.mean_kld == 8 * half.gates.quality.mean_kld
+    assert prove._gates(half, "onnxruntime").quality.mean_kld == half.gates.quality.mean_kld
+    assert prove._gates(integers, "onnxruntime-cuda").quality == integers.gates.quality
+    assert prove._gates(half, "webgpu").lowering == half.gates.lowering

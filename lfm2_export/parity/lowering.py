@@ -80,11 +80,11 @@ def compare(
     cases: Sequence[Case],
     tolerance: float,
     floor: Distance | None,
-    rounding: float = 1.0,
+    noise: float = 1.0,
 ) -> LoweringFigures:
     """Run each case, and hold the artifact's logits after every call and its state at the end to the truth.
 
-    `floor` is how far noise may move it, for a runtime of that `rounding` (see `Runtime`).
+    `floor` is how far noise may move it, for a runtime of that `noise` (see `Runtime`).
     """
     step = disturbed_step(truth, cases[0].tokens) if floor is not None and session.has_state else None
     ours, theirs = [answer(session, case) for case in cases], [truth.answer(case) for case in cases]
@@ -94,7 +94,7 @@ def compare(
         top1=agreeing / counted if counted else None,
         median_step=median_step(session, truth, cases[0].tokens) if session.has_state else None,
         floor=floor,
-        floor_step=None if step is None else rounding * step,
+        floor_step=None if step is None else noise * step,
     )
 
 

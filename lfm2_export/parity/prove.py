@@ -43,6 +43,7 @@ from lfm2_export.parity.truth import EagerTruth, SessionTruth, Truth
 from lfm2_export.parity.work import Work
 from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.freed_memory import return_at_once
+from lfm2_export.quantize.scheme import has_integers
 from lfm2_export.quantize.unpack import unpack, without_rounding
 from lfm2_export.recipes import Gates, Recipe
 from lfm2_export.runtimes.eager import EagerSession
@@ -173,10 +174,13 @@ def _reference(artifact: Artifact, runtime: str) -> Session | None:
 
 
 def _gates(recipe: Recipe, runtime: str) -> Gates:
-    """The recipe's limits, wider where a runtime sums products of two fp16 matrices in fp16."""
-    rules = recipe.quantization
-    half = any(rule.activation == "float16" and rule.weight and rule.weight.bits == 16 for rule in rules)
-    return recipe.judged_by.widened(runtimes.find(runtime).half_slack) if half else recipe.judged_by
+    """The recipe's limits. Where no weight is an integer all divergence is noise, and the runtime's may be larger."""
+    gates = recipe.judged_by
+    return gates if has_integers(recipe.quantization) else gates.diverging(_noise(recipe, runtime))
+
+
+def _noise(recipe: Recipe, runtime: str) -> float:
+    return runtimes.find(runtime).noise(recipe.quantization)
 
 
 def _quantized(subject: Subject) -> Decoder:
@@ -238,13 +242,13 @@ def _question_1(
             report.reference = truth.runtime
             what = f"{report.runtime}: against the same quantized model in {truth.runtime}"
             subject.progress(what, work.lowering(report.runtime))
-            rounding = runtimes.find(report.runtime).rounding
+            noise = _noise(subject.recipe, report.runtime)
             measured = noise_floor(truth, cases) if subject.rounds and isinstance(truth, EagerTruth) else None
-            floor = None if measured is None else measured.times(rounding)
+            floor = None if measured is None else measured.times(noise)
             tolerances[report.runtime] = tolerance = allowed_error(
                 _gates(subject.recipe, report.runtime).lowering, floor
             )
-            report.lowering = compare(session, truth, cases, tolerance, floor, rounding)
+            report.lowering = compare(session, truth, cases, tolerance, floor, noise)
             report.twin = _twin(subject, report, session, cases)
             report.greedy = same_greedy_text(session, truth, prompts, subject.effort.continuation, tolerance)
             if subject.detail is not None:

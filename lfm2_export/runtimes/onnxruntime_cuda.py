@@ -6,7 +6,9 @@ arithmetic on shapes and positions (a few whole numbers) is the one thing onnxru
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import MissingDependencyError
@@ -22,9 +24,9 @@ class OnnxRuntimeCuda(Runtime):
     name = "onnxruntime-cuda"
     targets = ("onnx",)
     computes_on = "GPU"
-    # its products of int4 weights are summed in fp16: on an H200, at the 350M shape, each is off by 0.0008 of its
-    # largest value where the CPU's, summed in fp32 and rounded once, is off by 0.0004
-    rounding = 2.0
+    # on an H200, at the 350M shape, a product with int4 weights is off by 0.0008 of its largest value, where the CPU's,
+    # summed in fp32 and rounded once, is off by 0.0004
+    half_sums: ClassVar[Mapping[int, float]] = {4: 2.0}
 
     def version(self) -> str:
         """Return the version of the installed onnxruntime-gpu.

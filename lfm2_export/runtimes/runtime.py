@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from lfm2_export.artifact.manifest import Manifest
+from lfm2_export.quantize.scheme import Rules
 from lfm2_export.runtimes.session import Session
 
 
@@ -24,10 +25,8 @@ class Runtime(ABC):
     # "on request": only when it is named, since it repeats a target's own kernels on the same file
     taken: ClassVar[Literal["first", "always", "on request"]] = "always"
     computes_on: ClassVar[Literal["CPU", "GPU", "NPU"]] = "CPU"
-    # how much further its kernels' own rounding moves a model than sums in fp32 do, which noise alone then may as well
-    rounding: ClassVar[float] = 1.0
-    # times a recipe's largest error and divergence where weights and activations are fp16: what fp16 sums cost
-    half_slack: ClassVar[float] = 1.0
+    # bits of a weight → how many times as far from eager as sums in fp32 its kernels lead, where they sum in fp16
+    half_sums: ClassVar[Mapping[int, float]] = {}
     # whether it only computes what a target's own runtime would, where that one is absent: it proves no artifact
     stands_in: ClassVar[bool] = False
     # hardware whose work it does, which makes it slow: `parity` asks an emulator less
@@ -78,6 +77,14 @@ class Runtime(ABC):
         `group` is that of the weights `[outputs, inputs]`, the usual answer; None means they do not round at all.
         """
         return group
+
+    def noise(self, rules: Rules) -> float:
+        """Return how many times as far as eager's own noise (`parity/noise.py`) rounding alone may lead its kernels.
+
+        That noise is one of sums in fp32. Products of fp16 inputs with the weights in `half_sums` are summed in fp16.
+        """
+        bits = {rule.weight.bits for rule in rules if rule.weight and rule.activation == "float16"}
+        return max((self.half_sums.get(each, 1.0) for each in bits), default=1.0)
 
     def load_library(self) -> None:
         """Import the library into this process, so that what a session takes afterwards is the model's own."""

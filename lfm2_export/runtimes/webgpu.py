@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,7 +41,8 @@ class WebGpu(Runtime):
     targets = ("onnx",)
     taken = "on request"
     computes_on = "GPU"
-    half_slack = 8.0  # its MatMul sums in fp16: nano at fp16 has 4.3 times the recipe's error, 6.9 times its divergence
+    # nano at fp16 is 11 times as far from eager as noise is, of which twice is allowed, and its KLD 6.9 times the limit
+    half_sums: ClassVar[Mapping[int, float]] = {16: 8.0}
 
     def version(self) -> str:
         """Return the versions of onnxruntime and the plugin, and the adapter.
