@@ -258,14 +258,16 @@ def test_the_second_time_the_page_needs_no_server(demo):
     assert (seen["problems"], seen["complaints"]) == ([], [])
     assert (seen["replies"], seen["parity"]["verdict"]) == (["The sky is blue."], "Parity: pass")
     assert "WebAssembly, 1 thread (not on WebGPU: it finds no GPU)" in seen["facts"]
-    for what in ("the model", "onnxruntime-web"):  # the first time its bar followed the bytes as the server sent them
+    for what in ("the model", "onnxruntime-web"):  # the first time its bar followed the bytes
         loading = [step for step in seen["loading"] if step[0].startswith(f"Loading {what}: ")]
         said, bar, when = zip(*loading, strict=True)
         megabytes = re.findall(r"[\d.]+ MB", said[-1])
         assert megabytes[0] == megabytes[1]
         assert (bar[-1], sorted(bar)) == (1, list(bar))
         halfway = sum(at <= 0.5 for at in bar)
-        assert when[halfway] - when[0] > 300
+        assert 0 < halfway < len(bar) - 1
+        if what == "the model":  # as the server sent them; the other file may have come while this one was read
+            assert when[halfway] - when[0] > 300
 
 
 def test_a_reply_can_be_stopped_and_the_conversation_goes_on(demo):

@@ -104,7 +104,7 @@ def _prove(
         detail = replace(detail, drift_steps=min(detail.drift_steps, effort.drift_steps))
     subject = Subject(artifact, checkpoint, effort, progress, text, detail, device)
     cases = {name: _cases(subject, session) for name, session in sessions.items()}
-    work = Work(subject, cases)
+    work = Work(subject, cases, {name: references.get(name, session).verifies for name, session in sessions.items()})
     progress.expect(work.total())
     sessions = {name: Counted(session, work, progress) for name, session in sessions.items()}
     subject.progress("the quantized model", work.loading())

@@ -51,7 +51,7 @@ def question_2(
     for report in reports:
         asked = references[report.runtime] if report.runtime in references else sessions[report.runtime]
         report.quality_of = asked.runtime
-        subject.progress(f"{asked.runtime}: against fp32 on {subject.text.kind}", work.quality())
+        subject.progress(f"{asked.runtime}: against fp32 on {subject.text.kind}", work.quality(report.runtime))
         rows = rows_of(asked, exact, subject.text.sequences)
         report.quality = summary(rows)
         if report.details is not None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from lfm2_export import runtimes
 from lfm2_export.environment.resources import parameters
+from lfm2_export.model.sequences import pieces
 from lfm2_export.parity.cache import first_sequences
 from lfm2_export.parity.cases import Case
 from lfm2_export.parity.other_form import none_because
@@ -24,18 +25,22 @@ _PASSES = 15  # over the weights in fp32: what loading and quantizing takes
 
 
 class Work:
-    """The stages of one proof, through runtimes whose cases are `cases_of`."""
+    """The stages of one proof, through runtimes whose cases are `cases_of`.
 
-    def __init__(self, subject: Subject, cases_of: Mapping[str, Sequence[Case]]) -> None:
-        self._subject, self._cases_of = subject, cases_of
+    `drafts`: the most tokens that the session which reads text for a runtime verifies in a call; 0 where it decodes.
+    """
+
+    def __init__(self, subject: Subject, cases_of: Mapping[str, Sequence[Case]], drafts: Mapping[str, int]) -> None:
+        self._subject, self._cases_of, self._drafts = subject, cases_of, drafts
         self._parameters = parameters(subject.config)
         self._stored = model_bytes(subject.config, subject.recipe.quantization)
 
     def total(self) -> float:
         """Return the work of all stages."""
         once = self.loading() + self.other_form() + self.fp32() + self.questions()
-        each = self.laws() + self.details() + self.quality() + self.questions()
-        return once + sum(each + self.lowering(name) + self.weights_alone(name) for name in self._cases_of)
+        each = self.laws() + self.details() + self.questions()
+        own = (self.lowering, self.weights_alone, self.quality)
+        return once + sum(each + sum(stage(name) for stage in own) for name in self._cases_of)
 
     def call(self, tokens: int) -> float:
         """Return the work of a call of the artifact."""
@@ -85,9 +90,11 @@ class Work:
         """Return one layer's part of that."""
         return self.fp32() / self._subject.config.num_hidden_layers
 
-    def quality(self) -> float:
-        """Return the work of decoding all text."""
-        return sum(map(len, self._subject.text.sequences)) * self.call(1)
+    def quality(self, runtime: str) -> float:
+        """Return the work of going over all text: token by token, or as drafts."""
+        most = self._drafts[runtime] or 1
+        rows = (stop - start for each in self._subject.text.sequences for start, stop in pieces(len(each) - 1))
+        return sum(count // most * self.call(most) + bool(count % most) * self.call(count % most) for count in rows)
 
     def questions(self) -> float:
         """Return the work of nano's questions: a prompt and a reply of some ten tokens each."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lfm2_export.artifact.manifest import Manifest
-from lfm2_export.quantize.scheme import Rules
 from lfm2_export.runtimes.session import Session
+
+if TYPE_CHECKING:
+    from lfm2_export.quantize.scheme import Rules  # whose file imports torch
 
 
 class Runtime(ABC):

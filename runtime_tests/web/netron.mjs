@@ -44,7 +44,7 @@ const [node] = await page.$$(`xpath/.//*[@id="nodes"]//*[local-name()="text"][.=
 await node.click();
 const value = `xpath/.//*[@class="sidebar-item"][.//input[@value="${job.weight}"]]`;
 await (await page.waitForSelector(`${value}//*[.="+"]`)).evaluate((more) => more.click()); // it is still sliding in
-const tensor = await page.waitForSelector(`${value}//pre`);
+const tensor = await page.waitForSelector(`${value}//pre[translate(., "0123456789", "") != .]`); // once it has numbers
 const values = (await tensor.evaluate((text) => text.textContent.match(/-?\d[\d.e+-]*/g))).map(Number);
 if (job.screenshot) await page.screenshot({ path: job.screenshot.replace(".png", "-weight.png") });
 await browser.close();
