@@ -15,7 +15,7 @@ from lfm2_export.quantize.scheme import Rules
 from lfm2_export.quantize.size import model_bytes
 
 _SMALL = 100_000_000  # parameters up to which a second thread costs more than it brings, the more so on a busy machine
-_LIBRARIES = 700_000_000  # bytes: PyTorch, ExecuTorch and the rest, with what they allocate for themselves
+_LIBRARIES = 1_100_000_000  # bytes: PyTorch, ExecuTorch and the rest, with what they allocate for themselves
 
 
 def parameters(config: LFM2Config) -> int:
