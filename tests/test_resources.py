@@ -34,7 +34,7 @@ def test_where_the_system_does_not_say_nothing_is_refused(monkeypatch) -> None:
     resources.check_memory(SIZES["2.6b"], load("xnnpack-int4").quantization)
 
 
-@pytest.mark.parametrize(("size", "most"), [("350m", 3e9), ("1.2b", 8e9), ("2.6b", 14e9)])
+@pytest.mark.parametrize(("size", "most"), [("350m", 3e9), ("1.2b", 8e9), ("2.6b", 14.5e9)])
 def test_the_estimate_holds_the_weights_once_in_fp32(size: str, most: float) -> None:
     needed = resources.proof_bytes(SIZES[size], load("xnnpack-int4").quantization)
     assert 4 * resources.parameters(SIZES[size]) < needed < most
