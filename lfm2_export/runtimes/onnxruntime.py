@@ -51,7 +51,7 @@ class OnnxRuntime(Runtime):
     def load_library(self) -> None:
         """Import onnxruntime, and onnx, which the file is read with before."""
         super().load_library()
-        import onnx  # noqa: F401
+        import onnx  # noqa: F401  its memory counts as a library's
 
     def weights_session(self, folder: Path, manifest: Manifest) -> OnnxRuntimeSession:
         """Load the same file with activations and states in fp32, its matrices taking their inputs unrounded.
