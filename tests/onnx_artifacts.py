@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from decoders import random_decoder
+from decoders import random_decoder, relative, tokens
 
 from lfm2_export import recipes
 from lfm2_export.artifact.manifest import Manifest
@@ -68,3 +68,12 @@ def pair(decoder: Decoder, folder: Path, made_by: Recipe | None = None) -> tuple
 def weight_only(name: str) -> EagerSession:
     """Eager with a recipe's integer weights and unrounded activations."""
     return EagerSession(quantize(random_decoder(), recipe(name, float_activations=True).quantization), WINDOW)
+
+
+def step_errors(session: OnnxRuntimeSession, eager: EagerSession, count: int = 40) -> list[float]:
+    """How far each of so many decode steps is from eager's, taken from eager's own state."""
+    errors = []
+    for token in tokens(count):
+        errors.append(relative(session.decode(token), eager.decode(token)))
+        session.restore(eager.state())  # a flip in the past is not counted again
+    return errors

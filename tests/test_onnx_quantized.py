@@ -9,8 +9,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from decoders import random_decoder, relative, tokens, worst
-from onnx_artifacts import FLIP_ERROR, FP32_ERROR, QUANTIZED, lower, model_file, pair, recipe, weight_only
+from decoders import random_decoder, tokens, worst
+from onnx_artifacts import FLIP_ERROR, FP32_ERROR, QUANTIZED, lower, model_file, pair, recipe, step_errors, weight_only
 from onnxruntime.capi import _pybind_state as kernels
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
@@ -32,11 +32,7 @@ class TestQuantized:
 
     @pytest.mark.parametrize("name", QUANTIZED)
     def test_with_int8_activations_only_rounding_flips_differ(self, tmp_path: Path, name: str) -> None:
-        session, eager = pair(random_decoder(), tmp_path, recipe(name))
-        errors = []
-        for token in tokens(40):
-            errors.append(relative(session.decode(token), eager.decode(token)))
-            session.restore(eager.state())  # a flip in the past is not counted again
+        errors = step_errors(*pair(random_decoder(), tmp_path, recipe(name)))
         assert np.median(errors) < FP32_ERROR
         assert max(errors) < FLIP_ERROR
 
