@@ -37,8 +37,16 @@ class Contender(Protocol):
     window: int  # tokens
     vocab: int
     size: int  # bytes of the model's files
-    weight_bytes: int | None  # weights that a decode step must read; None where nobody can tell
-    cache_bytes: int | None  # KV cache that a decode step must read, per token of context
+
+    @property
+    def weight_bytes(self) -> int | None:
+        """Return the bytes of weights that a decode step must read; None where nobody can tell."""
+        ...
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Return the bytes of KV cache that a decode step must read, per token of context."""
+        ...
 
     def stand(self, position: int) -> None:
         """Be at that position, whatever the conversation before it was: speed does not depend on what was said."""

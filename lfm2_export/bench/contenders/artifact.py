@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -34,10 +34,7 @@ def load(spec: Spec, threads: int, room: int) -> ArtifactContender:
     """Open the artifact; its window is its own, whatever `room` is."""
     artifact, runtime = opened(spec.path), _runtime(spec)
     session = runtime.open_session(artifact.folder, artifact.manifest, threads)
-    contender = ArtifactContender(artifact, session, threads)
-    if runtime.computes_on != "CPU":
-        contender.weight_bytes = contender.cache_bytes = None  # nobody measured that memory's bandwidth
-    return contender
+    return ArtifactContender(artifact, session, threads, counted=runtime.computes_on == "CPU")
 
 
 def _runtime(spec: Spec) -> Runtime:
@@ -45,18 +42,29 @@ def _runtime(spec: Spec) -> Runtime:
 
 
 class ArtifactContender:
-    """Stands at a position by restoring a made-up snapshot, or, where the state is hidden, by talking that long."""
+    """Stands at a position by restoring a made-up snapshot, or, where the state is hidden, by talking that long.
 
-    def __init__(self, artifact: Artifact, session: Session, threads: int) -> None:
+    Bytes read are `counted` unless the model lies in a memory whose bandwidth nobody measured.
+    """
+
+    def __init__(self, artifact: Artifact, session: Session, threads: int, counted: bool = True) -> None:
         manifest = artifact.manifest
         self._artifact, self._session, self._threads = artifact, session, threads
         self.runtime = f"{self._session.runtime} {self._session.version}"
         self.window = self._session.window
         self.vocab = int(manifest.source.config["vocab_size"])
         self.size = sum(entry.size for name, entry in manifest.files.items() if _is_model(name, artifact))
-        self.weight_bytes: int | None = weight_bytes(manifest)
-        self.cache_bytes: int | None = cache_bytes(manifest)
+        self._counted = counted
         self._one_token: Snapshot | None = None
+
+    # counted only when asked: that traces the model, which takes longer than a load
+    @cached_property
+    def weight_bytes(self) -> int | None:
+        return weight_bytes(self._artifact.manifest) if self._counted else None
+
+    @cached_property
+    def cache_bytes(self) -> int | None:
+        return cache_bytes(self._artifact.manifest) if self._counted else None
 
     def stand(self, position: int) -> None:
         if position == 0:

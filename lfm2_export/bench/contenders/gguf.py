@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,6 @@ class GgufContender:
         self._position = 0
         self._saved_at = 0
         self._saved: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * 0)()
-        self.cache_bytes: int | None = self._measure_cache()
 
     def stand(self, position: int) -> None:
         """Fill the cache up to there once; the conv state cannot be rewound, so that state is kept and put back."""
@@ -97,7 +97,9 @@ class GgufContender:
         self._lib.llama_state_seq_get_data(self._context, self._saved, size, 0)
         self._saved_at = self._position
 
-    def _measure_cache(self) -> int:
+    @cached_property
+    def cache_bytes(self) -> int | None:
+        """Measured only when asked: that takes steps, and a load is timed until the first of them."""
         sizes: list[int] = []
         for position in _PROBE:
             self.stand(position)
