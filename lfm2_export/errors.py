@@ -6,6 +6,8 @@ The command line prints the message and leaves with `exit_code`; a traceback app
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,6 +74,12 @@ class GateError(Lfm2ExportError):
     """A parity gate that failed: the artifact must not be shipped."""
 
     exit_code = 1
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """Return " (did you mean …?)" with the one of `known` that `given` is nearest to, or nothing if none is near."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def one_line(error: object, limit: int = 200) -> str:

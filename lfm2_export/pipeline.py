@@ -10,6 +10,7 @@ from lfm2_export import recipes, targets
 from lfm2_export.artifact.folder import KIND, Artifact, open_artifact, seal, write_manifest
 from lfm2_export.artifact.manifest import Extent, Manifest, Source
 from lfm2_export.checkpoint.config import LFM2Config, to_dict
+from lfm2_export.checkpoint.last_seen import remember
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.environment.resources import check_memory, torch_threads
@@ -48,7 +49,8 @@ def export(
     """Make an artifact folder and prove it.
 
     `source` is a checkpoint folder, a hub id or "nano"; `recipe` a name or a path, `overrides` its
-    `key.path=value` changes; `output` defaults to `out/<checkpoint>-<recipe>`. Without `verify` the manifest says
+    `key.path=value` changes (a window that neither they nor a recipe of your own asks for is at most the model's
+    positions); `output` defaults to `out/<checkpoint>-<recipe>`. Without `verify` the manifest says
     that nothing was proven and the report is None. So it says where the artifact's own runtime does not run on this
     machine and a stand-in for it was asked instead: then the report has not `passed`, and says why in `unproven`. With
     `effort` "quick" less of the artifact is measured, and the manifest says so. `detail` is what a written report shows
@@ -59,6 +61,8 @@ def export(
     chosen = recipes.load(recipe, overrides)
     target = targets.find(chosen.target)
     checkpoint = open_checkpoint(source, revision)
+    if not recipes.asks_for_window(recipe, overrides):
+        chosen = chosen.within(checkpoint.config)
     chosen.check(checkpoint.config)
     target.check(chosen, checkpoint.config)
     output = output or Path("out") / f"{Path(checkpoint.name).name}-{chosen.name}"
@@ -94,6 +98,8 @@ def export(
         report = _prove(folder, output.name, manifest, checkpoint, effort, progress, detail) if verify else None
     if chosen.is_calibrated:
         shutil.rmtree(_kept(checkpoint, chosen, sequences), ignore_errors=True)
+    if checkpoint.is_local:
+        remember(manifest.source.weights_sha256, checkpoint.folder)
     return Artifact(output, open_artifact(output).manifest), report
 
 

@@ -16,14 +16,15 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.errors import RecipeError, field_error, one_line
+from lfm2_export.errors import RecipeError, field_error, nearest, one_line
 from lfm2_export.quantize.calibration import Calibration
 from lfm2_export.quantize.method import CALIBRATED, Method
-from lfm2_export.quantize.scheme import QuantizationRule, check_rules, has_integers, needs_calibration
+from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme, check_rules, has_integers, needs_calibration
 
 _PACKAGE = Path(__file__).parent
 FOLDER = next(p for p in (_PACKAGE / "_recipes", _PACKAGE.parent / "recipes") if p.is_dir())
 _MAX_BYTES = 1 << 20
+_LEAST_WINDOW = 32
 # of ruamel.yaml alone: for a scalar that is not what its tag or its looks say it lets through whatever Python's own
 # conversions raise (fuzzing found nine kinds), beside its own errors
 _UNREADABLE = Exception
@@ -76,7 +77,7 @@ class Recipe(BaseModel):
     summary: str
     target: str
     form: Literal["explicit", "resident"] = "explicit"
-    window: int = Field(default=2048, ge=32)  # tokens of KV cache
+    window: int = Field(default=2048, ge=_LEAST_WINDOW)  # tokens of KV cache
     cache: Literal["float32", "bfloat16", "float16"] = "float32"  # precision of the KV cache
     quantization: tuple[QuantizationRule, ...] = ()
     weights: Method = "nearest"  # how they come to their integers
@@ -106,6 +107,11 @@ class Recipe(BaseModel):
         """Return whether weights are chosen with calibration tokens in view, and not from weights alone."""
         return self.weights in CALIBRATED and not needs_calibration(self.quantization)
 
+    def within(self, config: LFM2Config) -> Recipe:
+        """Return the recipe with no more window than the model has positions, but no less than any recipe has."""
+        most = max(config.max_position_embeddings, _LEAST_WINDOW)
+        return self.model_copy(update={"window": min(self.window, most)})
+
     def check(self, config: LFM2Config) -> None:
         """Refuse what cannot work for this model, before any weight is read."""
         if self.window > config.max_position_embeddings:
@@ -126,6 +132,10 @@ class Recipe(BaseModel):
             )
 
 
+_MODELS = (Recipe, Gates, LoweringGates, QualityGates, QuantizationRule, WeightScheme, Calibration)
+_KEYS = {key for model in _MODELS for key in model.model_fields}
+
+
 def names() -> list[str]:
     """Every built-in recipe, by name."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -143,10 +153,17 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = path_of(name_or_path)
     if not path.is_file():
-        raise RecipeError(f"no recipe {name_or_path!r}; built-in ones: {', '.join(names())}; or give a path to a .yaml")
+        near = nearest(name_or_path, names())
+        every = f"built-in ones: {', '.join(names())}; or give a path to a .yaml"
+        raise RecipeError(f"no recipe {name_or_path!r}{near}; {every}")
     if path.stat().st_size > _MAX_BYTES:
         raise RecipeError(f"{path}: larger than {_MAX_BYTES} bytes, that is no recipe")
     return parse(path.read_bytes(), str(path), overrides)
+
+
+def asks_for_window(name_or_path: str, overrides: Sequence[str]) -> bool:
+    """Return whether the user chose the window, by an override or in a recipe of their own."""
+    return name_or_path not in names() or any(override.startswith("window=") for override in overrides)
 
 
 def parse(data: bytes, where: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -166,8 +183,9 @@ def parse(data: bytes, where: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        line = _line(document, error.errors()[0]["loc"])
-        raise RecipeError(f"{where}{line}: {field_error(error)}") from error
+        first = error.errors()[0]
+        near = nearest(str(first["loc"][-1]), _KEYS) if first["type"] == "extra_forbidden" else ""
+        raise RecipeError(f"{where}{_line(document, first['loc'])}: {field_error(error)}{near}") from error
 
 
 def _read_yaml(text: str, kind: str) -> Any:

@@ -17,8 +17,10 @@ from hostile_checkpoints.shards import shard
 from hostile_checkpoints.weights import with_tensors
 from transformers import Lfm2ForCausalLM
 
+from lfm2_export.checkpoint.last_seen import remember, remembered
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.errors import CheckpointError, UsageError
+from lfm2_export.files import links
 from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.model.state import empty_state
 
@@ -262,3 +264,32 @@ def test_a_file_that_cannot_be_mapped_is_a_checkpoint_error_whichever_library_is
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^refused .*Too many open files", done.stdout, re.MULTILINE)) == 2
+
+
+def test_links_that_leave_the_folder_are_followed_only_where_the_user_means_them(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for path in tiny_checkpoint.iterdir():
+        (linked / path.name).symlink_to(path)
+    with pytest.raises(CheckpointError, match="--follow-links"):
+        open_checkpoint(str(linked))
+    monkeypatch.setenv("LFM2_EXPORT_FOLLOW_LINKS", "0")  # put back at the end
+    links.follow()
+    assert open_checkpoint(str(linked)).digest() == open_checkpoint(str(tiny_checkpoint)).digest()
+
+
+def test_a_checkpoint_is_found_again_where_it_was_last_exported_from(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LFM2_EXPORT_CACHE", str(tmp_path / "cache"))
+    assert remembered("a" * 64) is None
+    remember("a" * 64, tiny_checkpoint)
+    assert remembered("a" * 64) == tiny_checkpoint
+    tiny_checkpoint.rename(tmp_path / "moved")
+    assert remembered("a" * 64) is None
+    remember("b" * 64, tmp_path / "moved")
+    assert [note.name for note in (tmp_path / "cache" / "checkpoints").iterdir()] == ["b" * 64]
+    monkeypatch.setenv("LFM2_EXPORT_CACHE", "/dev/null/none")
+    remember("a" * 64, tmp_path / "moved")  # a cache that takes no file is no error

@@ -232,6 +232,16 @@ def test_parity_against_other_weights_is_refused(artifact, tmp_path):
     assert code_of("parity", str(artifact), "--checkpoint", str(tmp_path / "other")) == 2
 
 
+def test_parity_finds_a_folder_again_and_a_window_nobody_asked_for_fits_the_model(tiny_checkpoint, tmp_path, capsys):
+    output = tmp_path / "artifact"
+    assert code_of("export", str(tiny_checkpoint), "-r", "xnnpack-fp32", "-o", str(output), "--no-verify", "-q") == 0
+    assert "a window of 256 tokens: the model has no more positions" in capsys.readouterr().out
+    assert code_of("parity", str(output), "-q", "--effort", "quick") == 0
+    tiny_checkpoint.rename(tmp_path / "moved")
+    assert code_of("parity", str(output), "-q") == 2
+    assert "pass --checkpoint FOLDER" in capsys.readouterr().err
+
+
 def test_a_checkpoint_without_tokenizer_exports_and_is_proven_but_does_not_chat(artifact, tmp_path, capsys):
     checkpoint, output = tmp_path / "random", tmp_path / "random-onnx"
     assert code_of("init", "--size", str(artifact / "config.json"), "-o", str(checkpoint), "-q") == 0
@@ -241,6 +251,26 @@ def test_a_checkpoint_without_tokenizer_exports_and_is_proven_but_does_not_chat(
     assert "random ids" in shown
     assert code_of("chat", str(output), "-p", "hello") == 2
     assert "no tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["doctor", "recipes", "inspect"])
+def test_what_is_there_to_be_pasted_is_whole_at_80_columns(command, artifact, capsys, monkeypatch):
+    from lfm2_export.cli import console
+    from lfm2_export.environment import libraries
+
+    monkeypatch.setattr(console.out, "_width", 80)
+    nowhere = libraries.Requirement("no-such-library-as-this==1.2.3")
+    lost = [libraries._part(nowhere.name, "a test", nowhere, required=False)]
+    monkeypatch.setattr(libraries, "parts", lambda: lost)
+    assert code_of(command, *([str(artifact)] if command == "inspect" else [])) == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    if command == "doctor":
+        assert "pip install 'no-such-library-as-this==1.2.3'\n" in shown
+    if command == "inspect":
+        manifest = json.loads((artifact / "manifest.json").read_text())
+        assert manifest["source"]["weights_sha256"] in shown
+        assert all(f"{file['sha256']}  {name}\n" in shown for name, file in manifest["files"].items())
 
 
 def test_doctor_names_the_parts_and_is_healthy_here(capsys):

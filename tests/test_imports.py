@@ -17,7 +17,8 @@ PACKAGE = Path(lfm2_export.__file__).parent
 # From the ground up: a package or module imports only from the lines above its own, and never from its own line.
 LAYERS = (
     ("errors", "progress"),
-    ("files", "checkpoint"),
+    ("files",),
+    ("checkpoint",),
     ("artifact", "model"),
     ("graph", "qualcomm", "static_calls"),
     ("quantize",),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from decoders import config
 
-from lfm2_export import recipes, targets
-from lfm2_export.errors import MissingDependencyError, RecipeError
+from lfm2_export import recipes, runtimes, targets
+from lfm2_export.errors import MissingDependencyError, RecipeError, UsageError
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme, check_rules, describe, rule_for
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 384, "head_dim": 32, "max_position_embeddings": 1024}
@@ -80,6 +80,35 @@ def test_a_wrong_recipe_is_refused_in_one_line(name, tmp_path: Path):
 def test_a_recipe_that_does_not_exist_names_those_that_do():
     with pytest.raises(RecipeError, match="xnnpack-int8"):
         recipes.load("xnnpack-int3")
+
+
+def test_a_slip_of_the_pen_is_answered_with_what_is_nearest():
+    with pytest.raises(RecipeError, match="did you mean xnnpack-int4"):
+        recipes.load("xnpack-int4")
+    with pytest.raises(RecipeError, match="did you mean window"):
+        recipes.load("xnnpack-int4", ["windou=64"])
+    with pytest.raises(RecipeError, match="did you mean max_error"):
+        recipes.load("xnnpack-int4", ["gates.lowering.max_eror=1"])
+    with pytest.raises(RecipeError, match="did you mean speculation"):
+        targets.find("xnnpack").check(recipes.load("xnnpack-int4", ["options.speculatoin=1"]), CONFIG)
+    with pytest.raises(RecipeError, match="did you mean onnx"):
+        targets.find("onx")
+    with pytest.raises(UsageError, match="did you mean executorch"):
+        runtimes.find("executorh")
+
+
+def test_a_window_nobody_asked_for_is_at_most_what_the_model_allows(tmp_path: Path):
+    short = config(**SHAPE | {"max_position_embeddings": 256}, layer_types=("conv", "full_attention"))
+    own = tmp_path / "own.yaml"
+    own.write_text(GOOD)
+    assert recipes.load("xnnpack-int4").within(short).window == 256
+    assert recipes.load("xnnpack-int4").within(CONFIG).window == 1024
+    assert not recipes.asks_for_window("xnnpack-int4", ["weights=mse"])
+    assert recipes.asks_for_window("xnnpack-int4", ["window=1024"])
+    assert recipes.asks_for_window(str(own), [])
+    tiny = config(**SHAPE | {"max_position_embeddings": 16}, layer_types=("conv", "full_attention"))
+    with pytest.raises(RecipeError, match="exceeds the model's 16 positions"):
+        recipes.load("xnnpack-int4").within(tiny).check(tiny)
 
 
 @pytest.mark.parametrize("name", recipes.names())

@@ -8,6 +8,7 @@ from typing import Any
 from lfm2_export.checkpoint.json_file import read_json
 from lfm2_export.checkpoint.safetensors_file import WeightFile, read_header
 from lfm2_export.errors import CheckpointError
+from lfm2_export.files import links
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -31,7 +32,10 @@ def weight_files(folder: Path) -> list[WeightFile]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return `folder/name`, refusing a link out of the folder. The hub's cache links its files to its own `blobs/`."""
+    """Return `folder/name`, refusing a link out of the folder, unless they are followed.
+
+    The hub's cache links its files to its own `blobs/`.
+    """
     root = folder.resolve()
     roots = [root]
     if root.parent.name == "snapshots":
@@ -40,8 +44,10 @@ def inside(folder: Path, name: str) -> Path:
         target = (folder / name).resolve()
     except (OSError, RuntimeError) as error:  # a link that points to itself
         raise CheckpointError(f"{folder / name}: a link that leads nowhere") from error
-    if not any(target.is_relative_to(allowed) for allowed in roots):
-        raise CheckpointError(f"{folder / name}: a link that leaves the folder; expected the file itself")
+    if not links.followed() and not any(target.is_relative_to(allowed) for allowed in roots):
+        raise CheckpointError(
+            f"{folder / name}: a link that leaves the folder; expected the file itself (or pass --follow-links)"
+        )
     return folder / name
 
 

@@ -46,6 +46,11 @@ class Checkpoint:
         """Tell whether `lfm2-export init` made it."""
         return self.weights.metadata.get("lfm2_export") == RANDOM
 
+    @property
+    def is_local(self) -> bool:
+        """Tell whether it is a folder of the user's, neither nano nor a snapshot of the hub's."""
+        return self.revision is None and self.name != "nano"
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every (name, tensor), memory-mapped, in its stored dtype. Raise CheckpointError for NaN or infinity."""
         return self.weights.tensors()

@@ -43,8 +43,11 @@ def run(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] 
             color = "green" if part.healthy else "bold red" if part.required else "yellow"
             table.add_row(part.name, part.version or "–", part.purpose, Text(part.state, color))
         console.out.print(table)
+        for part in parts:
+            if part.remedy is not None:  # whole, to be pasted: a column would cut it
+                console.out.print(f"{part.name}: {part.remedy}", soft_wrap=True)
         for name, value in machine.items():
-            console.out.print(f"{name}: {value}")
+            console.out.print(f"{name}: {value}", soft_wrap=True)
         for each in left:
             line = f"on the disk: {each.path}, {console.megabytes(each.size)}, {each.state}"
             console.out.print(line, style="yellow", soft_wrap=True)

@@ -21,7 +21,10 @@ def run(
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe name or path; see `recipes`.")] = "xnnpack-int8",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to make. [out/NAME-RECIPE]")] = None,
     form: Annotated[str | None, typer.Option(help="explicit, or resident (stock LLM runners).")] = None,
-    window: Annotated[int | None, typer.Option("--window", "--context", help="Tokens of KV cache.")] = None,
+    window: Annotated[
+        int | None,
+        typer.Option("--window", "--context", help="Tokens of KV cache. [the recipe's; at most the model's positions]"),
+    ] = None,
     soc: Annotated[str | None, typer.Option(help="Qualcomm chip to compile for (NPU recipes).")] = None,
     chunk: Annotated[int | None, typer.Option("--prefill-chunk", help="Tokens of a prefill call (NPU).")] = None,
     fallback: Annotated[bool, typer.Option("--allow-fallback", help="Accept nodes outside the NPU.")] = False,
@@ -48,6 +51,7 @@ def run(
     from lfm2_export.parity.detail import Detail
     from lfm2_export.parity.effort import extent
     from lfm2_export.pipeline import ParityError, export
+    from lfm2_export.recipes import load
     from lfm2_export.report import outputs
 
     changes = list(overrides or [])
@@ -87,6 +91,8 @@ def run(
         console.print_json(artifact.manifest.model_dump_json(indent=2))
     else:
         _show(artifact, proof)
+        if (whole := artifact.manifest.window) < load(recipe, changes).window:
+            console.out.print(f"a window of {whole} tokens: the model has no more positions")
     if proof is not None and proof.unproven is not None:
         raise typer.Exit(UNPROVEN)
 

@@ -33,7 +33,7 @@ from lfm2_export.cli import (
     verify,
 )
 from lfm2_export.errors import Lfm2ExportError, one_line
-from lfm2_export.files import failures
+from lfm2_export.files import failures, links
 from lfm2_export.files.interrupts import Stopped, orderly_end
 
 app = typer.Typer(
@@ -51,6 +51,9 @@ for command in _COMMANDS:
     app.command(command.NAME)(command.run)
 
 
+_LINKS = "--follow-links"
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"lfm2-export {__version__}")
@@ -63,6 +66,9 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (accepted anywhere on the line).")] = False,
+    follow_links: Annotated[
+        bool, typer.Option(_LINKS, help="A checkpoint's files may be links to elsewhere (anywhere, too).")
+    ] = False,
 ) -> None:
     pass
 
@@ -73,7 +79,9 @@ def run(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     if not debug:
         _hush()
-    given = [argument for argument in given if argument != "--debug"]
+    if _LINKS in given:
+        links.follow()
+    given = [argument for argument in given if argument not in ("--debug", _LINKS)]
     as_json = "--json" in given
     try:
         with orderly_end():

@@ -27,7 +27,7 @@ _PURPOSES = {
 
 
 class Part(NamedTuple):
-    """One library: installed version, whether it fits, and what to do if not."""
+    """One library: installed version, whether it fits, and the command that mends it if not."""
 
     name: str
     purpose: str
@@ -35,6 +35,7 @@ class Part(NamedTuple):
     version: str | None
     healthy: bool
     state: str
+    remedy: str | None = None
 
 
 def parts() -> list[Part]:
@@ -52,9 +53,10 @@ def _part(name: str, purpose: str, requirement: Requirement, required: bool) -> 
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        state = f"missing: {install}" if required else f"optional: {install}"
-        return Part(name, purpose, required, None, False, state)
+        return Part(name, purpose, required, None, False, "missing" if required else "optional", install)
     if name == sdk.PACKAGE and (reason := sdk.failure()) is not None:
         return Part(name, purpose, required, version, False, reason)
     fits = requirement.specifier.contains(version.partition("+")[0], prereleases=True)
-    return Part(name, purpose, required, version, fits, "ok" if fits else f"wrong version: {install}")
+    if not fits:
+        return Part(name, purpose, required, version, False, "wrong version", install)
+    return Part(name, purpose, required, version, True, "ok")

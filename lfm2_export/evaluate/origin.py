@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from lfm2_export.artifact.folder import Artifact
+from lfm2_export.checkpoint.last_seen import remembered
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.errors import ArtifactError, UsageError
 from lfm2_export.model.load import open_checkpoint
 
 
 def checkpoint_of(artifact: Artifact, given: str | None = None) -> Checkpoint:
-    """The checkpoint an artifact was made from: `given`, or nano, or the hub id in the manifest.
+    """Return the checkpoint an artifact was made from: `given`, nano, the manifest's hub id, or where it was last seen.
 
-    Raises UsageError when it is a local folder that was not given, ArtifactError when the weights differ.
+    Raises UsageError when it is a local folder that was neither given nor seen on this machine, ArtifactError when the
+    weights differ.
     """
     source = artifact.manifest.source
     if given is None and source.name != "nano" and "/" not in source.name:
-        raise UsageError(f"{artifact.folder} was made from the local folder {source.name!r}; pass --checkpoint FOLDER")
+        if (seen := remembered(source.weights_sha256)) is None:
+            raise UsageError(
+                f"{artifact.folder} was made from the local folder {source.name!r}; pass --checkpoint FOLDER"
+            )
+        given = str(seen)
     checkpoint = open_checkpoint(given or source.name, None if given else source.revision)
     if checkpoint.digest() != source.weights_sha256:
         raise ArtifactError(

@@ -12,7 +12,7 @@ import importlib
 import pkgutil
 
 from lfm2_export.artifact.manifest import Manifest
-from lfm2_export.errors import MissingDependencyError, UsageError
+from lfm2_export.errors import MissingDependencyError, UsageError, nearest
 from lfm2_export.runtimes.runtime import Runtime
 
 __all__ = ["Runtime", "able", "answering", "each_processor", "find", "first", "names", "usual"]
@@ -64,7 +64,7 @@ def find(name: str) -> Runtime:
     """Return the runtime of that name. UsageError for an unknown one, or an unknown processor of it."""
     module, _, processor = name.partition("/")
     if module not in names():
-        raise UsageError(f"unknown runtime {name!r}; known: {', '.join(names())}")
+        raise UsageError(f"unknown runtime {name!r}{nearest(module, names())}; known: {', '.join(names())}")
     found = importlib.import_module(f"{__name__}.{module.replace('-', '_')}").RUNTIME
     assert isinstance(found, Runtime)
     if not processor:

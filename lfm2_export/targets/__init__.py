@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import pkgutil
 
-from lfm2_export.errors import RecipeError
+from lfm2_export.errors import RecipeError, nearest
 from lfm2_export.targets.capabilities import Capabilities
 from lfm2_export.targets.target import Lowered, Methods, Target
 
@@ -28,7 +28,7 @@ def capabilities(name: str) -> Capabilities:
 def find(name: str) -> Target:
     """Return the target of that name. Raises RecipeError for an unknown one."""
     if name not in names():
-        raise RecipeError(f"unknown target {name!r}; known: {', '.join(names())}")
+        raise RecipeError(f"unknown target {name!r}{nearest(name, names())}; known: {', '.join(names())}")
     found = importlib.import_module(f"{__name__}.{name}.target").TARGET
     assert isinstance(found, Target)
     return found

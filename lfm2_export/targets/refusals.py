@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from lfm2_export.errors import nearest
 from lfm2_export.graph.matrices import matrices
 from lfm2_export.quantize.scheme import QuantizationRule, rule_for
 from lfm2_export.targets.capabilities import Arithmetic, Capabilities, Stored, described, spelled
@@ -34,7 +35,8 @@ def refusals(target: str, has: Capabilities, recipe: Recipe, config: LFM2Config)
 def _options(target: str, has: Capabilities, recipe: Recipe, config: LFM2Config) -> Iterator[str]:
     if unknown := sorted(recipe.options.keys() - has.options.keys()):
         known = ", ".join(has.options)
-        yield f"{recipe.name}: unknown options for the {target} target: {', '.join(unknown)}; it has {known}"
+        given = ", ".join(name + nearest(name, has.options) for name in unknown)
+        yield f"{recipe.name}: unknown options for the {target} target: {given}; it has {known}"
     limits = {"window": recipe.window, "layers": config.num_hidden_layers}
     for name, option in has.options.items():
         given = has.option(recipe, name)

@@ -108,7 +108,7 @@ def tune(
         measured_kld=whole_cost(exact, found, options, sequences),
     )
     rules = [rule for unit, option in zip(found, options, strict=True) for rule in unit.rules(option)]
-    return _recipe(target, name, shortened(rules), tuning), tuning
+    return _recipe(target, name, shortened(rules), tuning).within(checkpoint.config), tuning
 
 
 def shortened(rules: Sequence[QuantizationRule]) -> tuple[QuantizationRule, ...]:
