@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lfm2_export import recipes, targets
 from lfm2_export.artifact.folder import KIND, Artifact, open_artifact, seal, write_manifest
-from lfm2_export.artifact.manifest import Extent, Manifest, Source
+from lfm2_export.artifact.manifest import AdapterSource, Extent, Manifest, Source
 from lfm2_export.checkpoint.config import LFM2Config, to_dict
 from lfm2_export.checkpoint.last_seen import remember
 from lfm2_export.checkpoint.source import Checkpoint
@@ -39,6 +39,7 @@ def export(
     output: Path | None = None,
     *,
     revision: str | None = None,
+    base: str | None = None,
     overrides: Sequence[str] = (),
     force: bool = False,
     verify: bool = True,
@@ -48,7 +49,8 @@ def export(
 ) -> tuple[Artifact, ParityReport | None]:
     """Make an artifact folder and prove it.
 
-    `source` is a checkpoint folder, a hub id or "nano"; `recipe` a name or a path, `overrides` its
+    `source` is a checkpoint folder, a hub id or "nano", or a LoRA adapter, which is merged onto `base` or the one it
+    names; `recipe` a name or a path, `overrides` its
     `key.path=value` changes (a window that neither they nor a recipe of your own asks for is at most the model's
     positions); `output` defaults to `out/<checkpoint>-<recipe>`. Without `verify` the manifest says
     that nothing was proven and the report is None. So it says where the artifact's own runtime does not run on this
@@ -60,18 +62,19 @@ def export(
     """
     chosen = recipes.load(recipe, overrides)
     target = targets.find(chosen.target)
-    checkpoint = open_checkpoint(source, revision)
+    progress("checking the checkpoint")
+    checkpoint = open_checkpoint(source, revision, base)
     if not recipes.asks_for_window(recipe, overrides):
         chosen = chosen.within(checkpoint.config)
     chosen.check(checkpoint.config)
     target.check(chosen, checkpoint.config)
     output = output or Path("out") / f"{Path(checkpoint.name).name}-{chosen.name}"
-    check_free(output, force, KIND, [checkpoint.folder])
+    check_free(output, force, KIND, [checkpoint.place])
     check_room(*_needs(output, checkpoint, chosen))
     if verify:
         check_memory(checkpoint.config, chosen.quantization)
     tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
-    with torch_threads(checkpoint.config), staged_folder(output, force, KIND, [checkpoint.folder]) as folder:
+    with torch_threads(checkpoint.config), staged_folder(output, force, KIND, [checkpoint.place]) as folder:
         _copy_companions(checkpoint, folder)
         sequences: TokenSequences = ()
         if chosen.calibration is not None:
@@ -99,7 +102,7 @@ def export(
     if chosen.is_calibrated:
         shutil.rmtree(_kept(checkpoint, chosen, sequences), ignore_errors=True)
     if checkpoint.is_local:
-        remember(manifest.source.weights_sha256, checkpoint.folder)
+        remember(manifest.source.weights_sha256, checkpoint.place, base)
     return Artifact(output, open_artifact(output).manifest), report
 
 
@@ -187,4 +190,16 @@ def _source(checkpoint: Checkpoint) -> Source:
         weights_sha256=checkpoint.digest(),
         random_weights=checkpoint.random_weights,
         config=to_dict(checkpoint.config),
+        adapter=_adapter(checkpoint),
+    )
+
+
+def _adapter(checkpoint: Checkpoint) -> AdapterSource | None:
+    if (merged := checkpoint.adapter) is None:
+        return None
+    return AdapterSource(
+        weights_sha256=merged.weights_sha256,
+        base=merged.base,
+        base_revision=merged.base_revision,
+        base_sha256=merged.base_sha256,
     )

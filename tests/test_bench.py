@@ -333,7 +333,7 @@ def test_a_file_that_is_no_llm_program_is_one_line(artifact, tmp_path, capsys):
 
 
 def test_without_llama_cpp_the_message_says_what_to_install(artifact, tmp_path, monkeypatch, capsys):
-    from lfm2_export.environment import extras
+    from lfm2_export import extras
 
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "llama_cpp" else find_spec(name))

@@ -285,11 +285,12 @@ def test_a_checkpoint_is_found_again_where_it_was_last_exported_from(
 ) -> None:
     monkeypatch.setenv("LFM2_EXPORT_CACHE", str(tmp_path / "cache"))
     assert remembered("a" * 64) is None
-    remember("a" * 64, tiny_checkpoint)
-    assert remembered("a" * 64) == tiny_checkpoint
+    remember("a" * 64, tiny_checkpoint, None)
+    assert remembered("a" * 64) == (tiny_checkpoint, None)
     tiny_checkpoint.rename(tmp_path / "moved")
     assert remembered("a" * 64) is None
-    remember("b" * 64, tmp_path / "moved")
+    remember("b" * 64, tmp_path / "moved", "owner/base")
+    assert remembered("b" * 64) == (tmp_path / "moved", "owner/base")
     assert [note.name for note in (tmp_path / "cache" / "checkpoints").iterdir()] == ["b" * 64]
     monkeypatch.setenv("LFM2_EXPORT_CACHE", "/dev/null/none")
-    remember("a" * 64, tmp_path / "moved")  # a cache that takes no file is no error
+    remember("a" * 64, tmp_path / "moved", None)  # a cache that takes no file is no error

@@ -17,7 +17,7 @@ PACKAGE = Path(lfm2_export.__file__).parent
 # From the ground up: a package or module imports only from the lines above its own, and never from its own line.
 LAYERS = (
     ("errors", "progress"),
-    ("files",),
+    ("files", "extras"),
     ("checkpoint",),
     ("artifact", "model"),
     ("graph", "qualcomm", "static_calls"),

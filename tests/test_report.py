@@ -12,10 +12,9 @@ import pytest
 from junitparser import JUnitXml
 from parity_reports import HOSTILE, a_report
 
-from lfm2_export import recipes
+from lfm2_export import extras, recipes
 from lfm2_export.bench.report import BenchReport
 from lfm2_export.cli.main import run
-from lfm2_export.environment import extras
 from lfm2_export.errors import MissingDependencyError, UsageError
 from lfm2_export.parity.report import ParityReport
 from lfm2_export.parity.reproduce import commands

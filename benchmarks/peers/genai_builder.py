@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.peers.process import finish
 from lfm2_export.bench.spec import Spec, parse
-from lfm2_export.environment.extras import require
+from lfm2_export.extras import require
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.progress import Progress
 

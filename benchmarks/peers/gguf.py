@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.peers.process import finish
-from lfm2_export.environment.extras import require
+from lfm2_export.extras import require
 
 PACKAGE = "llama-cpp-python"
 _HERE = "benchmarks.peers.gguf"

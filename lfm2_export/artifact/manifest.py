@@ -94,6 +94,15 @@ class Npu(_Strict):
     emulator_file: str  # what was proven: the phone's own file, or its twin where the emulator cannot load that
 
 
+class AdapterSource(_Strict):
+    """The two parts of a checkpoint that was merged from a LoRA adapter and its base."""
+
+    weights_sha256: str  # of adapter_model.safetensors
+    base: str  # folder name, hub id, or "nano"
+    base_revision: str | None = None
+    base_sha256: str  # as `Source.weights_sha256`
+
+
 class Source(_Strict):
     """The checkpoint the artifact was made from."""
 
@@ -102,6 +111,7 @@ class Source(_Strict):
     weights_sha256: str  # digest over every tensor's name, shape, dtype and bytes
     random_weights: bool = False  # made by `lfm2-export init`: quality figures say nothing
     config: dict[str, Any]  # resolved architecture
+    adapter: AdapterSource | None = None
 
 
 class GateResult(_Strict):

@@ -11,9 +11,9 @@ from lfm2_export.bench.quiet import available_cores
 from lfm2_export.bench.report import BenchReport, Spread, summarize
 from lfm2_export.bench.spec import Spec, distinct
 from lfm2_export.bench.worker import Job, Result, measure
-from lfm2_export.environment.extras import require
 from lfm2_export.environment.machine import machine
 from lfm2_export.errors import UsageError
+from lfm2_export.extras import require
 from lfm2_export.progress import Progress, silent
 
 _LIBRARIES = (

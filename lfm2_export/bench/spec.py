@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from lfm2_export.environment.extras import require
 from lfm2_export.errors import UsageError
+from lfm2_export.extras import require
 
 GENAI, MANIFEST = "genai_config.json", "manifest.json"  # what a folder is known by
 _EAGER = "eager:"

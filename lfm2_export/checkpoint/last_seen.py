@@ -7,27 +7,50 @@ lay. Each is a hint, no more; whoever follows one compares the digest.
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
+from typing import NamedTuple
 
-from lfm2_export.errors import UsageError
+from lfm2_export.checkpoint.json_file import read_json
+from lfm2_export.errors import CheckpointError, UsageError
 from lfm2_export.files import ANY, cache_root, write_text
 
+_MAX_NOTE = 1 << 16
 
-def remember(digest: str, folder: Path) -> None:
-    """Note where the weights of that digest lie, and forget those that are gone. A cache that takes no file is none."""
+
+class Place(NamedTuple):
+    """A checkpoint's folder and, for a LoRA adapter, the base that was named for it."""
+
+    folder: Path
+    base: str | None
+
+
+def remember(digest: str, folder: Path, base: str | None) -> None:
+    """Note where the weights of that digest lie, and forget those that are gone. A cache that takes no file is none.
+
+    `base` is what was given for a LoRA adapter; the one it names itself needs no note.
+    """
     notes = cache_root() / "checkpoints"
-    with contextlib.suppress(OSError, ValueError, UsageError):
+    with contextlib.suppress(OSError, UsageError):
         notes.mkdir(parents=True, exist_ok=True)
         for note in notes.iterdir():
-            if note.is_file() and not Path(note.read_text(encoding="utf-8")).is_dir():
+            if note.is_file() and _read(note) is None:
                 note.unlink()
-        write_text(notes / digest, str(folder.resolve()), force=True, kind=ANY)
+        if base is not None and Path(base).is_dir():
+            base = str(Path(base).resolve())
+        place = {"folder": str(folder.resolve()), "base": base}
+        write_text(notes / digest, json.dumps(place), force=True, kind=ANY)
 
 
-def remembered(digest: str) -> Path | None:
-    """Return the folder where the weights of that digest were last seen, if it still is one."""
+def remembered(digest: str) -> Place | None:
+    """Return where the weights of that digest were last seen, if that still is a folder."""
+    return _read(cache_root() / "checkpoints" / digest)
+
+
+def _read(note: Path) -> Place | None:
     try:
-        folder = Path((cache_root() / "checkpoints" / digest).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        place = read_json(note, _MAX_NOTE)
+    except CheckpointError:
         return None
-    return folder if folder.is_absolute() and folder.is_dir() else None
+    folder, base = Path(str(place.get("folder"))), place.get("base")
+    return Place(folder, None if base is None else str(base)) if folder.is_absolute() and folder.is_dir() else None

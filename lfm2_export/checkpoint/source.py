@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lfm2_export.checkpoint import nano
+from lfm2_export.checkpoint.adapter import Adapter, base_of, is_adapter, merge
 from lfm2_export.checkpoint.config import LFM2Config, read_config
 from lfm2_export.checkpoint.shards import inside
 from lfm2_export.checkpoint.weights import Weights
 from lfm2_export.errors import CheckpointError, UsageError, one_line
+from lfm2_export.files import cache_root, hidden
 
 RANDOM = "random-init"  # value of the safetensors metadata key "lfm2_export" in what `init` writes
 _COMPANIONS = (
@@ -40,11 +44,18 @@ class Checkpoint:
     folder: Path
     config: LFM2Config
     weights: Weights
+    adapter: Adapter | None = None  # merged onto its base: `folder` is then ours, and gone with this object
 
     @property
     def random_weights(self) -> bool:
-        """Tell whether `lfm2-export init` made it."""
-        return self.weights.metadata.get("lfm2_export") == RANDOM
+        """Tell whether `lfm2-export init` made it, or what is under its adapter."""
+        made = self.weights.metadata.get("lfm2_export") == RANDOM
+        return made or (self.adapter is not None and self.adapter.random_base)
+
+    @property
+    def place(self) -> Path:
+        """The folder that the user, or the hub's cache, has: the adapter's where one was merged."""
+        return self.folder if self.adapter is None else self.adapter.folder
 
     @property
     def is_local(self) -> bool:
@@ -69,15 +80,14 @@ class Checkpoint:
 
     def companions(self) -> dict[str, Path]:
         """Return the files that an artifact carries along, by name: configs, tokenizer, chat template, licence."""
-        names = [name for name in _COMPANIONS if (self.folder / name).is_file()]
-        names += sorted(path.name for path in self.folder.glob("LICENSE*") if path.is_file())
-        return {name: inside(self.folder, name) for name in names}
+        return _companions(self.folder)
 
 
-def open_checkpoint(source: str, revision: str | None, expected: Expected) -> Checkpoint:
+def open_checkpoint(source: str, revision: str | None, expected: Expected, base: str | None = None) -> Checkpoint:
     """Open "nano", a folder in Hugging Face layout, or a hub id "owner/name" (cache and HF_HUB_OFFLINE honoured).
 
-    `expected` says which tensors a checkpoint of a config holds, in each way it may hold them (`model/load.py` knows).
+    A LoRA adapter is merged onto `base`, or the one it names. `expected` says which tensors a checkpoint of a config
+    holds, in each way it may hold them (`model/load.py` knows).
 
     Raises UsageError for a place that does not exist, CheckpointError for a config or header that is wrong.
     """
@@ -85,18 +95,44 @@ def open_checkpoint(source: str, revision: str | None, expected: Expected) -> Ch
     if folder.is_dir():
         if revision is not None:
             raise UsageError(f"{source}: a revision is for hub ids; this is a folder on this machine")
-        return _open(folder, "nano" if source == "nano" else folder.resolve().name, None, expected)
+        return _open(folder, "nano" if source == "nano" else folder.resolve().name, None, expected, base)
     if folder.exists():
         raise UsageError(f"{source} is a file; pass the folder that holds config.json and the weights")
     if not _HUB_ID.fullmatch(source):
         raise UsageError(f"{source}: no such folder, and not a hub id of the form owner/name")
     snapshot = _download(source, revision)
-    return _open(snapshot, source, snapshot.name, expected)
+    return _open(snapshot, source, snapshot.name, expected, base)
 
 
-def _open(folder: Path, name: str, revision: str | None, expected: Expected) -> Checkpoint:
+def _open(folder: Path, name: str, revision: str | None, expected: Expected, base: str | None) -> Checkpoint:
+    if is_adapter(folder):
+        return _open_adapter(folder, name, revision, expected, base_of(folder, base))
+    if base is not None:
+        raise UsageError(f"{name} is a whole checkpoint; --base is for a LoRA adapter")
     config = read_config(inside(folder, "config.json"))
     return Checkpoint(name, revision, folder, config, Weights(folder, expected(config)))
+
+
+def _open_adapter(folder: Path, name: str, revision: str | None, expected: Expected, base: str) -> Checkpoint:
+    """The merged model, in a hidden folder of the cache, which goes with the checkpoint or with the process."""
+    if is_adapter(Path(base)):
+        raise CheckpointError(f"{folder}: its base {base} is an adapter itself; merge that one first")
+    under = open_checkpoint(base, None, expected)
+    places = cache_root() / "merged"
+    places.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        merged = stack.enter_context(hidden.hidden_folder(places, folder.resolve().name)) / hidden.NEW
+        merged.mkdir()
+        adapter = merge(folder, under, under.companions() | _companions(folder), merged)
+        opened = replace(_open(merged, name, revision, expected, None), adapter=adapter)
+        weakref.finalize(opened, stack.pop_all().close)
+    return opened
+
+
+def _companions(folder: Path) -> dict[str, Path]:
+    names = [name for name in _COMPANIONS if (folder / name).is_file()]
+    names += sorted(path.name for path in folder.glob("LICENSE*") if path.is_file())
+    return {name: inside(folder, name) for name in names}
 
 
 def _download(source: str, revision: str | None) -> Path:

@@ -17,7 +17,9 @@ NAME = "export"
 
 
 def run(
-    source: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or nano (the embedded model).")] = "nano",
+    source: Annotated[
+        str, typer.Argument(help="Checkpoint or LoRA folder, hub id, or nano (the embedded model).")
+    ] = "nano",
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe name or path; see `recipes`.")] = "xnnpack-int8",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to make. [out/NAME-RECIPE]")] = None,
     form: Annotated[str | None, typer.Option(help="explicit, or resident (stock LLM runners).")] = None,
@@ -32,6 +34,9 @@ def run(
         str | None, typer.Option(help="How weights are rounded: nearest, mse, gptq, awq, awq-gptq, qat.")
     ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Change a recipe value: key.path=value.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base of a LoRA adapter: folder or hub id. [the one it names]")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub checkpoint.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what this command made there.")] = False,
     verify: Annotated[bool, typer.Option(help="Prove the artifact before it is written.")] = True,
@@ -73,6 +78,7 @@ def run(
                 recipe,
                 output,
                 revision=revision,
+                base=base,
                 overrides=changes,
                 force=force,
                 verify=verify,

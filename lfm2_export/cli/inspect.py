@@ -51,6 +51,8 @@ def _overview(manifest: Manifest) -> Table:
     source = manifest.source
     name = source.name + (f" @ {source.revision}" if source.revision else "")
     table.add_row("source", name + (" (random weights)" if source.random_weights else ""))
+    if (adapter := source.adapter) is not None:
+        table.add_row("adapter", f"LoRA, merged onto {adapter.base}")
     table.add_row("recipe", f"{manifest.recipe['name']}: {manifest.recipe['summary']}")
     table.add_row("target", f"{manifest.target}, {manifest.form} form, {manifest.transport} transport")
     table.add_row("window", f"{manifest.window} tokens")

@@ -15,6 +15,9 @@ def run(
     checkpoint: Annotated[
         str | None, typer.Option(help="The checkpoint it was made from; found by itself for nano and the hub.")
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base of a LoRA adapter: folder or hub id. [the one it names]")
+    ] = None,
     runtime: Annotated[
         list[str] | None, typer.Option(help="Only this runtime (repeatable); absent is an error.")
     ] = None,
@@ -69,7 +72,7 @@ def run(
     detail = Detail(drift_steps=drift_steps) if outputs.wants_detail(paths) else None
     with console.progress(quiet) as progress:
         progress("checking the checkpoint")
-        made_from = checkpoint_of(opened, checkpoint)
+        made_from = checkpoint_of(opened, checkpoint, base)
         rules = Recipe.model_validate(opened.manifest.recipe).quantization
         check_memory(made_from.config, rules, "run")
         result = prove(opened, made_from, runtime or (), chosen, progress, text, detail, device)

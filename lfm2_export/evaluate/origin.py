@@ -9,11 +9,11 @@ from lfm2_export.errors import ArtifactError, UsageError
 from lfm2_export.model.load import open_checkpoint
 
 
-def checkpoint_of(artifact: Artifact, given: str | None = None) -> Checkpoint:
+def checkpoint_of(artifact: Artifact, given: str | None = None, base: str | None = None) -> Checkpoint:
     """Return the checkpoint an artifact was made from: `given`, nano, the manifest's hub id, or where it was last seen.
 
-    Raises UsageError when it is a local folder that was neither given nor seen on this machine, ArtifactError when the
-    weights differ.
+    `base` is for a LoRA adapter, where it is not the one it names. Raises UsageError when it is a local folder that was
+    neither given nor seen on this machine, ArtifactError when the weights differ.
     """
     source = artifact.manifest.source
     if given is None and source.name != "nano" and "/" not in source.name:
@@ -21,8 +21,8 @@ def checkpoint_of(artifact: Artifact, given: str | None = None) -> Checkpoint:
             raise UsageError(
                 f"{artifact.folder} was made from the local folder {source.name!r}; pass --checkpoint FOLDER"
             )
-        given = str(seen)
-    checkpoint = open_checkpoint(given or source.name, None if given else source.revision)
+        given, base = str(seen.folder), base or seen.base
+    checkpoint = open_checkpoint(given or source.name, None if given else source.revision, base)
     if checkpoint.digest() != source.weights_sha256:
         raise ArtifactError(
             f"{checkpoint.folder}: not the weights that {artifact.folder} was made from (digest differs)"

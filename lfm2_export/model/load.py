@@ -15,13 +15,14 @@ from lfm2_export.model.decoder import Decoder, layouts
 from lfm2_export.model.layout import Stored
 
 
-def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(source: str, revision: str | None = None, base: str | None = None) -> Checkpoint:
     """Open "nano", a folder in Hugging Face layout, or a hub id "owner/name" (cache and HF_HUB_OFFLINE honoured).
 
-    Names and shapes of its tensors are held against the model that its config describes; no weight is read. Raises
-    UsageError for a place that does not exist, CheckpointError for a config or header that is wrong.
+    A LoRA adapter is merged onto `base`, or the one it names. Names and shapes of its tensors are held against the
+    model that its config describes; no weight is read. Raises UsageError for a place that does not exist,
+    CheckpointError for a config or header that is wrong.
     """
-    return places.open_checkpoint(source, revision, expected=_expected)
+    return places.open_checkpoint(source, revision, expected=_expected, base=base)
 
 
 def tensor_shapes(config: LFM2Config) -> dict[str, tuple[int, ...]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lfm2_export.environment.extras import require
 from lfm2_export.errors import UsageError
+from lfm2_export.extras import require
 from lfm2_export.files import check_free_file, marked, staged_file
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lfm2_export.bench.report import BenchReport
-from lfm2_export.environment.extras import require
 from lfm2_export.errors import UsageError
+from lfm2_export.extras import require
 from lfm2_export.files import check_free_file, marked, write_text
 from lfm2_export.parity.report import ParityReport
 from lfm2_export.report import junit, page
