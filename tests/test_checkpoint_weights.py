@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -294,3 +295,22 @@ def test_a_checkpoint_is_found_again_where_it_was_last_exported_from(
     assert [note.name for note in (tmp_path / "cache" / "checkpoints").iterdir()] == ["b" * 64]
     monkeypatch.setenv("LFM2_EXPORT_CACHE", "/dev/null/none")
     remember("a" * 64, tmp_path / "moved", None)  # a cache that takes no file is no error
+
+
+def test_what_is_refused_says_the_command_that_makes_it_usable(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = Lfm2ForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    shutil.copytree(tiny_checkpoint, tmp_path / "pickled", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="never loaded") as caught:
+        open_checkpoint(str(tmp_path / "pickled"))
+    command = str(caught.value).partition("if you trust them: ")[2]
+    subprocess.run(shlex.split(command.replace("python", sys.executable, 1)), check=True, capture_output=True)
+    usable = dict(open_checkpoint(str(tmp_path / "pickled-safetensors")).tensors())
+    assert all(torch.equal(tensor, usable[name]) for name, tensor in open_checkpoint(str(tiny_checkpoint)).tensors())
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UsageError, match=r'gguf_file="model\.gguf"'):
+        open_checkpoint(str(tmp_path / "model.gguf"))
+    config = tiny_checkpoint / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"load_in_4bit": True}}))
+    with pytest.raises(CheckpointError, match=r"dequantize\(\)"):
+        open_checkpoint(str(tiny_checkpoint))

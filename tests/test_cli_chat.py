@@ -136,3 +136,13 @@ def test_a_system_prompt_is_prefilled_once(artifact, tmp_path):
     assert second["cached_tokens"] > 5
     assert second["prompt_tokens"] == first["prompt_tokens"]
     assert code_of("chat", str(artifact), "-p", "hi", "--system", "Be brief.", "--prefix-cache", str(path)) == 2
+
+
+def test_chat_goes_on_without_the_oldest_turns_and_says_so(artifact):
+    questions = ["What color is the sky?"] * 16
+    replies, beside = talk(artifact, *questions, options=("--on-full", "forget", "--max-tokens", "16"))
+    assert len(replies) == len(questions)
+    assert "the window was full: forgot the oldest" in beside
+    _, refused = talk(artifact, *questions, options=("--max-tokens", "16"))
+    assert "the conversation is full" in refused
+    assert code_of("chat", str(artifact), "--on-full", "panic", "-p", "hello") == 2

@@ -18,14 +18,13 @@ from lfm2_export.artifact.folder import Artifact
 from lfm2_export.chat.drafts import Drafts, Source
 from lfm2_export.chat.generation import generate
 from lfm2_export.chat.incremental_snapshot import IncrementalSnapshot
+from lfm2_export.chat.overflow import Message, OnFull, kept, reserved, without_oldest_turn
 from lfm2_export.chat.sampling import Sampler, greedy
 from lfm2_export.chat.saved_state import load_state, save_state
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import StateFileError, UsageError
 from lfm2_export.files import sweep
 from lfm2_export.runtimes.session import Session, Snapshot
-
-Message = dict[str, Any]
 
 
 @dataclass
@@ -37,6 +36,7 @@ class Speed:
     new_tokens: int = 0
     new_seconds: float = 0.0
     cached_tokens: int = 0  # of the prompt, not fed: the state had them already
+    forgotten_turns: int = 0  # the oldest ones, before it, since the window was full
     drafted_tokens: int = 0
     accepted_tokens: int = 0  # of those
     single_tokens: int = 0  # decoded one by one beside the drafts
@@ -79,6 +79,7 @@ class Conversation:
     tools: list[Any] | None = None
     sampler: Sampler = greedy
     source: Source | None = None  # of drafts
+    on_full: OnFull = "stop"
     speed: Speed = field(default_factory=Speed)
     _fed: list[int] = field(default_factory=list)  # the tokens behind the session's state
     _snapshot: IncrementalSnapshot | None = None  # the last one that the session's state goes on from
@@ -93,17 +94,20 @@ class Conversation:
         self._forget()
 
     def reply(self, text: str, limit: int) -> Iterator[str]:
-        """Say `text` as the user and stream the answer, at most `limit` tokens. WindowExceededError when full.
+        """Say `text` as the user and stream the answer, at most `limit` tokens.
+
+        A full window is a WindowExceededError or, with `on_full` "forget", costs the oldest turns.
 
         A turn that is refused, or abandoned halfway, has not taken place.
         """
         start = self._here() if self.session.has_state else None
+        said = list(self.messages)
         self.messages.append({"role": "user", "content": text})
         try:
             yield from self._answer(limit)
         except BaseException:
             if start is None:
-                self.messages.pop()
+                self.messages = said
             else:
                 self._return_to(start)
             raise
@@ -181,7 +185,7 @@ class Conversation:
 
     def _answer(self, limit: int) -> Iterator[str]:
         """The assistant's turn. Whatever happens, `_fed` says what the session has seen."""
-        wanted = self.tokenizer.encode(self.tokenizer.render(self.messages, tools=self.tools))
+        wanted, forgotten = self._wanted(limit)
         prompt = self._unseen(wanted)
         stream = self.tokenizer.stream()
         answer: list[str] = []
@@ -195,7 +199,7 @@ class Conversation:
         drafts = None if self.source is None else Drafts(self.source)
         before = wanted[: len(wanted) - len(prompt)]
         start = time.perf_counter()
-        self.speed = Speed(prompt_tokens=len(prompt), cached_tokens=len(wanted) - len(prompt))
+        self.speed = Speed(len(prompt), cached_tokens=len(before), forgotten_turns=forgotten)
         try:
             for token in generate(self.session, prompt, self.tokenizer.eos_ids, limit, choose, drafts, before):
                 if not self.speed.prompt_seconds:
@@ -211,6 +215,20 @@ class Conversation:
             self.speed.drafted_tokens, self.speed.accepted_tokens = drafts.drafted, drafts.accepted
             self.speed.single_tokens, self.speed.single_seconds = drafts.single_steps, drafts.single_seconds
         self.messages.append({"role": "assistant", "content": "".join(answer)})
+
+    def _wanted(self, limit: int) -> tuple[list[int], int]:
+        """The prompt's tokens, and how many of the oldest turns were forgotten to make room for it and its reply."""
+        wanted, forgotten = self._rendered(), 0
+        window = self.session.window
+        if self.on_full == "stop" or len(wanted) + reserved(window, limit) <= window:
+            return wanted, forgotten
+        while len(wanted) > kept(window) and (later := without_oldest_turn(self.messages)) is not None:
+            self.messages, forgotten = later, forgotten + 1
+            wanted = self._rendered()
+        return wanted, forgotten
+
+    def _rendered(self) -> list[int]:
+        return self.tokenizer.encode(self.tokenizer.render(self.messages, tools=self.tools))
 
     def _unseen(self, wanted: list[int]) -> list[int]:
         """The tokens to feed, once the session is at the latest known state that the prompt goes on from."""

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from lfm2_export.checkpoint.json_file import read_json
-from lfm2_export.checkpoint.safetensors_file import read_header
+from lfm2_export.checkpoint.safetensors_file import WeightFile, read_header
 from lfm2_export.checkpoint.shards import inside
 from lfm2_export.errors import CheckpointError, one_line
 from lfm2_export.extras import require
-from lfm2_export.files import Need, check_room, sha256
-
-if TYPE_CHECKING:
-    from lfm2_export.checkpoint.source import Checkpoint
+from lfm2_export.files import Need, check_room
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MAX_CONFIG = 1 << 20
@@ -59,25 +56,29 @@ def base_of(folder: Path, given: str | None) -> str:
     return base
 
 
-def merge(folder: Path, base: Checkpoint, companions: Mapping[str, Path], into: Path) -> Adapter:
+def merge(folder: Path, base: Path, weights: Sequence[WeightFile], companions: Mapping[str, Path], into: Path) -> None:
     """Write the merged checkpoint, in fp32 and with those companions, into the empty folder `into`.
 
-    Raises CheckpointError, one line, for an adapter that does not fit its base, MissingDependencyError without PEFT.
+    `weights` are the headers of the base's files. Raises CheckpointError, one line, for an adapter that does not fit
+    its base, MissingDependencyError without PEFT.
     """
     require("peft", "peft", "lora", f"{folder} is a LoRA adapter: merging it")
-    shapes = read_header(inside(folder, WEIGHTS)).shapes
-    base_shapes = [shape for file in base.weights.files for shape in file.shapes.values()]
-    check_room(Need(into, _FP32 * sum(map(math.prod, base_shapes)), "the merged weights (LFM2_EXPORT_CACHE)"))
-    # a vocabulary that was made larger is stored whole beside the low-rank parts
-    whole = [shape[0] for name, shape in shapes.items() if name.endswith("embed_tokens.weight") and len(shape) == 2]
+    adapted = read_header(inside(folder, WEIGHTS))
+    size = _FP32 * sum(math.prod(shape) for file in weights for shape in file.shapes.values())
+    check_room(Need(into, size, "the merged weights (LFM2_EXPORT_CACHE)"))
     try:
-        _merge(folder, base.folder, max(whole, default=base.config.vocab_size), into)
+        _merge(folder, base, _vocabulary([adapted]) or _vocabulary(weights), into)
     except Exception as error:  # PEFT and transformers raise from their own, torch's and Python's families
-        raise CheckpointError(f"{folder}: does not fit its base {base.name}: {one_line(error)}") from error
+        raise CheckpointError(f"{folder}: does not fit its base {base}: {one_line(error)}") from error
     for name, path in companions.items():
         if name != "config.json":  # the merged model's own
             shutil.copyfile(path, into / name)
-    return Adapter(folder, sha256(folder / WEIGHTS), base.name, base.revision, base.digest(), base.random_weights)
+
+
+def _vocabulary(weights: Iterable[WeightFile]) -> int:
+    """Rows of the embedding; 0 where it is not stored. An adapter stores it whole where the vocabulary was resized."""
+    shapes = [shape for file in weights for name, shape in file.shapes.items() if name.endswith("embed_tokens.weight")]
+    return shapes[0][0] if shapes and shapes[0] else 0
 
 
 def _merge(folder: Path, base: Path, vocabulary: int, into: Path) -> None:

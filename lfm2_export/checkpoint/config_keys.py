@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from lfm2_export.checkpoint.foreign import with_transformers
 from lfm2_export.errors import CheckpointError
 
 MAX_SIZE = 1 << 20  # no width, count or vocabulary comes near
@@ -29,6 +30,9 @@ _MAX_NUMBER = 1e15
 _MAX_LAYERS = 1024
 _MAX_EXPERTS = 1024
 LFM3_LAYERS = 24  # where neither their number nor their kinds are given
+_DEQUANTIZED = "to get them: " + with_transformers(
+    "FOLDER", "FOLDER-plain", then=".dequantize()", save=", save_original_format=False"
+)
 ModelType = Literal["lfm2", "lfm2_moe", "lfm3"]
 LayerType = Literal["conv", "full_attention", "sliding_attention"]
 Keys = TypeVar("Keys", bound=BaseModel)
@@ -119,7 +123,7 @@ class TypeKey(_Document):
 class ConfigKeys(_Document):
     """The keys of the family's `config.json`, each by itself; `config.py` says what they mean together."""
 
-    quantization_config: Annotated[None, _only("expected none, plain F32, F16 or BF16 weights")] = None
+    quantization_config: Annotated[None, _only(f"expected none, plain F32, F16 or BF16 weights; {_DEQUANTIZED}")] = None
     vocab_size: Size = _required
     hidden_size: Size = _required
     num_attention_heads: Size = _spelled("num_attention_heads", "num_heads")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lfm2_export.checkpoint.foreign import with_transformers
 from lfm2_export.checkpoint.json_file import read_json
 from lfm2_export.checkpoint.safetensors_file import WeightFile, read_header
 from lfm2_export.errors import CheckpointError
@@ -27,7 +28,8 @@ def weight_files(folder: Path) -> list[WeightFile]:
         return _shards(folder)
     pickled = next((path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))), None)
     if pickled is not None:
-        raise CheckpointError(f"{folder / pickled}: pickled weights are never loaded; convert them to safetensors")
+        command = with_transformers(str(folder), f"{folder}-safetensors")
+        raise CheckpointError(f"{folder / pickled}: pickled weights are never loaded; if you trust them: {command}")
     raise CheckpointError(f"{folder}: no weights; expected {SINGLE} or {INDEX}")
 
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from lfm2_export.checkpoint import nano
-from lfm2_export.checkpoint.adapter import Adapter, base_of, is_adapter, merge
+from lfm2_export.checkpoint.adapter import WEIGHTS, Adapter, base_of, is_adapter, merge
 from lfm2_export.checkpoint.config import LFM2Config, read_config
+from lfm2_export.checkpoint.foreign import with_transformers
 from lfm2_export.checkpoint.shards import inside
 from lfm2_export.checkpoint.weights import Weights
 from lfm2_export.errors import CheckpointError, UsageError, one_line
-from lfm2_export.files import cache_root, hidden
+from lfm2_export.files import cache_root, hidden, sha256
 
 RANDOM = "random-init"  # value of the safetensors metadata key "lfm2_export" in what `init` writes
 _COMPANIONS = (
@@ -97,7 +98,7 @@ def open_checkpoint(source: str, revision: str | None, expected: Expected, base:
             raise UsageError(f"{source}: a revision is for hub ids; this is a folder on this machine")
         return _open(folder, "nano" if source == "nano" else folder.resolve().name, None, expected, base)
     if folder.exists():
-        raise UsageError(f"{source} is a file; pass the folder that holds config.json and the weights")
+        raise UsageError(f"{source} is a file; pass the folder that holds config.json and the weights{_gguf(folder)}")
     if not _HUB_ID.fullmatch(source):
         raise UsageError(f"{source}: no such folder, and not a hub id of the form owner/name")
     snapshot = _download(source, revision)
@@ -123,10 +124,19 @@ def _open_adapter(folder: Path, name: str, revision: str | None, expected: Expec
     with ExitStack() as stack:
         merged = stack.enter_context(hidden.hidden_folder(places, folder.resolve().name)) / hidden.NEW
         merged.mkdir()
-        adapter = merge(folder, under, under.companions() | _companions(folder), merged)
+        merge(folder, under.folder, under.weights.files, under.companions() | _companions(folder), merged)
+        digest = sha256(folder / WEIGHTS)
+        adapter = Adapter(folder, digest, under.name, under.revision, under.digest(), under.random_weights)
         opened = replace(_open(merged, name, revision, expected, None), adapter=adapter)
         weakref.finalize(opened, stack.pop_all().close)
     return opened
+
+
+def _gguf(file: Path) -> str:
+    if file.suffix != ".gguf":
+        return ""
+    command = with_transformers(str(file.parent), str(file.with_suffix("")), f', gguf_file="{file.name}"')
+    return f", from before it was made a GGUF; where only that is left, rounded as it is: {command}"
 
 
 def _companions(folder: Path) -> dict[str, Path]:

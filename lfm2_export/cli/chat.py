@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from lfm2_export.chat.conversation import Conversation
+    from lfm2_export.chat.overflow import OnFull
     from lfm2_export.cli.slash import Chat
 
 NAME = "chat"
@@ -27,6 +28,7 @@ def run(
         float, typer.Option(min=0.0, help="0 is greedy; LFM2's cards recommend 0.3 (min-p 0.15, penalty 1.05).")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    on_full: Annotated[str, typer.Option(help="When the window is full: stop, or forget the oldest turns.")] = "stop",
     draft: Annotated[
         str | None,
         typer.Option(help="Verify several tokens at once: lookup (in what was said), or a smaller model's artifact."),
@@ -60,6 +62,7 @@ def run(
     conversation = chat.conversation
     if draft is not None:
         conversation.source = draft_source(draft, conversation.session, chat.artifact)
+    conversation.on_full = _on_full(on_full)
     conversation.sampler = MinPSampler(temperature=temperature, seed=seed) if temperature else greedy
     if save is not None:
         conversation.need_state()  # said now, not after the talk
@@ -102,6 +105,14 @@ def _open(folder: Path, runtime: str | None, force: bool) -> Chat:
     return Chat(Conversation(session, tokenizer), artifact, force)
 
 
+def _on_full(given: str) -> OnFull:
+    from lfm2_export.errors import UsageError
+
+    if given not in ("stop", "forget"):
+        raise UsageError(f"--on-full is stop or forget, not {given!r}")
+    return "stop" if given == "stop" else "forget"
+
+
 def _talk(chat: Chat, limit: int) -> None:
     from rich.text import Text
 
@@ -122,7 +133,10 @@ def _talk(chat: Chat, limit: int) -> None:
             elif text:
                 _stream(chat.conversation, text, limit)
         except WindowExceededError as error:
-            _complain(f"the conversation is full: {error}; /reset starts over, /rewind takes back the last turn")
+            _complain(
+                f"the conversation is full: {error}; /reset starts over, /rewind takes back the last turn, and a chat "
+                "begun with --on-full forget goes on without the oldest ones"
+            )
         except Lfm2ExportError as error:
             _complain(str(error))
 
@@ -140,4 +154,7 @@ def _stream(conversation: Conversation, text: str, limit: int) -> None:
         console.out.print(piece, end="", soft_wrap=True)
         console.out.file.flush()
     console.out.print()
+    if forgotten := conversation.speed.forgotten_turns:
+        turns = "turn" if forgotten == 1 else f"{forgotten} turns"
+        _complain(f"the window was full: forgot the oldest {turns}")
     console.err.print(conversation.speed.line(), style="dim")
