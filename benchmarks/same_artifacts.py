@@ -34,7 +34,9 @@ from lfm2_export.runtimes.session import Session
 
 TREE = Path(__file__).resolve().parent.parent
 FORMS = {"xnnpack": ("explicit", "resident")}  # the other targets have the explicit one alone
-VARIANTS = {"onnx-int4": ("options.conv=plain", "options.fused_embedding=true")}  # what no recipe has by default
+VARIANTS = {
+    "onnx-int4": ("options.conv=plain", "options.conv=fused", "options.fused_embedding=true")
+}  # what no recipe has by default
 REBUILT = {"xnnpack": (), "onnx": (".onnx",), "onnx_qnn": (".onnx", "weights.bin"), "qnn": (".pte",)}  # not by bytes
 RUNTIME = {"onnx": "onnxruntime", "onnx_qnn": "onnxruntime-qnn", "qnn": "qnn"}
 PROMISED = ["target", "form", "transport", "cache_layout", "window", "chat", "methods", "quantization", "npu"]

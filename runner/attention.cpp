@@ -126,6 +126,11 @@ template <int N>
 constexpr int kRowsAtOnce = N == 8 ? 2 : 4;  // with twice as many registers as AVX2 has
 constexpr int kWays = 4;  // keys, or vectors of a value, at a time: enough sums that none waits for the one before
 
+// Whether a vector of N at that place of a row is the first of a cache line, which is asked for once.
+constexpr int64_t kLine = 64 / sizeof(float);
+template <int N>
+LFM2_INLINE bool starts_line(int64_t place) { return N >= kLine || place % kLine == 0; }
+
 int64_t stride_of(const HeadCall& call) { return (call.start + call.tokens + kMostLanes - 1) / kMostLanes * kMostLanes; }
 
 // Products of R queries with up to N keys: N scores in each of R rows.
@@ -139,7 +144,7 @@ LFM2_INLINE void score(const float* queries, const float* keys, int64_t count, i
     for (int way = 0; way < kWays; ++way) key[way] = keys + std::min<int64_t>(first + way, count - 1) * width;
     int64_t i = 0;
     for (; i + N <= width; i += N) {
-      for (int way = 0; way < kWays; ++way) __builtin_prefetch(keys + (first + way + kBlock) * width + i);
+      for (int way = 0; way < kWays && starts_line<N>(i); ++way) __builtin_prefetch(keys + (first + way + kBlock) * width + i);
       for (int row = 0; row < R; ++row) load(q[row], queries + row * width + i);
       for (int way = 0; way < kWays; ++way) {
         load(k, key[way] + i);
@@ -170,7 +175,7 @@ LFM2_INLINE void mix(const float* weights, int64_t stride, const float* values, 
   for (int64_t column = 0; column < count; ++column) {
     for (int each = 0; each < V; ++each) {
       load(value, values + column * width + each * N);
-      __builtin_prefetch(values + (column + kBlock) * width + each * N);
+      if (starts_line<N>(each * N)) __builtin_prefetch(values + (column + kBlock) * width + each * N);
       for (int row = 0; row < R; ++row) sums[row][each] += weights[row * stride + column] * value;
     }
   }

@@ -18,11 +18,12 @@ import pytest
 HERE = Path(__file__).parent
 RELEASES = Path(sys.prefix) / "onnxruntime"
 RECIPES = sorted(path.stem for path in (HERE.parent / "recipes").glob("onnx-*.yaml") if "qnn" not in path.stem)
-PLAIN = "options.conv=plain"
+PLAIN, FUSED = "options.conv=plain", "options.conv=fused"
 CASES = [
     *((recipe,) for recipe in RECIPES),
     *((recipe, PLAIN) for recipe in ("onnx-fp32", "onnx-int8", "onnx-int4", "onnx-int4-mixed")),
     ("onnx-q4f16", "options.fused_embedding=false"),
+    *((recipe, FUSED) for recipe in ("onnx-fp32", "onnx-int4")),
 ]
 
 

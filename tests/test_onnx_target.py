@@ -31,6 +31,8 @@ from lfm2_export.targets import onnx_graph
 from lfm2_export.targets.onnx.table import TABLE
 from lfm2_export.targets.onnx.target import TARGET
 
+CONVOLUTIONS = ("plain", "fused", "channels_last")
+
 
 class TestFloat:
     @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
@@ -41,12 +43,12 @@ class TestFloat:
         sessions = pair(random_decoder(), tmp_path)
         assert worst(*sessions, [WINDOW - 2, 1, 1], pad=16) < FP32_ERROR
 
-    @pytest.mark.parametrize("conv", ["plain", "fused"])
+    @pytest.mark.parametrize("conv", CONVOLUTIONS)
     @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-    def test_either_convolution_equals_eager(self, tmp_path: Path, shape: dict[str, Any], conv: str) -> None:
+    def test_any_convolution_equals_eager(self, tmp_path: Path, shape: dict[str, Any], conv: str) -> None:
         sessions = pair(random_decoder(**shape), tmp_path, recipe(options={"conv": conv}))
         assert worst(*sessions, [1, 7, 2, 1, 8], pad=8) < FP32_ERROR
-        fused = conv == "fused" and bool(sessions[1].decoder.config.conv_layers)
+        fused = conv != "plain" and bool(sessions[1].decoder.config.conv_layers)
         assert ("CausalConvWithState" in {node.op_type for node in onnx.load(model_file(tmp_path)).graph.node}) == fused
 
     def test_all_logits_on_request(self, tmp_path: Path) -> None:
@@ -295,7 +297,7 @@ class TestFile:
         assert max(path.stat().st_size for path in data) <= 200_000
         assert worst(*sessions, [5, 1]) < FP32_ERROR
 
-    @pytest.mark.parametrize("conv", ["plain", "fused"])
+    @pytest.mark.parametrize("conv", CONVOLUTIONS)
     @pytest.mark.parametrize("name", ["onnx-fp32", *QUANTIZED, *HALF])
     def test_passes_the_checker_with_full_shape_inference(
         self, tmp_path: Path, name: str, conv: str, norm_schemas: None
@@ -331,7 +333,8 @@ class TestFile:
         ("onnx-int4", {"conv": "plain"}, "1.20.1"),
         ("onnx-int8", {"conv": "plain"}, "1.22.0"),
         ("onnx-q4f16", {"conv": "plain", "precision": "float16", "fused_embedding": True}, "1.23.0"),
-        ("onnx-fp32", {}, "1.25.1"),
+        ("onnx-fp32", {"conv": "fused"}, "1.25.1"),
+        ("onnx-fp32", {}, "1.30.0"),
     ],
 )
 def test_the_oldest_runtime_is_stated(tmp_path: Path, name: str, options: dict[str, str], oldest: str) -> None:
@@ -369,7 +372,7 @@ class TestFaults:
             ({"form": "resident"}, {}, "form: resident; the onnx target has explicit"),
             ({"options": {"opset": 21}}, {}, "unknown options.*opset"),
             ({"options": {"fused_embedding": 1}}, {}, "false, true"),
-            ({"options": {"conv": "slow"}}, {}, "fused, plain"),
+            ({"options": {"conv": "slow"}}, {}, "channels_last, fused, plain"),
             (
                 {"options": {"precision": "float16"}},
                 {},

@@ -34,7 +34,7 @@ class Site(NamedTuple):
     decoder: Decoder
     tables: tuple[str, ...]  # the embeddings' paths: a tied product reads what is stored there
     fused_embedding: bool
-    fused_conv: bool
+    conv: str  # the recipe's option
 
     def module(self, path: str) -> Any:
         """Return the decoder's module of that path."""
@@ -195,7 +195,9 @@ def _short_conv(to: Site, step: Step, gated: str, past: str, *_: str) -> tuple[s
     rows = graph.op("Concat", f"{path}/rows", old_rows, gated, axis=1)
     last = graph.op("GatherND", f"{path}/last", rows, to.border.conv_columns, batch_dims=1)
     present = graph.op("Transpose", to.border.results[step.outputs[1]], last, perm=[0, 2, 1])
-    return _fused_taps(to, path, conv, gated, old) if to.fused_conv else _taps(to, path, conv, rows), present
+    if to.conv == "channels_last":
+        return _fused(to, path, conv, gated, old_rows, f"{path}/mixed", channels_last=1), present
+    return _fused_taps(to, path, conv, gated, old) if to.conv == "fused" else _taps(to, path, conv, rows), present
 
 
 def _taps(to: Site, path: str, conv: ShortConv, rows: str) -> str:
@@ -211,14 +213,19 @@ def _taps(to: Site, path: str, conv: ShortConv, rows: str) -> str:
 
 
 def _fused_taps(to: Site, path: str, conv: ShortConv, gated: str, old: str) -> str:
+    """The operator with time after channels, as the first onnxruntimes that had it want it."""
+    gated = to.graph.op("Transpose", f"{path}/gated_time_last", gated, perm=[0, 2, 1])
+    mixed = _fused(to, path, conv, gated, old, f"{path}/mixed_time_last")
+    return to.graph.op("Transpose", f"{path}/mixed", mixed, perm=[0, 2, 1])
+
+
+def _fused(to: Site, path: str, conv: ShortConv, gated: str, old: str, mixed: str, **layout: int) -> str:
     """The convolution in onnxruntime's own operator. Its new state is not used: it takes padding for tokens."""
     graph, kind = to.graph, "CausalConvWithState"
-    gated = graph.op("Transpose", f"{path}/gated_time_last", gated, perm=[0, 2, 1])
     kernel = graph.parameter(f"{path}.kernel", conv.kernel.t().unsqueeze(1))
     bias = "" if conv.bias is None else graph.parameter(f"{path}.bias", conv.bias)
-    outputs = (f"{path}/mixed_time_last", f"{path}/padded_state")
-    mixed, _ = graph.op_many(kind, f"{path}/{kind}", (gated, kernel, bias, old), outputs, CONTRIB)
-    return graph.op("Transpose", f"{path}/mixed", mixed, perm=[0, 2, 1])
+    outputs = (mixed, f"{path}/padded_state")
+    return graph.op_many(kind, f"{path}/{kind}", (gated, kernel, bias, old), outputs, CONTRIB, **layout)[0]
 
 
 def _last_valid(to: Site, step: Step, x: str, _: str) -> str:

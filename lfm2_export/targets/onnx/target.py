@@ -39,6 +39,7 @@ _OLDEST = "1.20.1"  # 1.20.0: SkipSimplifiedLayerNormalization misses its input 
 _OLDEST_8_BITS = "1.22.0"  # 1.21.1: MatMulNBits takes only bits = 4
 _OLDEST_FUSED_EMBEDDING = "1.23.0"  # 1.22.1: GatherBlockQuantized has no attribute bits
 _OLDEST_FUSED_CONV = "1.25.1"  # 1.25.0: CausalConvWithState is not a registered function/op
+_OLDEST_CHANNELS_LAST = "1.30.0"  # 1.29.0: unrecognized attribute channels_last for CausalConvWithState
 _OLDEST_EXPERTS = "1.31.1"  # 1.30.0 has a QMoE, but refuses the graph
 _HEAD_DIM_STEP = 16  # GroupQueryAttention's rotary kernel works in steps of it
 
@@ -114,7 +115,7 @@ class OnnxTarget(Target):
             decoder,
             tables=tuple(step.path for step in network.of_kind("embedding")),
             fused_embedding=bool(CAPABILITIES.option(recipe, "fused_embedding")),
-            fused_conv=CAPABILITIES.option(recipe, "conv") == "fused",
+            conv=str(CAPABILITIES.option(recipe, "conv")),
         )
         values = walk(network, border.values, lambda step, inputs: TABLE[step.kind](site, step, *inputs))
         graph.cast("logits", values[network.logits], "float32")
@@ -162,8 +163,9 @@ def _oldest(recipe: Recipe, config: LFM2Config) -> str:
     """The first onnxruntime that loads the file."""
     if any(map(config.has_experts, range(config.num_hidden_layers))):
         return _OLDEST_EXPERTS
-    if CAPABILITIES.option(recipe, "conv") == "fused":
-        return _OLDEST_FUSED_CONV
+    conv = CAPABILITIES.option(recipe, "conv")
+    if conv != "plain":
+        return _OLDEST_CHANNELS_LAST if conv == "channels_last" else _OLDEST_FUSED_CONV
     bits = {rule.weight.bits for rule in recipe.quantization if rule.weight is not None}
     if CAPABILITIES.option(recipe, "fused_embedding") and bits & {4, 8}:
         return _OLDEST_FUSED_EMBEDDING
