@@ -114,7 +114,7 @@ def weights_missing(folder: Path) -> str:
 def weights_pickled(folder: Path) -> str:
     (folder / WEIGHTS).unlink()
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'echo pwned'\ntR.")
-    return "convert them to safetensors"
+    return "never loaded"
 
 
 @hostile
