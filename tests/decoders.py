@@ -29,6 +29,26 @@ SHAPES: dict[str, dict[str, Any]] = {
     "attention only": {"layer_types": ("full_attention", "full_attention")},
 }
 
+LFM3: dict[str, Any] = {
+    "model_type": "lfm3",
+    "layer_types": ("conv", "sliding_attention", "full_attention", "sliding_attention", "conv"),
+    "conv_L_cache": 7,
+    "rope_factor": 0.5,
+    "sliding_window": 6,
+    "sliding_rope_theta": 1e4,
+    "use_attention_gate": True,
+    "use_sandwich_norm": True,
+}
+LFM3_SHAPES: dict[str, dict[str, Any]] = {
+    "LFM3": LFM3,
+    "biases, no gate, no sandwich": LFM3
+    | {"attention_bias": True, "conv_bias": True, "use_attention_gate": False, "use_sandwich_norm": False},
+    "sliding first and last": LFM3 | {"layer_types": ("sliding_attention", "full_attention", "sliding_attention")},
+    "sliding alone, window 2, one KV head": LFM3
+    | {"layer_types": ("sliding_attention",), "sliding_window": 2, "num_key_value_heads": 1},
+    "a window that no call fills": LFM3 | {"sliding_window": 30, "num_key_value_heads": 4, "rope_factor": 0.0},
+}
+
 
 def config(**changes: Any) -> LFM2Config:
     shape: dict[str, Any] = {

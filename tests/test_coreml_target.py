@@ -17,9 +17,10 @@ import pytest
 import torch
 from checkpoints import tiny_config, write_tiny
 from command import code_of
-from decoders import relative, state_error
+from decoders import LFM3, random_decoder, relative, state_error, worst
 from executorch.backends.apple.coreml import executorchcoreml
 from executorch.exir._serialize._program import deserialize_pte_binary
+from qnn_programs import manifest
 
 from lfm2_export import recipes, runtimes
 from lfm2_export.artifact.folder import Artifact, open_artifact
@@ -33,6 +34,7 @@ from lfm2_export.model.layers import RMSNorm
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.parity.reference import quantized_model
 from lfm2_export.progress import silent
+from lfm2_export.quantize.apply import quantize
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 from lfm2_export.targets.coreml.capabilities import CAPABILITIES
@@ -161,6 +163,17 @@ def _with_other_names(model: bytes, change: bytes = b"") -> bytes:
         flat = executorchcoreml.flatten_directory_contents(str(metadata.parent))
         assert flat is not None
         return flat
+
+
+def test_lfm3_equals_eager_past_its_sliding_window(tmp_path: Path) -> None:
+    recipe = recipes.load("coreml-fp16", [f"window={WINDOW}", f"options.prefill_chunk={CHUNK}"])
+    shape = LFM3 | {"layer_types": ("sliding_attention", "full_attention")}
+    decoder = quantize(random_decoder(**shape), recipe.quantization, recipe.cache)
+    TARGET.check(recipe, decoder.config)
+    lowered = TARGET.lower(decoder, recipe, tmp_path, silent)
+    made = manifest(recipe, decoder.config, **lowered._asdict(), target="coreml")
+    session = runtimes.find("coremltools").open_session(tmp_path, made)
+    assert worst(session, EagerSession(decoder, WINDOW), [3, 1, 1, 11, 1]) < HALF_ERROR
 
 
 @elsewhere

@@ -7,43 +7,28 @@ from typing import Any
 
 import pytest
 from checkpoints import MOE
-from decoders import config, random_decoder, tokens, worst
+from decoders import LFM3, LFM3_SHAPES, config, random_decoder, tokens, worst
 from onnx_artifacts import FP32_ERROR as ONNX_ERROR
 from onnx_artifacts import HALF_ERROR, pair
 from onnx_artifacts import lower as lower_onnx
 from onnx_artifacts import recipe as onnx_recipe
+from qnn_programs import CHUNK, WINDOW, WINDOWS, manifest, needs_qnn
 from xnnpack_artifacts import FLIP_ERROR, FP32_ERROR, lower
 from xnnpack_artifacts import recipe as xnnpack_recipe
 
 from lfm2_export import recipes, targets
 from lfm2_export.errors import RecipeError
-from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme, rules_by_path
+from lfm2_export.quantize.apply import quantize
+from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme, check_rules, rules_by_path
+from lfm2_export.runtimes import onnxruntime_qnn
+from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
-KINDS = ("conv", "sliding_attention", "full_attention", "sliding_attention", "conv")
-LFM3: dict[str, Any] = {
-    "model_type": "lfm3",
-    "layer_types": KINDS,
-    "conv_L_cache": 7,
-    "rope_factor": 0.5,
-    "sliding_window": 6,
-    "sliding_rope_theta": 1e4,
-    "use_attention_gate": True,
-    "use_sandwich_norm": True,
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "plain": LFM3,
-    "biases, no gate, no sandwich": LFM3
-    | {"attention_bias": True, "conv_bias": True, "use_attention_gate": False, "use_sandwich_norm": False},
-    "sliding first and last": LFM3 | {"layer_types": ("sliding_attention", "full_attention", "sliding_attention")},
-    "sliding alone, window 2, one KV head": LFM3
-    | {"layer_types": ("sliding_attention",), "sliding_window": 2, "num_key_value_heads": 1},
-    "a window that no call fills": LFM3 | {"sliding_window": 30, "num_key_value_heads": 4, "rope_factor": 0.0},
-}
+NPU_ERROR = 0.02
 CHUNKS = [1, 4, 1, 1, 13, 1, 7, 1, 3, 1]  # 33 tokens: calls shorter than the window, across it, and longer
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("shape", LFM3_SHAPES.values(), ids=LFM3_SHAPES)
 def test_xnnpack_equals_eager(tmp_path: Path, shape: dict[str, Any]) -> None:
     made = lower(xnnpack_recipe(), tmp_path, **shape)
     assert worst(made.session(), made.eager(), CHUNKS) < FP32_ERROR
@@ -55,7 +40,7 @@ def test_xnnpack_quantized_equals_eager_quantized(tmp_path: Path, name: str) -> 
     assert worst(made.session(), made.eager(), CHUNKS) < FLIP_ERROR
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("shape", LFM3_SHAPES.values(), ids=LFM3_SHAPES)
 def test_onnx_equals_eager(tmp_path: Path, shape: dict[str, Any]) -> None:
     sessions = pair(random_decoder(**shape), tmp_path)
     assert worst(*sessions, CHUNKS) < ONNX_ERROR
@@ -69,11 +54,11 @@ def test_onnx_in_fp16_equals_eager_but_for_its_rounding(tmp_path: Path) -> None:
 
 def test_fp16_throughout_wants_a_rule_for_gates(tmp_path: Path) -> None:
     made_by = onnx_recipe("onnx-q4f16")
+    assert made_by.quantization[-1].match == "gate"
+    without = made_by.model_copy(update={"quantization": made_by.quantization[:-1]})
     with pytest.raises(RecipeError, match=r"layers\.1\.self_attn\.g_proj: float32 \(no rule fits it\)"):
-        targets.find("onnx").check(made_by, config(**LFM3))
-    gate = QuantizationRule(match="gate", weight=WeightScheme(bits=16), activation="float16")
-    own = made_by.model_copy(update={"quantization": (gate, *made_by.quantization)})
-    assert worst(*pair(random_decoder(**LFM3), tmp_path, own), CHUNKS) < HALF_ERROR
+        targets.find("onnx").check(without, config(**LFM3))
+    assert worst(*pair(random_decoder(**LFM3), tmp_path, made_by), CHUNKS) < HALF_ERROR
 
 
 def test_the_manifest_says_what_the_state_takes(tmp_path: Path) -> None:
@@ -125,18 +110,37 @@ def test_a_snapshot_across_the_window_goes_on_exactly(tmp_path: Path, name: str)
     assert not session.state().tensors["sliding_key.1"].any()
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "step"),
-    [
-        ("qnn-fp16", LFM3 | {"use_attention_gate": False}, "sliding_attention"),
-        ("onnx-qnn-fp16", LFM3 | {"use_attention_gate": False}, "sliding_attention"),
-        *((f"{target}-fp16", MOE, "choose_experts") for target in ("xnnpack", "qnn", "onnx-qnn")),
-    ],
-)
-def test_who_cannot_write_a_step_says_so_before_a_weight_is_read(name: str, changes: dict[str, Any], step: str) -> None:
+@needs_qnn
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["onnx-qnn-fp16", "onnx-qnn-16a8w"])
+def test_onnx_on_the_npus_emulator_equals_its_reference(tmp_path: Path, name: str) -> None:
+    made_by = recipes.load(name, [f"window={WINDOW}", f"options.prefill_chunk={CHUNK}"])
+    shape = LFM3 | {"layer_types": ("conv", "sliding_attention", "full_attention")}
+    decoder = quantize(random_decoder(**shape), made_by.quantization, made_by.cache)
+    target = targets.find("onnx_qnn")
+    target.check(made_by, decoder.config)
+    lowered = target.lower(decoder, made_by, tmp_path, lambda _: None, WINDOWS if made_by.calibration else ())
+    facts = lowered._asdict() | {"target": "onnx_qnn", "recipe": made_by.model_dump(mode="json")}
+    made = manifest(made_by, decoder.config, **facts)
+    session = onnxruntime_qnn.RUNTIME.open_session(tmp_path, made)
+    reference = onnxruntime_qnn.RUNTIME.reference_session(tmp_path, made) or EagerSession(decoder, WINDOW)
+    assert worst(session, reference, [3, 1, 1, 11, 1]) < NPU_ERROR
+    assert worst(session, reference, [1, 5, 1], pad=CHUNK) < NPU_ERROR
+
+
+@pytest.mark.parametrize("name", ["xnnpack-fp16", "qnn-fp16", "onnx-qnn-fp16"])
+def test_who_cannot_write_a_step_says_so_before_a_weight_is_read(name: str) -> None:
     recipe = recipes.load(name)
-    with pytest.raises(RecipeError, match=f"cannot write the steps? .*{step!r}"):
-        targets.find(recipe.target).check(recipe, config(**changes))
+    with pytest.raises(RecipeError, match=r"cannot write the steps? .*'choose_experts'"):
+        targets.find(recipe.target).check(recipe, config(**MOE))
+
+
+@pytest.mark.parametrize("name", ["qnn-16a8w", "qnn-16a4w", "onnx-qnn-16a8w", "onnx-qnn-16a4w", "onnx-q4f16"])
+def test_recipes_without_floats_have_a_rule_for_gates_which_other_models_lack(name: str) -> None:
+    recipe = recipes.load(name, ["quantization.2.weight.group=32"] if name == "qnn-16a4w" else [])
+    for shape in (config(**LFM3), config()):
+        check_rules(recipe.quantization, shape)
+        assert None not in rules_by_path(shape, recipe.quantization).values()
 
 
 def test_gates_stay_in_float_unless_a_rule_says_otherwise() -> None:

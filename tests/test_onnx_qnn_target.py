@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from decoders import SHAPES, config, random_decoder, worst
+from decoders import LFM3_SHAPES, SHAPES, config, random_decoder, worst
 from eager_artifacts import artifact_of
 
 from lfm2_export import pipeline, recipes
@@ -48,7 +48,7 @@ def on_cpu(decoder: Decoder, folder: Path) -> SliceSession:
     return SliceSession(graph_call(sessions, manifest), manifest, "cpu", "")
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("shape", (SHAPES | LFM3_SHAPES).values(), ids=SHAPES | LFM3_SHAPES)
 def test_static_graphs_of_every_shape_equal_eager(shape, tmp_path):
     decoder = random_decoder(**shape)
     session, eager = on_cpu(decoder, tmp_path), EagerSession(decoder, WINDOW)

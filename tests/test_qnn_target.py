@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoders import config, random_decoder, relative, state_error, tokens, worst
+from decoders import LFM3, LFM3_SHAPES, config, random_decoder, relative, state_error, tokens, worst
 from qnn_programs import CHUNK, MISSING, WINDOW, WINDOWS, manifest, needs_qnn, recipe, traced_in
 from torch.fx.traceback import NodeSource
 
@@ -71,6 +71,7 @@ class TestNetwork:
             {"num_key_value_heads": 4},
             {"num_key_value_heads": 1},
             {"layer_types": ("conv", "conv")},
+            *LFM3_SHAPES.values(),
         ],
         ids=str,
     )
@@ -215,9 +216,9 @@ def test_nodes_share_their_origins_only_while_a_program_is_compiled() -> None:
 class Made:
     """A compiled tiny model, the eager model it must equal, and both as sessions."""
 
-    def __init__(self, name: str, folder: Path, **options: Any) -> None:
+    def __init__(self, name: str, folder: Path, shape: dict[str, Any] | None = None, **options: Any) -> None:
         self.recipe = recipe(name, **options)
-        decoder = random_decoder(layer_types=("conv", "full_attention", "conv"))
+        decoder = random_decoder(**(shape or {"layer_types": ("conv", "full_attention", "conv")}))
         self.decoder = quantize(decoder, self.recipe.quantization, self.recipe.cache)
         TARGET.check(self.recipe, self.decoder.config)
         self.lowered = TARGET.lower(self.decoder, self.recipe, folder, lambda _: None, WINDOWS)
@@ -309,6 +310,22 @@ class TestArtifact:
         with pytest.raises(UsageError):
             session.prefill([])
         assert session.position == WINDOW
+
+
+@needs_qnn
+@pytest.mark.slow
+def test_lfm3_is_on_the_npu_and_equals_its_eager_model_past_its_sliding_window(tmp_path: Path) -> None:
+    made = Made("qnn-fp16", tmp_path, LFM3 | {"layer_types": ("sliding_attention", "full_attention")})
+    assert [method.delegation.fallback for method in made.lowered.methods if method.delegation] == [{}, {}]
+    sessions = made.session(), made.reference()
+    assert worst(*sessions, [3, 1, 1, 11, 1]) < 0.02
+    assert worst(*sessions, [1, 5, 1], pad=CHUNK) < 0.02
+    session = sessions[0]
+    session.reset()
+    first = session.prefill(tokens(9))
+    session.prefill(tokens(14, seed=3))
+    session.reset()
+    np.testing.assert_array_equal(session.prefill(tokens(9)), first)
 
 
 @needs_qnn

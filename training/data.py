@@ -9,7 +9,7 @@ included, is the most likely one after the tokens before it.
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from tokenizer import EOS, PAD
@@ -58,10 +58,12 @@ def collate(rows: list[Row]) -> Batch:
     return batch, weights
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, size: int, seed: int = 1) -> Iterator[Batch]:
-    """Endless fresh training batches, always in the same order for one seed."""
+def batches(
+    tokenizer: PreTrainedTokenizerFast, size: int, seed: int = 1, kinds: Sequence[str] = MIX
+) -> Iterator[Batch]:
+    """Endless fresh training batches, always in the same order for one seed; a kind named twice is asked twice."""
     for pool_seed in itertools.count(seed):
-        pool = questions(pool_seed, size * _POOL, kinds=MIX)
+        pool = questions(pool_seed, size * _POOL, kinds=kinds)
         rows = sorted((encode(tokenizer, question) for question in pool), key=lambda row: len(row[0]))
         order = torch.randperm(_POOL, generator=torch.Generator().manual_seed(pool_seed)).tolist()
         for part in order:

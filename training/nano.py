@@ -27,7 +27,7 @@ import torch.nn.functional as F
 import typer
 from balance import Balance
 from cpuinfo import get_cpu_info
-from data import Batch, accuracy, batches, texts
+from data import MIX, Batch, accuracy, batches, texts
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from rounding import Rounding
@@ -233,6 +233,7 @@ def main(
     start: Annotated[Path | None, typer.Option(help="Checkpoint folder to go on from.")] = None,
     seed: Annotated[int, typer.Option(help="First seed of the training questions.")] = 1,
     minutes: Annotated[float, typer.Option(help="Stop after so long, however many steps that was.")] = math.inf,
+    mix: Annotated[str, typer.Option(help="Kinds of question, as often as they are named.")] = ",".join(MIX),
     rounding: Annotated[bool, typer.Option(help="Teach it, late, to live with 4-bit weights.")] = True,
 ) -> None:
     """Train a small LFM2, LFM2-MoE or LFM3 on the nano questions and write a complete checkpoint folder."""
@@ -246,7 +247,7 @@ def main(
         tokenizer = with_template(raw, PATH / "chat_template.jinja", CONTEXT)
         model = AutoModelForCausalLM.from_config(CONFIGURATIONS[family](hidden, layers, vocab))
     console.print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
-    data = batches(tokenizer, batch, seed)
+    data = batches(tokenizer, batch, seed, mix.split(","))
     prompts_until, rounded_from = 0.0 if start else PROMPTS_UNTIL, ROUNDED_FROM if rounding else math.inf
     train(model, tokenizer, data, steps, rate, prompts_until, rounded_from, minutes)
     model.to(torch.bfloat16)

@@ -15,7 +15,7 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.device.calls import Batch, Call, cut
 from lfm2_export.errors import UsageError
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.state import is_cache
+from lfm2_export.model.state import is_cache, state_shapes
 from lfm2_export.parity.reference import quantized_model
 from lfm2_export.quantize.calibration import read_sequences
 from lfm2_export.recipes import Recipe
@@ -82,10 +82,11 @@ def _slices(artifact: Artifact, decoder: Decoder, recipe: Recipe, tokens: Sequen
 
 def eager_call(decoder: Decoder, manifest: Manifest, inputs: Sequence[Tensor]) -> list[Tensor]:
     """The NPU's calling convention (`static_calls.py`) answered by the traced model itself."""
-    tokens, position, length, _, *state = inputs
-    names = [spec.name for spec in manifest.methods[0].inputs[-len(state) :]]
+    tokens, position, length = inputs[:3]
+    state = state_shapes(decoder.config, manifest.window)
     given = {
-        name: tensor if is_cache(name) else tensor.transpose(1, 2) for name, tensor in zip(names, state, strict=True)
+        name: tensor if is_cache(name) else tensor.transpose(1, 2)
+        for name, tensor in zip(state, inputs[-len(state) :], strict=True)
     }
     logits, new = decoder(tokens.long(), position.long(), length.long(), given)
     return [logits.unsqueeze(1), *(t if is_cache(name) else t.transpose(1, 2) for name, t in new.items())]

@@ -18,6 +18,7 @@ from lfm2_export.errors import RecipeError
 from lfm2_export.graph.matrices import matrices
 
 MODULE_CLASSES = ("embedding", "head", "conv", "linear", "gate", "expert")
+_OF_SOME_MODELS = ("gate", "expert")  # a recipe for the whole family may name them
 
 Scale = Literal["float32", "bfloat16", "float16"]
 Activation = Literal["int8-token", "int8-block", "float16", "int16"]
@@ -78,11 +79,13 @@ def rules_by_path(config: LFM2Config, rules: Rules) -> dict[str, QuantizationRul
 def check_rules(rules: Rules, config: LFM2Config) -> None:
     """Refuse rules that cannot be applied to this shape, before any weight is read.
 
-    Raises RecipeError for a rule that matches nothing and for a group that does not divide a width.
+    Raises RecipeError for a rule that matches nothing (but for gates and experts, which some models lack) and for a
+    group that does not divide a width.
     """
     modules = matrices(config)
     for number, rule in enumerate(rules):
-        if not any(rule_for(path, kind, (rule,)) for path, kind, _ in modules):
+        optional = rule.match in _OF_SOME_MODELS
+        if not optional and not any(rule_for(path, kind, (rule,)) for path, kind, _ in modules):
             raise RecipeError(f"quantization[{number}]: match {rule.match!r} fits no module of this model")
         if rule.weight is not None and rule.weight.bits == 16 and rule.weight.group is not None:
             raise RecipeError(f"quantization[{number}]: fp16 weights (bits 16) have no scales and so no group")

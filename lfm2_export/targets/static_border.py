@@ -17,12 +17,20 @@ from lfm2_export.static_calls import DECODE, PREFILL, call_inputs, static_state
 FILE = "model.pte"
 
 
+class Sliding(NamedTuple):
+    """What sliding attention needs to know of a call, over the columns of its state and the call's behind them."""
+
+    last_columns: Tensor  # [W-1] int32, the last valid ones
+    mask: Tensor  # [1, 1, groups·N, W-1 + N], added to scores
+
+
 class Call(NamedTuple):
     """A call of N tokens, as far as steps need to know it."""
 
     positions: Tensor  # [N] int32, where each token stands in the window
     last_columns: Tensor  # [L-1] int32, of a conv state's columns and the call's behind them, the last valid ones
     mask: Tensor  # [1, 1, groups·N, window + N], added to scores; `groups` query heads share a key
+    sliding: Sliding | None  # None in a model without sliding attention
 
 
 class Border(nn.Module):
@@ -30,17 +38,25 @@ class Border(nn.Module):
 
     rows: Tensor
     columns: Tensor
+    sliding_columns: Tensor
 
     def __init__(self, config: LFM2Config, rows: int) -> None:
         super().__init__()
         self.groups = config.num_attention_heads // config.num_key_value_heads
         self.register_buffer("rows", torch.arange(rows, dtype=torch.int32))
         self.register_buffer("columns", torch.arange(config.conv_L_cache - 1, dtype=torch.int32))
+        reach = (config.sliding_window or 1) - 1
+        self.register_buffer("sliding_columns", torch.arange(reach, dtype=torch.int32))
 
-    def forward(self, position: Tensor, length: Tensor, mask: Tensor) -> Call:
-        """`position [1]` and `length [1]` int32, `mask [1, 1, N, window + N]`."""
-        mask = torch.cat([mask] * self.groups, dim=2) if self.groups > 1 else mask
-        return Call(position + self.rows, length + self.columns, mask)
+    def forward(self, position: Tensor, length: Tensor, mask: Tensor, sliding_mask: Tensor | None) -> Call:
+        """`position [1]` and `length [1]` int32; masks `[1, 1, N, window + N]` and `[1, 1, N, W-1 + N]`."""
+        sliding = (
+            Sliding(length + self.sliding_columns, self._grouped(sliding_mask)) if sliding_mask is not None else None
+        )
+        return Call(position + self.rows, length + self.columns, self._grouped(mask), sliding)
+
+    def _grouped(self, mask: Tensor) -> Tensor:
+        return torch.cat([mask] * self.groups, dim=2) if self.groups > 1 else mask
 
 
 def rows_of(chunk: int) -> dict[str, int]:
@@ -71,12 +87,19 @@ def method_spec(
         TensorSpec(name="position", dtype="int32", shape=[1]),
         TensorSpec(name="length", dtype="int32", shape=[1]),
         TensorSpec(name="mask", dtype="float32", shape=[1, 1, rows, window + rows]),
+        *_sliding_mask(config, rows),
         *(TensorSpec(name=key, dtype="float32", shape=list(tensor.shape)) for key, tensor in state.items()),
     ]
     outputs = [TensorSpec(name="logits", dtype="float32", shape=[1, 1, config.vocab_size])]
     outputs += [_new(f"new_{key}", tensor, rows) for key, tensor in state.items()]
     outputs += [TensorSpec(name=f"{PROBE}{point}", dtype="float32", shape=[]) for point in points]
     return MethodSpec(name=name, file=FILE, inputs=inputs, outputs=outputs, max_tokens=rows, delegation=report)
+
+
+def _sliding_mask(config: LFM2Config, rows: int) -> list[TensorSpec]:
+    if not config.sliding_layers or config.sliding_window is None:
+        return []
+    return [TensorSpec(name="sliding_mask", dtype="float32", shape=[1, 1, rows, config.sliding_window - 1 + rows])]
 
 
 def _new(name: str, tensor: Tensor, rows: int) -> TensorSpec:

@@ -2,10 +2,11 @@
 
 What differs from the traced model, and why (each was seen to fail or to be wrong otherwise on Qualcomm's HTP): keys and
 values are concatenated with the cache; heads that share a key are folded into rows; the convolution is a sum of taps;
-rotary tables are looked up by position; the conv state and the last valid row are picked by index.
+rotary tables are looked up by position; the conv state, the last keys and values of sliding attention and the last
+valid row are picked by index.
 
-Activations are `[1, rows, channels]`; those of heads become `[1, heads, rows, D]` where a step needs it. Conv states
-are `[1, L-1, channels]`.
+Activations are `[1, rows, channels]`; those of heads become `[1, heads, rows, D]` where a step needs it. States other
+than caches are `[1, columns, channels]`.
 """
 
 from __future__ import annotations
@@ -95,14 +96,31 @@ class Attention(Entry):
     def forward(
         self, call: Call, query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, *_: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kv_heads, width = past_key.shape[1], past_key.shape[3]
-        query, key, value = (by_head(x, width) for x in (query, key, value))
-        heads, rows = query.shape[1], query.shape[2]
+        query, key, value = (by_head(x, past_key.shape[3]) for x in (query, key, value))
         keys, values = torch.cat((past_key, key), dim=2), torch.cat((past_value, value), dim=2)
-        folded = query.reshape(1, kv_heads, -1, width)
-        scores = folded @ keys.transpose(2, 3) * width**-0.5 + call.mask
-        mixed = (torch.softmax(scores, dim=-1) @ values).reshape(1, heads, rows, width)
-        return mixed.transpose(1, 2).reshape(1, rows, heads * width), key, value
+        return _attend(query, keys, values, call.mask), key, value
+
+
+class SlidingAttention(Entry):
+    def __init__(self, step: Step, module: Any, window: int) -> None:
+        super().__init__(step, module, window)
+        (self.width,) = cast(tuple[int], step.arguments)
+
+    def forward(
+        self, call: Call, query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, *_: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        assert call.sliding is not None
+        keys = torch.cat((past_key, by_row(key)), dim=1)
+        values = torch.cat((past_value, by_row(value)), dim=1)
+        query, all_keys, all_values = (by_head(x, self.width) for x in (query, keys, values))
+        mixed, kept = _attend(query, all_keys, all_values, call.sliding.mask), call.sliding.last_columns
+        return mixed, keys.index_select(1, kept), values.index_select(1, kept)
+
+
+class GateHeads(Entry):
+    def forward(self, call: Call, x: Tensor, gate: Tensor) -> Tensor:
+        heads = x.view(1, x.shape[1], gate.shape[2], -1)
+        return (heads * torch.sigmoid(gate).unsqueeze(-1)).reshape(x.shape)
 
 
 class ShortConv(Entry):
@@ -150,6 +168,8 @@ ENTRIES: dict[str, type[Entry]] = {
     "rotary": Rotary,
     "rotate": Rotate,
     "attention": Attention,
+    "sliding_attention": SlidingAttention,
+    "gate_heads": GateHeads,
     "short_conv": ShortConv,
     "last_valid": LastValid,
     "add": Add,
@@ -161,6 +181,19 @@ ENTRIES: dict[str, type[Entry]] = {
 def by_head(x: Tensor, width: int) -> Tensor:
     """`[1, rows, heads·D]` → `[1, heads, rows, D]`; as it is where it is by head already. `width` is D."""
     return x if x.dim() == 4 else x.view(1, x.shape[1], x.shape[2] // width, width).transpose(1, 2)
+
+
+def by_row(x: Tensor) -> Tensor:
+    """`[1, heads, rows, D]` → `[1, rows, heads·D]`; as it is where it is by row already."""
+    return x if x.dim() == 3 else x.transpose(1, 2).reshape(1, x.shape[2], -1)
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Softmax attention, `[1, rows, heads·D]`, of `query [1, heads, rows, D]` over `[1, kv_heads, columns, D]`."""
+    heads, width = query.shape[1], query.shape[3]
+    folded = query.reshape(1, keys.shape[1], -1, width)
+    scores = folded @ keys.transpose(2, 3) * width**-0.5 + mask
+    return by_row((torch.softmax(scores, dim=-1) @ values).reshape(1, heads, -1, width))
 
 
 def _constant(tensor: Tensor) -> nn.Parameter:

@@ -33,12 +33,14 @@ class StaticModule(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.returned = network, (*network.results, *further)
-        self.border = Border(decoder.config, rows)
+        self.border, self.slides = Border(decoder.config, rows), bool(decoder.config.sliding_layers)
         for step in network.steps:
             _place(self, entry_path(step), table[step.kind](step, decoder.get_submodule(step.path), window))
 
-    def forward(self, tokens: Tensor, position: Tensor, length: Tensor, mask: Tensor, *state: Tensor) -> list[Tensor]:
-        call = self.border(position, length, mask)
+    def forward(self, tokens: Tensor, position: Tensor, length: Tensor, mask: Tensor, *others: Tensor) -> list[Tensor]:
+        """`others`: the sliding mask where the model has sliding attention, then the state."""
+        sliding_mask, state = (others[0], others[1:]) if self.slides else (None, others)
+        call = self.border(position, length, mask, sliding_mask)
         given: dict[str, Tensor | None] = {"": None, TOKENS: tokens, POSITION: position, LENGTH: length}
         given |= {f"{STATE}{name}": tensor for name, tensor in zip(self.network.state, state, strict=True)}
         values = walk(self.network, given, lambda step, inputs: self.get_submodule(entry_path(step))(call, *inputs))

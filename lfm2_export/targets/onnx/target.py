@@ -82,7 +82,7 @@ class OnnxTarget(Target):
         progress(f"packing weights into {file}")
         (folder / file).parent.mkdir(exist_ok=True)
         chunks = len(graph.save(folder / file)) - 1
-        if decoder.config.model_type != "lfm3":  # neither library has a class for LFM3's state: genai 0.18, js 4.3
+        if decoder.config.model_type != "lfm3":  # no library takes LFM3's state: genai 0.18, js 4.3.2
             companions.write_genai_config(folder, recipe, decoder.config)
             companions.adapt_for_transformers_js(folder, recipe, decoder.config, chunks)
         method = MethodSpec(

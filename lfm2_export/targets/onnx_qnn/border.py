@@ -7,10 +7,14 @@ window of C columns; unused rows and columns are hidden by a mask. Inputs of a m
 - `hidden [1, 1, N, C+N]`: 1 where a row must not see a column (C of the cache, then this call's N), else 0;
 - with N > 1: `last_row [1] int32`, the last valid row, and `conv_rows [L-1] int32`, which rows of (old conv state,
   this call's) are the new conv state;
-- `conv_state.i [1, L-1, hidden]`, `key.i`, `value.i [1, kv_heads, C, head_dim]`, only read.
+- for sliding attention over W tokens `sliding_cos`, `sliding_sin`, `sliding_hidden [1, 1, N, W-1+N]` and
+  `sliding_rows [W-1] int32` likewise;
+- `conv_state.i [1, L-1, hidden]`, `key.i`, `value.i [1, kv_heads, C, head_dim]`, `sliding_key.i`, `sliding_value.i
+  [1, W-1, kv_heads·head_dim]`, only read.
 
-Outputs: `logits [1, vocab]` of the last valid row, `new_conv_state.i [1, L-1, hidden]`, and this call's
-`new_key.i`, `new_value.i [1, kv_heads, N, head_dim]`, which the caller writes at its position.
+Outputs: `logits [1, vocab]` of the last valid row; `new_conv_state.i`, `new_sliding_key.i`, `new_sliding_value.i`,
+shaped as they came in; and this call's `new_key.i`, `new_value.i [1, kv_heads, N, head_dim]`, which the caller writes
+at its position.
 """
 
 from __future__ import annotations
@@ -22,9 +26,11 @@ import numpy as np
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.graph.steps import LENGTH, POSITION, STATE, TOKENS, Network
 from lfm2_export.model.state import is_cache, state_shapes
+from lfm2_export.static_calls import angle_kinds
 from lfm2_export.targets.onnx_graph import Graph
 
-MASK = "mask"  # what is added to attention's scores
+MASK, SLIDING_MASK = "mask", "sliding_mask"  # what is added to attention's scores
+Angles = tuple[str, str]  # cos and sin
 
 
 class Border:
@@ -35,11 +41,22 @@ class Border:
         self.rows, self.columns = rows, window + rows
         self._graph, self._hide = graph, hide
         tokens = graph.input("tokens", "int32", 1, rows)
-        self.cos, self.sin = (graph.input(name, "float32", 1, 1, rows, config.head_dim) for name in ("cos", "sin"))
+        self.angles: dict[tuple[object, ...], Angles] = {}  # by what tells one `rotary` step from another
+        for kind, prefix in angle_kinds(config).items():
+            cos, sin = (
+                graph.input(f"{prefix}{name}", "float32", 1, 1, rows, config.head_dim) for name in ("cos", "sin")
+            )
+            self.angles[(config.head_dim, *config.rotary(kind))] = cos, sin
         self._hidden = graph.input("hidden", "float32", 1, 1, rows, self.columns)
+        self.last_row = self.conv_rows = self.sliding_rows = ""  # a lone row needs none
         if rows > 1:
             self.last_row = graph.input("last_row", "int32", 1)
             self.conv_rows = graph.input("conv_rows", "int32", config.conv_L_cache - 1)
+        if config.sliding_layers and config.sliding_window is not None:
+            reach = config.sliding_window - 1
+            self._sliding_hidden = graph.input("sliding_hidden", "float32", 1, 1, rows, reach + rows)
+            if rows > 1:
+                self.sliding_rows = graph.input("sliding_rows", "int32", reach)
         graph.output("logits", "float32", 1, config.vocab_size)
         # of the network; the caller gives position and length as what they are for: `cos`, `hidden`, `last_row`, …
         self.values = {TOKENS: tokens, POSITION: "", LENGTH: "", "": ""}
@@ -54,5 +71,13 @@ class Border:
     @cached_property
     def mask(self) -> str:
         """`[1, 1, N, C+N]`: 0 where a row may look."""
-        factor = self._graph.constant("mask.hide", np.array([-self._hide], dtype=np.float32))
-        return self._graph.op("Mul", MASK, self._hidden, factor)
+        return self._graph.op("Mul", MASK, self._hidden, self._factor)
+
+    @cached_property
+    def sliding_mask(self) -> str:
+        """`[1, 1, N, W-1+N]`: the same for sliding attention."""
+        return self._graph.op("Mul", SLIDING_MASK, self._sliding_hidden, self._factor)
+
+    @cached_property
+    def _factor(self) -> str:
+        return self._graph.constant("mask.hide", np.array([-self._hide], dtype=np.float32))

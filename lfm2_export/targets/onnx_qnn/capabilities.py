@@ -31,7 +31,6 @@ CAPABILITIES = Capabilities(
     methods=("nearest",),
     unwritten={
         "experts": "the NPU's graph is static and would compute every expert for every token",
-        "sliding_attention": "its state of fixed size has no entry in the NPU's table yet",
     },
     observers=("min-max", "percentile"),
 )

@@ -17,22 +17,24 @@ def heads_apart(network: Network, config: LFM2Config) -> Network:
     """Make one step, `rotated_heads`, of a query's or key's norm and rotation, where attention alone reads it.
 
     It gives `[1, heads, N, D]`, the very layout of the cache, so a rotated key is the new state: `attention_of_heads`
-    gives out only the mixed values and the new value. The argument of `rotated_heads` is how many heads there are; its
-    second output is the norm's, `[1, N·heads, D]`.
+    gives out only the mixed values and the new value. (The state of sliding attention is another: there the attention
+    still gives out both.) The argument of `rotated_heads` is how many heads there are; its second output is the norm's,
+    `[1, N·heads, D]`.
     """
     rewritten: dict[Step, tuple[Step, ...]] = {}
-    for attention in network.of_kind("attention"):
+    for attention in network.of_kind("attention", "sliding_attention"):
         query, key = (_rotated(network, value, attention) for value in attention.inputs[:2])
         if query is None or key is None:
             continue
-        mixed, new_key, new_value = attention.outputs
+        rotated, outputs = key.rotation.output, attention.outputs
+        if attention.kind == "attention":
+            mixed, rotated, new_value = outputs
+            outputs = (mixed, new_value)
         rewritten |= {query.norm: (), key.norm: ()}
         rewritten[query.rotation] = (_heads(query, query.rotation.output, config.num_attention_heads),)
-        rewritten[key.rotation] = (_heads(key, new_key, config.num_key_value_heads),)
-        inputs = (query.rotation.output, new_key, *attention.inputs[2:])
-        rewritten[attention] = (
-            attention._replace(kind="attention_of_heads", inputs=inputs, outputs=(mixed, new_value)),
-        )
+        rewritten[key.rotation] = (_heads(key, rotated, config.num_key_value_heads),)
+        inputs = (query.rotation.output, rotated, *attention.inputs[2:])
+        rewritten[attention] = (attention._replace(kind=f"{attention.kind}_of_heads", inputs=inputs, outputs=outputs),)
     return network._replace(steps=tuple(new for step in network.steps for new in rewritten.get(step, (step,))))
 
 

@@ -21,7 +21,7 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.graph.matrices import matrices
 from lfm2_export.quantize.scheme import Rules, rule_for
 from lfm2_export.targets.onnx_qnn.activation_ranges import Range
-from lfm2_export.targets.onnx_qnn.border import MASK
+from lfm2_export.targets.onnx_qnn.border import MASK, SLIDING_MASK
 from lfm2_export.targets.onnx_qnn.weights import weight_name
 
 _WEIGHT_TYPES = {4: QuantType.QInt4, 8: QuantType.QInt8}
@@ -75,7 +75,8 @@ def _weight_overrides(config: LFM2Config, rules: Rules) -> dict[str, list[dict[s
 def with_mask(ranges: Mapping[str, Range], hide: float, scores: Mapping[str, str]) -> dict[str, Range]:
     """Return the ranges with those of what the mask touches, which follow from the scores and `hide`."""
     masked = {after: (ranges[before][0] - hide, ranges[before][1]) for before, after in scores.items()}
-    return {**ranges, MASK: (-hide, 0.0), **masked}
+    masks = {name: (-hide, 0.0) for name in (MASK, SLIDING_MASK) if name in ranges}
+    return {**ranges, **masks, **masked}
 
 
 def _tensors(ranges: Mapping[str, Range]) -> TensorsData:

@@ -71,7 +71,7 @@ def _silu(to: Site, step: Step, x: str) -> str:
 
 def _rotary(to: Site, step: Step, *_: str) -> tuple[str, str]:
     """The caller's, see `static_calls.py`."""
-    return to.border.cos, to.border.sin
+    return to.border.angles[step.arguments]
 
 
 def _rotated_heads(to: Site, step: Step, x: str, cos: str, sin: str) -> tuple[str, str]:
@@ -96,14 +96,47 @@ def _attention_of_heads(
     to: Site, step: Step, query: str, key: str, value: str, past_key: str, past_value: str, _: str
 ) -> tuple[str, str]:
     """Softmax attention of this call's rows over the cache and themselves."""
-    graph, border, config, path = to.graph, to.border, to.decoder.config, step.path
-    rows, columns = border.rows, border.columns
-    heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    apart = graph.op("Reshape", f"{path}/value_heads", value, graph.ints(1, -1, kv_heads, width))
-    new_value = graph.op("Transpose", border.results[step.outputs[1]], apart, perm=[0, 2, 1, 3])
+    graph, border, path = to.graph, to.border, step.path
+    new_value = _heads_first(to, border.results[step.outputs[1]], value)
     keys = graph.op("Concat", f"{path}/keys", past_key, key, axis=2)
     values = graph.op("Concat", f"{path}/values", past_value, new_value, axis=2)
     to.joined.update({past_key: keys, past_value: values})
+    return _attend(to, path, query, keys, values, border.columns, border.mask), new_value
+
+
+def _sliding_attention_of_heads(
+    to: Site, step: Step, query: str, key: str, value: str, past_key: str, past_value: str, *_: str
+) -> tuple[str, str, str]:
+    """Softmax attention of this call's rows over the last W-1 keys and values and themselves."""
+    graph, border, path, config = to.graph, to.border, step.path, to.decoder.config
+    channels = config.num_key_value_heads * config.head_dim
+    key = graph.op("Transpose", f"{path}/key_rows", key, perm=[0, 2, 1, 3])
+    key = graph.op("Reshape", f"{path}/flat_key", key, graph.ints(1, border.rows, channels))
+    assert config.sliding_window is not None
+    reach = config.sliding_window - 1
+    joined, new = [], []
+    for name, past, added, output in (
+        ("keys", past_key, key, step.outputs[1]),
+        ("values", past_value, value, step.outputs[2]),
+    ):
+        columns = to.joined[past] = graph.op("Concat", f"{path}/{name}_by_row", past, added, axis=1)
+        new.append(_last_columns(to, border.results[output], columns, reach, border.sliding_rows))
+        joined.append(_heads_first(to, f"{path}/{name}", columns))
+    mixed = _attend(to, path, query, joined[0], joined[1], reach + border.rows, border.sliding_mask)
+    return mixed, new[0], new[1]
+
+
+def _heads_first(to: Site, name: str, x: str) -> str:
+    """`[1, rows, kv_heads·D]` → `[1, kv_heads, rows, D]`."""
+    config = to.decoder.config
+    shape = to.graph.ints(1, -1, config.num_key_value_heads, config.head_dim)
+    return to.graph.op("Transpose", name, to.graph.op("Reshape", f"{name}/heads", x, shape), perm=[0, 2, 1, 3])
+
+
+def _attend(to: Site, path: str, query: str, keys: str, values: str, columns: int, mask: str) -> str:
+    """The mixed values `[1, N, heads·D]` of `query [1, heads, N, D]` over `[1, kv_heads, columns, D]`."""
+    graph, config, rows = to.graph, to.decoder.config, to.border.rows
+    heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     folded_rows = heads // kv_heads * rows
     folded = graph.op("Reshape", f"{path}/folded", query, graph.ints(1, kv_heads, folded_rows, width))
     turned = graph.op("Transpose", f"{path}/turned_keys", keys, perm=[0, 1, 3, 2])
@@ -111,25 +144,31 @@ def _attention_of_heads(
     scores = graph.op("Reshape", f"{path}/scores", scores, graph.ints(1, heads, rows, columns))
     scale = graph.constant("attention.scale", np.array([width**-0.5], dtype=np.float32))
     scaled = graph.op("Mul", f"{path}/scaled", scores, scale)
-    masked = graph.op("Add", f"{path}/masked", scaled, border.mask)
+    masked = graph.op("Add", f"{path}/masked", scaled, mask)
     to.scores[scaled] = masked
     weights = graph.op("Softmax", f"{path}/weights", masked, axis=-1)
     weights = graph.op("Reshape", f"{path}/folded_weights", weights, graph.ints(1, kv_heads, folded_rows, columns))
     mixed = graph.op("MatMul", f"{path}/mixed", weights, values)
     mixed = graph.op("Reshape", f"{path}/unfolded", mixed, graph.ints(1, heads, rows, width))
     mixed = graph.op("Transpose", f"{path}/mixed_rows", mixed, perm=[0, 2, 1, 3])
-    return graph.op("Reshape", f"{path}/flat", mixed, graph.ints(1, rows, heads * width)), new_value
+    return graph.op("Reshape", f"{path}/flat", mixed, graph.ints(1, rows, heads * width))
+
+
+def _gate_heads(to: Site, step: Step, x: str, gate: str) -> str:
+    graph, name, rows, config = to.graph, step.output, to.border.rows, to.decoder.config
+    heads, width = config.num_attention_heads, config.head_dim
+    weights = graph.op("Sigmoid", f"{name}/sigmoid", gate)
+    weights = graph.op("Reshape", f"{name}/weights", weights, graph.ints(1, rows, heads, 1))
+    apart = graph.op("Reshape", f"{name}/heads", x, graph.ints(1, rows, heads, width))
+    gated = graph.op("Mul", f"{name}/gated", apart, weights)
+    return graph.op("Reshape", name, gated, graph.ints(1, rows, heads * width))
 
 
 def _short_conv(to: Site, step: Step, gated: str, past: str, *_: str) -> tuple[str, str]:
     """L multiply-adds over the old state's rows and this call's."""
     graph, border, path, conv = to.graph, to.border, step.path, cast(ShortConv, to.module(step.path))
     columns = to.joined[past] = graph.op("Concat", f"{path}/columns", past, gated, axis=1)
-    name = border.results[step.outputs[1]]
-    if border.rows > 1:
-        new = graph.op("Gather", name, columns, border.conv_rows, axis=1)
-    else:
-        new = _slice(graph, name, columns, 1, conv.width, axis=1)
+    new = _last_columns(to, border.results[step.outputs[1]], columns, conv.width - 1, border.conv_rows)
     mixed = ""
     for tap in range(conv.width):
         kernel = graph.parameter(f"{path}.kernel.{tap}", conv.kernel[tap])
@@ -139,6 +178,13 @@ def _short_conv(to: Site, step: Step, gated: str, past: str, *_: str) -> tuple[s
     if conv.bias is not None:
         mixed = graph.op("Add", f"{path}/biased", mixed, graph.parameter(f"{path}.bias", conv.bias))
     return mixed, new
+
+
+def _last_columns(to: Site, name: str, columns: str, count: int, chosen: str) -> str:
+    """The new state of `columns [1, count + N, channels]`: the `chosen` ones, or all but the first in a call of one."""
+    if to.border.rows == 1:
+        return _slice(to.graph, name, columns, 1, 1 + count, axis=1)
+    return to.graph.op("Gather", name, columns, chosen, axis=1)
 
 
 def _last_valid(to: Site, step: Step, x: str, _: str) -> str:
@@ -159,6 +205,8 @@ TABLE: dict[str, Callable[..., str | tuple[str, ...]]] = {
     "rotary": _rotary,
     "rotated_heads": _rotated_heads,
     "attention_of_heads": _attention_of_heads,
+    "sliding_attention_of_heads": _sliding_attention_of_heads,
+    "gate_heads": _gate_heads,
     "short_conv": _short_conv,
     "last_valid": _last_valid,
 }

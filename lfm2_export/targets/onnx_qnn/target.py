@@ -23,7 +23,7 @@ from lfm2_export.progress import Progress
 from lfm2_export.qualcomm import provider
 from lfm2_export.quantize.scheme import needs_calibration
 from lfm2_export.recipes import Recipe
-from lfm2_export.static_calls import DECODE, PREFILL
+from lfm2_export.static_calls import DECODE, PREFILL, angle_kinds
 from lfm2_export.targets.onnx_qnn.capabilities import CAPABILITIES
 from lfm2_export.targets.onnx_qnn.methods import make_methods
 from lfm2_export.targets.onnx_qnn.passes import heads_apart
@@ -125,5 +125,6 @@ def _check_model(recipe: Recipe, config: LFM2Config, network: Network) -> None:
             "use onnx-qnn-fp16"
         )
     angles = {step.arguments for step in network.of_kind("rotary")}
-    if angles - {(config.head_dim, *config.rotary("full_attention"))}:
-        raise RecipeError(f"{recipe.name}: the caller of an NPU method makes RoPE's factors of one kind, not {angles}")
+    made = {(config.head_dim, *config.rotary(kind)) for kind in angle_kinds(config)}
+    if angles - made:
+        raise RecipeError(f"{recipe.name}: the caller of an NPU method makes RoPE's factors of {made}, not {angles}")

@@ -41,7 +41,6 @@ CAPABILITIES = Capabilities(
     methods=METHODS,
     unwritten={
         "experts": "the NPU's graph is static and would compute every expert for every token",
-        "sliding_attention": "its state of fixed size has no entry in the NPU's table yet",
     },
     observers=("min-max", "percentile", "mse"),
 )

@@ -12,7 +12,7 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.graph.matrices import matrices
 from lfm2_export.graph.steps import layer_of
-from lfm2_export.model.state import is_cache, state_shapes
+from lfm2_export.model.state import state_shapes
 from lfm2_export.quantize.scheme import rule_for
 from lfm2_export.recipes import Recipe
 
@@ -53,6 +53,6 @@ def _shard_bytes(config: LFM2Config, recipe: Recipe, shards: int, copies: int) -
         shard = shard_of(layer) if layer is not None else 0 if kind == "embedding" else shards - 1
         sizes[shard] += copies * math.prod(shape) * rule.weight.bits // 8
     for name, cache in state_shapes(config, recipe.window).items():
-        if is_cache(name):  # an input of both methods
-            sizes[shard_of(int(name.rpartition(".")[2]))] += 2 * math.prod(cache) * _ELEMENT_BYTES
+        # an input of both methods
+        sizes[shard_of(int(name.rpartition(".")[2]))] += 2 * math.prod(cache) * _ELEMENT_BYTES
     return sizes

@@ -49,7 +49,7 @@ class QnnTarget(Target):
     def check(self, recipe: Recipe, config: LFM2Config) -> None:
         """Refuse what this target cannot do, and say so when Qualcomm's libraries are missing."""
         super().check(recipe, config)
-        attends = "attention" in self.network(config).kinds()
+        attends = not self.network(config).kinds().keys().isdisjoint(("attention", "sliding_attention"))
         _check_chip(recipe, config, chips.named(CAPABILITIES.option(recipe, "soc")), attends)
         sdk.version()
 
