@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import drafted_text
 import javascript
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from artifacts import WINDOW
 from lfm2_export import runtimes
 from lfm2_export.bundle.pack import bundle as pack
 from lfm2_export.chat.conversation import Conversation
+from lfm2_export.chat.drafts import Lookup
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.model.load import load_decoder
 from lfm2_export.pipeline import export
@@ -212,6 +214,28 @@ def test_the_page_answers_as_eager_does_and_proves_itself(recipe, demo, nano, to
     assert [row[1] for row in seen["parity"]["rows"]] == ["same tokens"] * 3
     if recipe == "onnx-fp32":
         assert all(float(row[3]) < 1e-5 for row in seen["parity"]["rows"])
+
+
+def test_the_page_drafts_as_python_does():
+    text = drafted_text.text()
+    drafts = drafted_text.expected(text)
+    assert javascript.run("drafts.mjs", {"text": text, "most": drafted_text.MOST}) == drafts
+    assert {len(draft) for draft in drafts} >= {0, 2, 7, 15}
+
+
+def test_the_page_says_the_same_with_drafts(demo, nano, tokenizer):
+    """Nano's answers, said once more: the last line counts what Python's lookup counts."""
+    turns = ["My name is Anna.", *["What is my name?"] * 3]
+    conversation = Conversation(EagerSession(load_decoder(nano), WINDOW), tokenizer, source=Lookup())
+    expected = ["".join(conversation.reply(turn, 256)) for turn in turns]
+    job = {"folder": str(demo("onnx-fp32")), "turns": turns, "scheme": "light", "drafts": True}
+    seen = javascript.run("demo.mjs", job)
+    assert (seen["problems"], seen["complaints"]) == ([], [])
+    assert seen["replies"] == expected
+    speed = conversation.speed
+    assert speed.accepted_tokens > 0
+    assert f"(accepted {speed.accepted_tokens} of {speed.drafted_tokens} drafted)" in seen["speed"]
+    assert seen["parity"]["verdict"] == "Parity: pass"
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 // A web bundle in headless Chromium, used as a person would. Job: { folder, turns, scheme, … } → what was seen.
 // `screenshots` is a folder for pictures; `stopAfter` presses Stop once a reply is that many characters long; `device` is
 // the page's own choice; with `offline` the server is gone and the page opened once more before anything is asked;
-// `pause` is for how many milliseconds the server stops within each large file; `prompts` are token ids, each fed to the
+// with `drafts` the page's box for them is ticked first; `pause` is for how many milliseconds the server stops within each large file; `prompts` are token ids, each fed to the
 // page's own model at once, and answered with the logits of the last token.
 import { launch, openPage, WEBGPU } from "./chromium.mjs";
 import { finish, job } from "./job.mjs";
@@ -24,6 +24,7 @@ if (job.offline) {
   await page.waitForFunction(settled, { timeout: 300_000 });
 }
 
+if (job.drafts) await page.click("#drafts");
 const replies = [];
 for (const text of job.turns) {
   await page.type("#text", text);

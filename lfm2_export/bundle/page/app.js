@@ -17,8 +17,9 @@ const on = {
     $("progress").removeAttribute("value");
     $("status").textContent = "Preparing the model…";
   },
-  ready({ bundle, described }) {
+  ready({ bundle, described, verifies }) {
     loaded = true;
+    $("drafts").parentElement.hidden = !verifies;
     $("loading").hidden = true;
     $("title").textContent = bundle.source;
     document.title = `${bundle.source} in the browser`;
@@ -34,14 +35,14 @@ const on = {
     answer.textContent = text;
     follow();
   },
-  done({ text, ids, prompt, seconds: [prefill, decode], memory }) {
+  done({ text, ids, prompt, seconds: [prefill, decode], memory, drafted }) {
     answer.textContent = text;
     answer.classList.remove("writing");
     messages.push({ role: "assistant", content: text });
     const rate = (tokens, time) => (time > 0 ? Math.round(tokens / time) : "–");
     $("speed").textContent =
       `first token after ${prefill.toFixed(2)} s (${prompt} tokens at ${rate(prompt, prefill)} tok/s), ` +
-      `${ids.length} decoded at ${rate(ids.length, decode)} tok/s, weights and state ${megabytes(memory)}`;
+      `${ids.length} decoded at ${rate(ids.length, decode)} tok/s${guessed(drafted, rate)}, weights and state ${megabytes(memory)}`;
     idle();
     $("text").focus();
   },
@@ -145,7 +146,13 @@ function ask(text) {
   occupied();
   $("send").disabled = false;
   $("send").textContent = "Stop";
-  worker.postMessage({ do: "reply", messages, limit: LIMIT });
+  worker.postMessage({ do: "reply", messages, limit: LIMIT, drafting: $("drafts").checked });
+}
+
+function guessed(drafted, rate) {
+  if (!drafted?.drafted) return "";
+  const { steps, seconds } = drafted.alone;
+  return `${steps ? `, ${rate(steps, seconds)} without` : ""} (accepted ${drafted.accepted} of ${drafted.drafted} drafted)`;
 }
 
 function say(kind, text) {

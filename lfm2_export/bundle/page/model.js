@@ -1,8 +1,10 @@
 // The artifact in onnxruntime-web: tokens in, logits out, one conversation's state kept here.
 import { CHUNK, LIMIT, tryAttention } from "./attention.js";
+import { require } from "./required.js";
 
 // browsers that have no array of fp16 yet get its bits
 const ARRAYS = { float32: Float32Array, float16: globalThis.Float16Array ?? Uint16Array };
+const COUNTS = ["num_logits_to_keep", "num_states_to_keep"]; // inputs that have a default, which is 1
 const BUILDS = { webgpu: "onnxruntime-webgpu", wasm: "onnxruntime" };
 
 export class Model {
@@ -11,14 +13,15 @@ export class Model {
   #states;
   #past;
   #chunk;
+  #verified = null; // outputs of the last `verify`
   position = 0;
 
   /**
    * `files` maps the names in `bundle.model`, and `attention.onnx`, to their bytes, and `download` resolves to those of
    * any other file of the bundle. On WebGPU where the browser has it and its GPU is one, else on WebAssembly; `device`,
-   * "webgpu" or "wasm", asks for one of them, a GPU in software too.
+   * "webgpu" or "wasm", asks for one of them, a GPU in software too. WebAssembly verifies `drafts` of so many tokens.
    */
-  static async load(bundle, files, download, device = null) {
+  static async load(bundle, files, download, device = null, drafts = 0) {
     let why = null;
     if (device !== "wasm") {
       try {
@@ -31,15 +34,21 @@ export class Model {
     const ort = await library("wasm", download);
     const threads = ort.env.wasm.numThreads;
     const described = `WebAssembly, ${threads} thread${threads > 1 ? "s" : ""}`;
-    return new Model(ort, await session(ort, bundle, files, "wasm"), bundle, why ? `${described} (${why})` : described);
+    if (drafts) require(files[bundle.model.file], COUNTS);
+    const opened = await session(ort, bundle, files, "wasm");
+    return new Model(ort, opened, bundle, why ? `${described} (${why})` : described, { verifies: drafts });
   }
 
-  /** `described` says what computes, for people; `chunk` is the most tokens that one call may have. */
-  constructor(ort, session, bundle, described, chunk = Infinity) {
+  /**
+   * `described` says what computes, for people; `chunk` is the most tokens that one call may have, and `verifies` the most
+   * of a `verify`, 0 where there is none.
+   */
+  constructor(ort, session, bundle, described, { chunk = Infinity, verifies = 0 }) {
     this.#ort = ort;
     this.#session = session;
     this.#states = bundle.states;
     this.#chunk = chunk;
+    this.verifies = verifies;
     this.window = bundle.window;
     this.described = described;
     this.reset();
@@ -73,24 +82,61 @@ export class Model {
     return logits;
   }
 
+  /** The logits after each of these tokens, a Float32Array each. None is part of the conversation until `keep`. */
+  async verify(tokens) {
+    if (tokens.length > this.verifies) throw new RangeError(`${tokens.length} tokens to verify, of ${this.verifies}`);
+    this.#verified = await this.#run(tokens, tokens.length);
+    const rows = floats(this.#verified.logits);
+    const size = rows.length / tokens.length;
+    return tokens.map((_, row) => rows.subarray(row * size, (row + 1) * size));
+  }
+
+  /** Take the first `count` tokens of the last `verify`, at least one, into the conversation; let go of the others. */
+  keep(count) {
+    const outputs = this.#verified;
+    // keys and values of the others lie behind the position, where no call looks
+    const state = this.#states.map(({ past, present, shape }) => [
+      past,
+      past.startsWith("past_conv.") ? this.#columns(outputs[present], count - 1, shape[2]) : outputs[present],
+    ]);
+    this.#keep(Object.fromEntries(state));
+    this.position += count;
+  }
+
   async #call(tokens) {
+    const outputs = await this.#run(tokens, 1);
+    this.#keep(Object.fromEntries(this.#states.map(({ past, present }) => [past, outputs[present]])));
+    this.position += tokens.length;
+    return floats(outputs.logits);
+  }
+
+  /** What the graph gives: logits of the last `kept` tokens, and the conv states behind each of them. */
+  #run(tokens, kept) {
     const total = this.position + tokens.length;
-    const row = (values) => new this.#ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
-    const outputs = await this.#session.run({
+    if (total > this.window) throw new RangeError(`${total} tokens do not fit ${this.window}`);
+    const integers = (values, dims) => new this.#ort.Tensor("int64", BigInt64Array.from(values, BigInt), dims);
+    const row = (values) => integers(values, [1, values.length]);
+    return this.#session.run({
       input_ids: row(tokens),
       attention_mask: row(new Array(total).fill(1)),
       position_ids: row(tokens.map((_, index) => this.position + index)),
+      ...(this.verifies && Object.fromEntries(COUNTS.map((name) => [name, integers([kept], [])]))),
       ...this.#past,
     });
-    this.#keep(Object.fromEntries(this.#states.map(({ past, present }) => [past, outputs[present]])));
-    this.position = total;
-    return floats(outputs.logits);
+  }
+
+  /** Some columns of a tensor of three dimensions. */
+  #columns({ type, data, dims: [batch, rows, all] }, start, size) {
+    const cut = new data.constructor(batch * rows * size);
+    for (let row = 0; row < batch * rows; row++) cut.set(data.subarray(row * all + start, row * all + start + size), row * size);
+    return new this.#ort.Tensor(type, cut, [batch, rows, size]);
   }
 
   /** A new state; what the old one holds on the GPU is freed. */
   #keep(state) {
     for (const tensor of Object.values(this.#past ?? {})) if (tensor.location === "gpu-buffer") tensor.dispose();
     this.#past = state;
+    this.#verified = null;
   }
 }
 
@@ -137,7 +183,7 @@ async function openOnGpu(bundle, files, download, software) {
     }
   }
   const described = `WebGPU on ${name}${isSoftware ? " (software)" : ""}, ${prompts}`;
-  return new Model(ort, await session(ort, bundle, files, "webgpu"), bundle, described, chunk);
+  return new Model(ort, await session(ort, bundle, files, "webgpu"), bundle, described, { chunk });
 }
 
 async function library(device, download) {

@@ -1,4 +1,5 @@
 // The model's own thread: loads it, chats, checks parity. The page asks with { do: … } and is answered with { on: … }.
+import { Drafts } from "./drafts.js";
 import { check } from "./golden.js";
 import { greedy, Model } from "./model.js";
 import { Text } from "./text.js";
@@ -27,8 +28,9 @@ async function load({ device }) {
   const onModel = counter("the model", bundle.model.bytes);
   for (const name of wanted) files[name] = await download(`model/${name}`, onModel);
   text = new Text(await json("model/tokenizer.json"), await json("model/tokenizer_config.json"));
-  model = await Model.load(bundle, files, library, device);
-  postMessage({ on: "ready", bundle, described: model.described });
+  const { speculation } = await json("model/manifest.json");
+  model = await Model.load(bundle, files, library, device, speculation);
+  postMessage({ on: "ready", bundle, described: model.described, verifies: model.verifies });
 }
 
 /** onnxruntime-web, which the model's own loading asks for once it knows on what to compute. */
@@ -44,7 +46,7 @@ function counter(what, all) {
   return (bytes) => postMessage({ on: "progress", what, done: (done += bytes), all });
 }
 
-async function reply({ messages, limit }) {
+async function reply({ messages, limit, drafting }) {
   stopped = false;
   const prompt = text.prompt(messages);
   const known = fed.length < prompt.length && fed.every((token, at) => token === prompt[at]);
@@ -57,18 +59,45 @@ async function reply({ messages, limit }) {
   const start = performance.now();
   let logits = await feed(fresh);
   const begun = performance.now();
+  const drafts = drafting ? new Drafts() : null;
+  const alone = { steps: 0, seconds: 0 }; // beside the drafts
   const ids = [];
-  while (ids.length < limit && !stopped && model.position < model.window) {
+  for (let ended = false; !ended && ids.length < limit && !stopped && model.position < model.window; ) {
     const token = greedy(logits);
-    logits = await feed([token]);
-    if (bundle.eos_ids.includes(token)) break;
-    ids.push(token);
-    postMessage({ on: "piece", text: text.decode(ids) });
+    const room = Math.min(limit - ids.length, model.window - model.position, model.verifies);
+    const guesses = drafts?.propose([...fed, token], room - 1) ?? [];
+    const [before, called] = [fed.length, performance.now()];
+    if (guesses.length) {
+      logits = await verified(token, guesses);
+      drafts.judged(guesses.length, fed.length - before - 1);
+    } else {
+      logits = await feed([token]);
+      alone.steps += 1;
+      alone.seconds += (performance.now() - called) / 1000;
+    }
+    for (const each of fed.slice(before)) {
+      ended = bundle.eos_ids.includes(each);
+      if (ended) break;
+      ids.push(each);
+      postMessage({ on: "piece", text: text.decode(ids) });
+    }
     await breath();
   }
   const seconds = [(begun - start) / 1000, (performance.now() - begun) / 1000];
   const memory = bundle.model.bytes + model.stateBytes;
-  postMessage({ on: "done", text: text.decode(ids), ids, prompt: fresh.length, seconds, memory });
+  const drafted = drafts && { drafted: drafts.drafted, accepted: drafts.accepted, alone };
+  postMessage({ on: "done", text: text.decode(ids), ids, prompt: fresh.length, seconds, memory, drafted });
+}
+
+/** Feed a token and as many of the guesses at what follows as are right, none behind a stop token. */
+async function verified(token, guesses) {
+  const tokens = [token, ...guesses];
+  const rows = await model.verify(tokens);
+  let last = 0;
+  while (!bundle.eos_ids.includes(tokens[last]) && last < guesses.length && greedy(rows[last]) === guesses[last]) last += 1;
+  model.keep(last + 1);
+  fed.push(...tokens.slice(0, last + 1));
+  return rows[last];
 }
 
 async function parity() {

@@ -1,0 +1,35 @@
+"""A text to draft, and what Python's lookup guesses while it is said: the app and the page must guess the same."""
+
+from __future__ import annotations
+
+import random
+
+from lfm2_export.chat.drafts import Drafts, Lookup
+
+MOST = 15
+
+
+def text() -> list[int]:
+    """2,500 tokens in turns that say something new, repeat what was said, and repeat it with faults."""
+    draw = random.Random(11)
+    said = [draw.randrange(9) for _ in range(20)]
+    while len(said) < 2500:
+        fresh = [draw.randrange(draw.choice([4, 60000])) for _ in range(draw.randrange(80))]
+        start = draw.randrange(len(said))
+        copied = said[start : start + draw.randrange(120)]
+        faulty = [token if draw.random() < 0.9 else draw.randrange(9) for token in copied]
+        said += [*fresh, *copied, *faulty]
+    return said[:2500]
+
+
+def expected(text: list[int]) -> list[list[int]]:
+    """Each draft as the text goes on, empty ones too."""
+    drafts, found, at = Drafts(Lookup()), list[list[int]](), 1
+    while at < len(text):
+        draft = drafts.propose(text[:at], min(MOST, len(text) - at))
+        right = next((n for n, guess in enumerate(draft) if guess != text[at + n]), len(draft))
+        if draft:
+            drafts.judged(len(draft), right)
+        found.append(draft)
+        at += right + 1
+    return found
