@@ -3,6 +3,7 @@
     python -m benchmarks.speculation ARTIFACT --threads 2          cost by tokens, and the speed-up by acceptance
     python -m benchmarks.speculation ARTIFACT --replies            whole replies at true shapes, timed
     python -m benchmarks.speculation ARTIFACT --text               acceptance on nano, its text beside plain decoding
+    python -m benchmarks.speculation MODEL.gguf …                  the same in llama.cpp
 
 Costs need true shapes, with random weights or not; the machine must be quiet. Text needs trained weights: nano's
 held-out questions, and the same ones asked in one conversation and then once more, which is text to copy. Where two
@@ -26,26 +27,28 @@ import typer
 
 from benchmarks import timed_replies
 from benchmarks.cpu import RESULTS
+from benchmarks.peers.llama_cpp_session import LlamaCpp
 from lfm2_export import runtimes
-from lfm2_export.artifact.folder import Artifact, open_artifact
+from lfm2_export.artifact.folder import open_artifact
 from lfm2_export.chat.drafts import Drafts, Lookup
 from lfm2_export.chat.generation import generate
 from lfm2_export.checkpoint.config import from_dict
 from lfm2_export.checkpoint.nano.tasks import Question, questions
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.environment.machine import machine
-from lfm2_export.evaluate.text import random_ids
 from lfm2_export.files import ANY, write_text
+from lfm2_export.model.load import open_checkpoint
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes.session import Session
 
 _SEED = 500  # of nano's held-out questions, as every proof asks them
 _TOGETHER = 8  # questions of one conversation
+_TIE = 0.01  # of the largest logit, where no recipe says what its rounding may cost
 _ACCEPTANCES = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 
 def main(
-    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder, or a GGUF for llama.cpp.")],
     runtime: Annotated[str | None, typer.Option(help="A runtime that verifies drafts. [the artifact's own]")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     context: Annotated[int, typer.Option(help="Tokens in the KV cache.")] = 128,
@@ -56,31 +59,41 @@ def main(
     results: Annotated[Path, typer.Option(help="Where the report goes.")] = RESULTS,
 ) -> None:
     """Measure, print and keep a report."""
-    opened = open_artifact(artifact)
-    chosen = runtimes.find(runtime) if runtime else runtimes.first(opened.manifest)
-    session = chosen.open_session(artifact, opened.manifest, threads)
+    session, vocab, limit = _opened(artifact, runtime, threads)
+    name = artifact.name.removesuffix(".gguf")
     found: dict[str, object] = {
-        "artifact": artifact.name,
+        "artifact": name,
         "runtime": f"{session.runtime} {session.version}",
         "threads": threads,
         "machine": machine(),
     }
     if text:
-        found |= _texts(session, opened, count)
+        found |= _texts(session, limit, count)
     elif replies:
-        config = from_dict(opened.manifest.source.config, "manifest.json")
-        found |= timed_replies.measure(session, config, context, rounds)
+        found |= timed_replies.measure(session, vocab, context, rounds)
     else:
-        found |= _costs(session, opened, context, rounds)
+        found |= _costs(session, vocab, context, rounds)
     kind = "text" if text else f"{'replies' if replies else 'cost'}-{threads}t"
-    path = results / f"{date.today()}-speculation-{artifact.name}-{session.runtime}-{kind}.json"
+    path = results / f"{date.today()}-speculation-{name}-{session.runtime}-{kind}.json"
     write_text(path, json.dumps(found, indent=2) + "\n", force=True, kind=ANY)
     print(json.dumps(found, indent=2))
 
 
-def _costs(session: Session, artifact: Artifact, context: int, rounds: int) -> dict[str, object]:
+def _opened(path: Path, runtime: str | None, threads: int) -> tuple[Session, int, float]:
+    """A session, the size of its vocabulary, and below which margin two tokens count as a tie."""
+    if path.suffix == ".gguf":
+        peer = LlamaCpp(path, threads)
+        return peer, peer.vocab, _TIE
+    manifest = open_artifact(path).manifest
+    chosen = runtimes.find(runtime) if runtime else runtimes.first(manifest)
+    gates = Recipe.model_validate(manifest.recipe).gates
+    vocab = from_dict(manifest.source.config, "manifest.json").vocab_size
+    return chosen.open_session(path, manifest, threads), vocab, gates.lowering.max_error
+
+
+def _costs(session: Session, vocab: int, context: int, rounds: int) -> dict[str, object]:
     """The time of a call by its tokens, interleaved so that a drift of the machine hits all of them."""
-    ids = random_ids(from_dict(artifact.manifest.source.config, "manifest.json"), context + session.verifies, seed=1)
+    ids = np.random.default_rng(1).integers(vocab, size=context + session.verifies).tolist()
     session.prefill(ids[:context])
     there = session.state() if session.has_state else None
     sizes = range(1, session.verifies + 1)
@@ -127,12 +140,11 @@ class Said:
     margins: list[float] = field(default_factory=list)  # there, relative to the largest logit
 
 
-def _texts(session: Session, artifact: Artifact, count: int) -> dict[str, object]:
-    config = from_dict(artifact.manifest.source.config, "manifest.json")
-    tokenizer = ChatTokenizer.load(artifact.folder, config)
+def _texts(session: Session, limit: float, count: int) -> dict[str, object]:
+    nano = open_checkpoint("nano")
+    tokenizer = ChatTokenizer.load(nano.folder, nano.config)
     assert tokenizer is not None
     asked = questions(_SEED, count, split="heldout")
-    limit = Recipe.model_validate(artifact.manifest.recipe).gates.lowering.max_error
     alone, copied, endless = Said(), Said(), Said()
     for question in asked:
         prompt = tokenizer.encode(tokenizer.render(question.messages, tools=question.tools or None))
