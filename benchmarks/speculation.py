@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -133,11 +134,23 @@ class Said:
     replies: int = 0
     tokens: int = 0
     calls: int = 0  # steps and verified drafts
+    tokens_of_calls: dict[int, int] = field(default_factory=dict)  # tokens of a call → calls; the price of a reply
     drafted: int = 0
     accepted: int = 0
     different: int = 0  # replies
     close_calls: int = 0  # of those, whose margin at the first difference is below the lowering error
     margins: list[float] = field(default_factory=list)  # there, relative to the largest logit
+
+
+@dataclass
+class Counted(Drafts):
+    """Drafts that remember how long they were."""
+
+    sizes: Counter[int] = field(default_factory=Counter)  # tokens of a verifying call → calls
+
+    def judged(self, drafted: int, accepted: int) -> None:
+        super().judged(drafted, accepted)
+        self.sizes[drafted + 1] += 1
 
 
 def _texts(session: Session, limit: float, count: int) -> dict[str, object]:
@@ -177,13 +190,15 @@ def _compare(
     session.reset()
     plain = list(generate(session, prompt, stop, limit))
     session.reset()
-    drafts = Drafts(Lookup())
+    drafts = Counted(Lookup())
     drafted = list(generate(session, prompt, stop, limit, drafts=drafts))
     said.replies += 1
     said.tokens += len(drafted)
     said.drafted += drafts.drafted
     said.accepted += drafts.accepted
     said.calls += drafts.calls
+    for size, calls in (drafts.sizes + Counter({1: drafts.single_steps})).items():
+        said.tokens_of_calls[size] = said.tokens_of_calls.get(size, 0) + calls
     if drafted == plain:
         return
     at = next((n for n, pair in enumerate(zip(plain, drafted, strict=False)) if pair[0] != pair[1]), len(plain))

@@ -12,6 +12,7 @@ import re
 
 import android_bundle
 import android_tools
+import drafted_text
 import numpy as np
 import pytest
 from android_cases import CHATS, CONVERSATIONS, TOOL, texts
@@ -20,6 +21,7 @@ from stock_runner_process import StockRunner
 
 from lfm2_export import runtimes
 from lfm2_export.chat.conversation import Conversation
+from lfm2_export.chat.drafts import Lookup
 from lfm2_export.chat.sampling import MinPSampler
 from lfm2_export.checkpoint.template import ChatTemplate
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
@@ -192,10 +194,9 @@ def runtime(tmp_path):
             import torch
 
             inputs = [torch.tensor([call["tokens"]]), torch.tensor([call["position"]]), *tensors]
-            (tmp_path / "logits").write_bytes(
-                session._module.run(artifact.manifest.methods[0].name, inputs)[0][0].numpy().tobytes()
-            )
-            return {}
+            outputs = session._module.run(call["method"], inputs)
+            (tmp_path / "outputs").write_bytes(b"".join(each.numpy().tobytes() for each in outputs))
+            return {"sizes": [each.numel() for each in outputs]}
 
         return answer
 
@@ -242,6 +243,29 @@ def test_explicit_chat_is_pythons(bundled, kotlin, runtime, tokenizer, tmp_path)
         for turn, reply in zip(turns, replies, strict=True):
             assert reply["text"] == "".join(conversation.reply(turn, LIMIT))
             assert reply["fed"] == conversation.speed.prompt_tokens
+
+
+def test_explicit_chat_says_the_same_with_drafts(bundled, kotlin, runtime, tokenizer, tmp_path):
+    artifact, files = bundled("explicit")
+    folder = android_bundle.write_folder(files, tmp_path / "bundle")
+    turns = ["My name is Anna.", *["What is my name?"] * 3]
+    job = {"folder": str(folder), "shared": str(tmp_path), "limit": LIMIT, "drafting": True}
+    (found,) = kotlin("chat", runtime(artifact), conversations=[turns], **job)
+    session = runtimes.find("executorch").open_session(artifact.folder, artifact.manifest)
+    for source in (None, Lookup()):
+        conversation = Conversation(session, tokenizer, source=source)
+        for turn, reply in zip(turns, found, strict=True):
+            assert reply["text"] == "".join(conversation.reply(turn, LIMIT))
+            if source is not None:
+                speed = conversation.speed
+                assert (reply["drafted"], reply["accepted"]) == (speed.drafted_tokens, speed.accepted_tokens)
+                assert reply["fed"] == speed.prompt_tokens
+    assert found[-1]["accepted"] > 0
+
+
+def test_drafts_are_pythons(kotlin):
+    text = drafted_text.text()
+    assert kotlin("drafts", text=text, most=drafted_text.MOST) == drafted_text.expected(text)
 
 
 def test_resident_chat_goes_on_through_the_stock_runner(bundled, kotlin, tokenizer, tmp_path):

@@ -6,11 +6,13 @@ import java.nio.channels.FileChannel
 import org.json.JSONArray
 import org.json.JSONObject
 import org.lfm2export.demo.bundle.Bundle
+import org.lfm2export.demo.bundle.Manifest
 import org.lfm2export.demo.bundle.Refusal
 import org.lfm2export.demo.bundle.TensorSpec
 import org.lfm2export.demo.bundle.Unpacker
 import org.lfm2export.demo.chat.ChatModel
 import org.lfm2export.demo.chat.ChatTemplate
+import org.lfm2export.demo.chat.Drafts
 import org.lfm2export.demo.chat.ExplicitChat
 import org.lfm2export.demo.chat.Message
 import org.lfm2export.demo.chat.PythonJson
@@ -23,6 +25,7 @@ import org.lfm2export.demo.model.Program
 import org.lfm2export.demo.model.Sampler
 import org.lfm2export.demo.model.Session
 import org.lfm2export.demo.model.StateTensors
+import org.lfm2export.demo.model.Verified
 import org.lfm2export.demo.text.TextStream
 import org.lfm2export.demo.text.Tokenizer
 
@@ -60,6 +63,7 @@ private fun answer(job: JSONObject): Any =
         "unassigned" -> JSONArray((0..Character.MAX_CODE_POINT).filter { Character.getType(it) == 0 })
         "decode" -> decode(tokenizer(job.getString("tokenizer")), list(job, "ids"))
         "weights" -> weights(job)
+        "drafts" -> drafts(list(job, "text").map { it as Int }, job.getInt("most"))
         "unpack" -> "".also { File(job.getString("archive")).inputStream().use { Unpacker().unpack(it, File(job.getString("target"))) } }
         "open" -> describe(Bundle.open(File(job.getString("folder")), EXECUTORCH_VERSION))
         "parity" -> parity(job)
@@ -88,16 +92,36 @@ private fun weights(job: JSONObject): JSONArray {
     return JSONArray(weights.map { it / weights.sum() })
 }
 
+/** Each draft while a text is said, empty ones too. */
+private fun drafts(text: List<Int>, most: Int): JSONArray {
+    val drafts = Drafts()
+    val found = JSONArray()
+    var at = 1
+    while (at < text.size) {
+        val draft = drafts.propose(text.subList(0, at), minOf(most, text.size - at))
+        val right = draft.zip(text.subList(at, text.size)).takeWhile { (guess, said) -> guess == said }.size
+        if (draft.isNotEmpty()) drafts.judged(draft.size, right)
+        found.put(JSONArray(draft))
+        at += right + 1
+    }
+    return found
+}
+
 private fun describe(bundle: Bundle): JSONObject =
     JSONObject().put("form", bundle.manifest.form).put("window", bundle.manifest.window).put("state", bundle.manifest.state.size)
 
 /** A program that Python runs; the state lies in files that both sides have mapped, so it is written in place. */
-private class RemoteProgram(private val vocabSize: Int, private val logits: File) : Program {
-    override fun call(tokens: LongArray, position: Long): FloatArray {
-        ask(JSONObject().put("tokens", JSONArray(tokens.toList())).put("position", position))
-        RandomAccessFile(logits, "r").use { file ->
-            val values = file.channel.map(FileChannel.MapMode.READ_ONLY, 0, 4L * vocabSize)
-            return FloatArray(vocabSize).also { values.order(java.nio.ByteOrder.nativeOrder()).asFloatBuffer().get(it) }
+private class RemoteProgram(private val manifest: Manifest, private val outputs: File) : Program {
+    override fun call(tokens: LongArray, position: Long): FloatArray = run(manifest.method, tokens, position).single()
+
+    override fun verify(tokens: LongArray, position: Long): Verified =
+        run(checkNotNull(manifest.verifier).method, tokens, position).let { Verified(it.first(), it.drop(1)) }
+
+    private fun run(method: String, tokens: LongArray, position: Long): List<FloatArray> {
+        val done = ask(JSONObject().put("method", method).put("tokens", JSONArray(tokens.toList())).put("position", position))
+        RandomAccessFile(outputs, "r").use { file ->
+            val values = file.channel.map(FileChannel.MapMode.READ_ONLY, 0, file.length()).order(java.nio.ByteOrder.nativeOrder()).asFloatBuffer()
+            return list(done, "sizes").map { size -> FloatArray(size as Int).also(values::get) }
         }
     }
 
@@ -114,7 +138,7 @@ private class Loaded(job: JSONObject) {
     val template = ChatTemplate(bundle.manifest.bosId?.let(tokenizer::textOf).orEmpty())
     private val shared = File(job.getString("shared"))
     private val state = if (bundle.manifest.form == "explicit") StateTensors(bundle.manifest.state, mapped(shared)) else null
-    val program = RemoteProgram(bundle.manifest.vocabSize, File(shared, "logits"))
+    val program = RemoteProgram(bundle.manifest, File(shared, "outputs"))
     val session = Session(program, bundle.manifest, state)
 }
 
@@ -136,18 +160,20 @@ private fun chat(job: JSONObject): JSONArray {
             model.reset()
             val messages = mutableListOf<Message>()
             val turns = (conversation as JSONArray).let { all -> (0 until all.length()).map(all::getString) }
-            JSONArray(turns.map { turn -> turn(model, messages, turn, job.getInt("limit")) })
+            JSONArray(turns.map { turn -> turn(model, messages, turn, job.getInt("limit"), job.optBoolean("drafting")) })
         },
     )
 }
 
-private fun turn(model: ChatModel, messages: MutableList<Message>, text: String, limit: Int): JSONObject {
+private fun turn(model: ChatModel, messages: MutableList<Message>, text: String, limit: Int, drafting: Boolean): JSONObject {
     messages += Message("user", text)
     val streamed = StringBuilder()
-    val reply = model.reply(messages.toList(), emptyList(), limit) { streamed.append(it) }
+    val reply = model.reply(messages.toList(), emptyList(), limit, drafting) { streamed.append(it) }
     messages += Message("assistant", reply.text)
     check(streamed.toString() == reply.text)
-    return JSONObject().put("text", reply.text).put("ending", reply.ending.name).put("fed", reply.speed.promptTokens)
+    val speed = reply.speed
+    return JSONObject().put("text", reply.text).put("ending", reply.ending.name).put("fed", speed.promptTokens)
+        .put("drafted", speed.drafted).put("accepted", speed.accepted)
 }
 
 private fun model(loaded: Loaded): ChatModel {

@@ -57,10 +57,19 @@ object TinyBundle {
         }
         val method = JSONObject().put("name", "forward").put("file", "model.pte").put("max_tokens", 16)
             .put("inputs", JSONArray(inputs)).put("outputs", JSONArray(listOf(tensor("logits", "float32", 1, VOCAB, written = false))))
+        val methods = listOfNotNull(method, if (form == "explicit") verify(inputs) else null)
         return JSONObject().put("schema_version", 1).put("target", "xnnpack").put("form", form).put("transport", "inplace")
-            .put("window", 64).put("runtime_requirement", "executorch==1.5.1").put("methods", JSONArray(listOf(method)))
+            .put("window", 64).put("runtime_requirement", "executorch==1.5.1").put("methods", JSONArray(methods))
             .put("source", JSONObject().put("config", JSONObject().put("vocab_size", VOCAB).put("bos_token_id", START)))
             .put("files", JSONObject().put("model.pte", entry(PROGRAM)))
+    }
+
+    private fun verify(inputs: List<JSONObject>): JSONObject {
+        val columns = tensor("columns.conv_state.0", "float32", 1, "T+2", 3, written = false)
+        val outputs = listOf(tensor("logits", "float32", 1, "T", VOCAB, written = false), columns)
+        val given = inputs.map { input -> JSONObject(input.toString()).also { if ("conv" in it.getString("name")) it.put("written", false) } }
+        return JSONObject().put("name", "verify").put("file", "model.pte").put("max_tokens", 8)
+            .put("inputs", JSONArray(given)).put("outputs", JSONArray(outputs))
     }
 
     fun golden(): JSONObject {

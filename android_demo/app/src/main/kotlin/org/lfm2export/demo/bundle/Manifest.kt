@@ -10,6 +10,9 @@ data class TensorSpec(val name: String, val type: ElementType, val shape: List<I
 /** What ExecuTorch's Android library can hand to a program, of all that a manifest may name. */
 enum class ElementType(val bytes: Int) { INT64(8), FLOAT32(4), FLOAT16(2) }
 
+/** The method that verifies drafts: of at most so many tokens, and of each state it gives columns of, how many are kept and how wide. */
+data class Verifier(val method: String, val maxTokens: Int, val columns: List<Pair<Int, Int>>)
+
 /** What the app needs of `manifest.json`, the contract of the program beside it. */
 data class Manifest(
     val form: String,
@@ -22,6 +25,7 @@ data class Manifest(
     val inputs: List<TensorSpec>,
     val runtimeRequirement: String,
     val files: Map<String, FileEntry>,
+    val verifier: Verifier? = null,
 ) {
     /** The state that the caller owns and the program writes in place; none in the resident form. */
     val state: List<TensorSpec> get() = inputs.drop(2)
@@ -38,7 +42,6 @@ data class Manifest(
             if (json.text("target") != "xnnpack") json.refuse("target", "'${json.text("target")}', this app runs xnnpack")
             if (json.text("transport") != "inplace") json.refuse("transport", "expected inplace")
             val methods = json.children("methods")
-            // the first goes on with tokens; a second, which verifies drafts, is not used here
             val method = methods.firstOrNull() ?: json.refuse("methods", "expected one")
             val config = json.child("source").child("config")
             val vocab = config.count("vocab_size")
@@ -57,7 +60,22 @@ data class Manifest(
             checkOutput(method, vocab)
             checkInputs(manifest, method)
             if (manifest.program !in manifest.files) json.refuse("methods", "file '${manifest.program}' is not listed")
-            return manifest
+            return manifest.copy(verifier = methods.drop(1).firstOrNull()?.let { readVerifier(it, manifest) })
+        }
+
+        /** It takes what the first method takes; what it gives is held against this when it is called. */
+        private fun readVerifier(method: Json, manifest: Manifest): Verifier {
+            val inputs = method.children("inputs").map(::readTensor)
+            if (method.text("file") != manifest.program || inputs.map { it.copy(written = false) } != manifest.inputs.map { it.copy(written = false) }) {
+                method.refuse("inputs", "expected those of '${manifest.method}'")
+            }
+            val states = manifest.state.associateBy { "columns.${it.name}" }
+            val columns = method.children("outputs").drop(1).map { output ->
+                val state = states[output.text("name")]?.takeIf { it.type == ElementType.FLOAT32 && it.shape.size == 3 }
+                    ?: output.refuse("outputs", "'${output.text("name").take(40)}' is of no state that calls replace")
+                Pair(state.shape[1], state.shape[2])
+            }
+            return Verifier(method.text("name"), method.count("max_tokens"), columns)
         }
 
         private fun readTensor(json: Json): TensorSpec {

@@ -3,11 +3,25 @@ package org.lfm2export.demo.chat
 import java.io.Closeable
 
 /** Of one reply. The first token's time is the prefill's. */
-data class Speed(val promptTokens: Int, val promptSeconds: Double, val newTokens: Int, val newSeconds: Double) {
+data class Speed(
+    val promptTokens: Int,
+    val promptSeconds: Double,
+    val newTokens: Int,
+    val newSeconds: Double,
+    val drafted: Int = 0,
+    val accepted: Int = 0,
+    val singleTokens: Int = 0, // decoded one by one beside the drafts
+    val singleSeconds: Double = 0.0,
+) {
     /** For people: `prefill 31 tokens at 812 tok/s, decode 12 tokens at 402 tok/s`. */
     fun line(): String =
         "prefill $promptTokens tokens at ${rate(promptTokens, promptSeconds)} tok/s, " +
-            "decode $newTokens tokens at ${rate(newTokens, newSeconds)} tok/s"
+            "decode $newTokens tokens at ${rate(newTokens, newSeconds)} tok/s" + (if (drafted > 0) drafts() else "")
+
+    private fun drafts(): String {
+        val alone = if (singleTokens > 0) ", ${rate(singleTokens, singleSeconds)} without" else ""
+        return "$alone (accepted $accepted of $drafted drafted)"
+    }
 
     private fun rate(tokens: Int, seconds: Double) = if (seconds > 0) "%.1f".format(tokens / seconds) else "–"
 }
@@ -20,8 +34,14 @@ data class Reply(val text: String, val speed: Speed, val ending: Ending)
 
 /** A chat with a loaded model, in either form. One thread at a time; only [stop] may be called from another. */
 interface ChatModel : Closeable {
-    /** Answer [messages], at most [limit] tokens, handing on text as it comes. Refusal when the window is full. */
-    fun reply(messages: List<Message>, tools: List<Any>, limit: Int, onText: (String) -> Unit): Reply
+    /** Whether replies can be drafted. */
+    val verifiesDrafts: Boolean get() = false
+
+    /**
+     * Answer [messages], at most [limit] tokens, handing on text as it comes. Refusal when the window is full. With
+     * [drafting], where [verifiesDrafts], the same is said in less time, if it repeats what was said before.
+     */
+    fun reply(messages: List<Message>, tools: List<Any>, limit: Int, drafting: Boolean = false, onText: (String) -> Unit): Reply
 
     /** Forget the conversation: the next reply is as if it were the first. */
     fun reset()

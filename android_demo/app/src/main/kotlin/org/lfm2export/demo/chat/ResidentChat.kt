@@ -51,7 +51,7 @@ class ResidentChat(
 
     override fun close() = runner.close()
 
-    override fun reply(messages: List<Message>, tools: List<Any>, limit: Int, onText: (String) -> Unit): Reply {
+    override fun reply(messages: List<Message>, tools: List<Any>, limit: Int, drafting: Boolean, onText: (String) -> Unit): Reply {
         stopped = false
         val wanted = template.render(messages, tools)
         if (said.isEmpty() || !wanted.startsWith(said)) reset()

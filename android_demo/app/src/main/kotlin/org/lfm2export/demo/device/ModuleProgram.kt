@@ -8,6 +8,7 @@ import org.lfm2export.demo.bundle.Refusal
 import org.lfm2export.demo.model.Program
 import org.lfm2export.demo.model.StateTensor
 import org.lfm2export.demo.model.StateTensors
+import org.lfm2export.demo.model.Verified
 import org.pytorch.executorch.EValue
 import org.pytorch.executorch.Module
 import org.pytorch.executorch.Tensor
@@ -15,14 +16,23 @@ import org.pytorch.executorch.Tensor
 /** A `.pte` through ExecuTorch's `Module`: tokens, position, then the caller's state, which is written in place. */
 class ModuleProgram(bundle: Bundle, state: StateTensors?) : Program {
     private val method = bundle.manifest.method
+    private val verifier = bundle.manifest.verifier?.method
     private val state = state?.tensors.orEmpty().map { EValue.from(stateTensor(it)) }
     private val module = load(bundle)
 
     override fun call(tokens: LongArray, position: Long): FloatArray {
+        return execute(method, tokens, position).single()
+    }
+
+    override fun verify(tokens: LongArray, position: Long): Verified {
+        val outputs = execute(verifier ?: return super.verify(tokens, position), tokens, position)
+        return Verified(outputs.first(), outputs.drop(1))
+    }
+
+    /** Copied: a tensor is the program's own memory, until the next call. */
+    private fun execute(method: String, tokens: LongArray, position: Long): List<FloatArray> {
         val inputs = listOf(integers(tokens, longArrayOf(1, tokens.size.toLong())), integers(longArrayOf(position), longArrayOf(1)))
-        val outputs = module.execute(method, *(inputs + state).toTypedArray())
-        // copied: the tensor is the program's own memory, until the next call
-        return outputs.single().toTensor().dataAsFloatArray
+        return module.execute(method, *(inputs + state).toTypedArray()).map { it.toTensor().dataAsFloatArray }
     }
 
     override fun close() = module.destroy()

@@ -8,9 +8,14 @@ import org.lfm2export.demo.bundle.Refusal
 class Session(private val program: Program, private val manifest: Manifest, private val state: StateTensors?) {
     val window: Int get() = manifest.window
 
+    /** The most tokens of a [verify]; 0 where the program has no method for it. */
+    val verifies: Int get() = manifest.verifier?.maxTokens ?: 0
+
     /** Tokens that the state has seen. */
     var position = 0
         private set
+
+    private var columns = emptyList<FloatArray>() // of the last verified tokens
 
     /** Begin a new conversation. */
     fun reset() {
@@ -23,11 +28,7 @@ class Session(private val program: Program, private val manifest: Manifest, priv
      * [cancelled] is asked between calls; then CancellationException, with what was fed kept and [position] right.
      */
     fun feed(tokens: IntArray, cancelled: () -> Boolean = { false }): FloatArray {
-        if (tokens.isEmpty()) throw Refusal("nothing to feed")
-        if (position + tokens.size > window) {
-            throw Refusal("the window of $window tokens is full ($position used, ${tokens.size} more); start a new conversation")
-        }
-        tokens.firstOrNull { it !in 0 until manifest.vocabSize }?.let { throw Refusal("token $it is not in the vocabulary") }
+        check(tokens)
         var logits = FloatArray(0)
         for (start in tokens.indices step manifest.maxTokens) {
             if (cancelled()) throw CancellationException()
@@ -37,5 +38,33 @@ class Session(private val program: Program, private val manifest: Manifest, priv
             position += end - start
         }
         return logits
+    }
+
+    /** Logits after each of [tokens], none of which is part of the conversation until [keep]. Refusal as of [feed]. */
+    fun verify(tokens: IntArray): List<FloatArray> {
+        check(tokens)
+        if (tokens.size > verifies) throw Refusal("${tokens.size} tokens to verify, of $verifies")
+        val verified = program.verify(LongArray(tokens.size) { tokens[it].toLong() }, position.toLong())
+        val vocab = manifest.vocabSize
+        val sizes = manifest.verifier?.columns.orEmpty().map { (kept, width) -> (kept + tokens.size) * width }
+        if (verified.logits.size != tokens.size * vocab || verified.columns.map { it.size } != sizes) {
+            throw Refusal("the program's verified tokens are not as the manifest says")
+        }
+        columns = verified.columns
+        return tokens.indices.map { verified.logits.copyOfRange(it * vocab, (it + 1) * vocab) }
+    }
+
+    /** Take the first [count] tokens of the [verify] before this call into the conversation. The others never happened. */
+    fun keep(count: Int) {
+        state?.goOn(columns, count)
+        position += count
+    }
+
+    private fun check(tokens: IntArray) {
+        if (tokens.isEmpty()) throw Refusal("nothing to feed")
+        if (position + tokens.size > window) {
+            throw Refusal("the window of $window tokens is full ($position used, ${tokens.size} more); start a new conversation")
+        }
+        tokens.firstOrNull { it !in 0 until manifest.vocabSize }?.let { throw Refusal("token $it is not in the vocabulary") }
     }
 }

@@ -34,7 +34,17 @@ class StateTensors(
 
     /** A new conversation: zero what calls replace. Of a cache, attention sees only what lies below the position. */
     fun forget() {
-        for (tensor in tensors) if (WHOLE.any(tensor.spec.name::startsWith)) zero(tensor.buffer)
+        for (tensor in whole()) zero(tensor.buffer)
+    }
+
+    private fun whole() = tensors.filter { WHOLE.any(it.spec.name::startsWith) }
+
+    /** Go on as of the first [count] verified tokens, by what each tensor that calls replace would have been made of. */
+    fun goOn(columns: List<FloatArray>, count: Int) {
+        for ((tensor, made) in whole().zip(columns)) {
+            val (_, kept, width) = tensor.spec.shape
+            tensor.buffer.duplicate().order(ByteOrder.nativeOrder()).asFloatBuffer().put(made, count * width, kept * width)
+        }
     }
 
     private fun zero(buffer: ByteBuffer) {

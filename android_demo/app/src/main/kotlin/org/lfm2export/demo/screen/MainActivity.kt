@@ -103,7 +103,8 @@ class MainActivity : Activity() {
         screen.message.text.clear()
         screen.say("\n${turn.role}: $text\nassistant: ")
         val asked = messages.toList()
-        busy("Answering …", { answer(current, asked, tools) }) { answered(it) }
+        val drafting = screen.drafting.isChecked
+        busy("Answering …", { answer(current, asked, tools, drafting) }) { answered(it) }
     }
 
     private fun turnOf(text: String): Message? =
@@ -114,9 +115,9 @@ class MainActivity : Activity() {
         return (0 until list.length()).map { list.get(it) }
     }
 
-    private fun answer(current: LoadedModel, asked: List<Message>, tools: List<Any>): Reply =
+    private fun answer(current: LoadedModel, asked: List<Message>, tools: List<Any>, drafting: Boolean): Reply =
         try {
-            current.chat.reply(asked, tools, MOST_TOKENS) { piece -> worker.show { screen.say(piece) } }
+            current.chat.reply(asked, tools, MOST_TOKENS, drafting && current.chat.verifiesDrafts) { piece -> worker.show { screen.say(piece) } }
         } catch (error: Exception) {
             worker.show { messages.removeAt(messages.lastIndex) } // a turn that failed has not taken place
             throw error
@@ -163,7 +164,7 @@ class MainActivity : Activity() {
     private fun <T> busy(note: String, job: () -> T, then: (T) -> Unit) {
         val before = screen.status.text
         screen.status.text = note
-        screen.enable(loaded = model != null, busy = true)
+        enable(busy = true)
         worker.run(job) {
             screen.status.text = before
             ready()
@@ -178,7 +179,9 @@ class MainActivity : Activity() {
         screen.say("\n[$what]\n")
     }
 
-    private fun ready() = screen.enable(loaded = model != null, busy = false)
+    private fun ready() = enable(busy = false)
+
+    private fun enable(busy: Boolean) = screen.enable(loaded = model != null, busy, drafts = model?.chat?.verifiesDrafts == true)
 
     private fun memory() = ", memory %.0f MB".format(Debug.getPss() / 1024.0)
 

@@ -20,6 +20,7 @@ class Screen(private val activity: Activity) {
     val system = field("System prompt (may be empty)")
     val tools = field("Tools: a JSON list (may be empty)")
     val message = field("Message")
+    val drafting = CheckBox(activity).apply { text = "guess ahead (the same reply, sooner where it repeats what was said)" }
     val asTool = CheckBox(activity).apply { text = "send as a tool's answer" }
     val pick = button("Pick bundle")
     val folder = button("Load pushed folder")
@@ -38,6 +39,7 @@ class Screen(private val activity: Activity) {
         scroller.apply { layoutParams = LinearLayout.LayoutParams(MATCH_PARENT, 0, 1f) },
         message,
         asTool,
+        drafting,
         sideways(row(send, stop, reset, parity)),
         figures,
     ).apply {
@@ -55,10 +57,11 @@ class Screen(private val activity: Activity) {
     }
 
     /** What can be done at the moment. */
-    fun enable(loaded: Boolean, busy: Boolean) {
+    fun enable(loaded: Boolean, busy: Boolean, drafts: Boolean) {
         for (view in listOf(pick, folder)) view.isEnabled = !busy
         for (view in listOf(send, reset, parity)) view.isEnabled = loaded && !busy
         stop.isEnabled = busy
+        drafting.visibility = if (drafts) View.VISIBLE else View.GONE
     }
 
     private fun text(content: String) = TextView(activity).apply { text = content }

@@ -5,6 +5,7 @@ import java.nio.file.Files
 import java.util.concurrent.CancellationException
 import org.json.JSONObject
 import org.junit.Assert.assertEquals
+import org.junit.Assert.assertNull
 import org.junit.Assert.assertThrows
 import org.junit.Rule
 import org.junit.Test
@@ -119,6 +120,15 @@ class ManifestTest {
         refused("outputs") { method(it).getJSONArray("outputs").getJSONObject(0).put("dtype", "float16") }
         refused("outputs") { it.getJSONObject("source").getJSONObject("config").put("vocab_size", 9) }
         refused("outputs") { method(it).getJSONArray("outputs").remove(0) }
+    }
+
+    private fun verifier(manifest: JSONObject) = manifest.getJSONArray("methods").getJSONObject(1)
+
+    @Test fun draftsOfAnotherProgramAreRefused() {
+        refused("inputs") { verifier(it).put("file", "other.pte") }
+        refused("inputs") { verifier(it).getJSONArray("inputs").remove(2) }
+        refused("columns.key.1") { verifier(it).getJSONArray("outputs").getJSONObject(1).put("name", "columns.key.1") }
+        assertNull(Manifest.parse(TinyBundle.manifest().also { it.getJSONArray("methods").remove(1) }.toString()).verifier)
     }
 
     @Test fun programThatNobodyVouchesForIsRefused() = refused("not listed") { method(it).put("file", "other.pte") }

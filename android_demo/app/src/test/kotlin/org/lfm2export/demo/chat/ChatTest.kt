@@ -1,9 +1,11 @@
 package org.lfm2export.demo.chat
 
+import java.util.Random
 import org.json.JSONObject
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertNull
 import org.junit.Assert.assertThrows
+import org.junit.Assert.assertTrue
 import org.junit.Test
 import org.lfm2export.demo.TinyBundle
 import org.lfm2export.demo.assertRefused
@@ -116,6 +118,46 @@ class ExplicitChatTest {
         chat.reset()
         chat.ask(listOf(user("a")))
         assertEquals(first, program.calls.drop(first.size))
+    }
+
+    /** Says `abcabc…` whatever it is asked. */
+    private val repeating = { FakeProgram { _, tokens -> (tokens.last().toInt()).let { if (it in 'a'.code..'b'.code) it + 1 else 'a'.code } } }
+
+    @Test fun draftsChangeTheCallsAndNotTheReply() {
+        for (limit in listOf(1, 7, 30, 500)) {
+            val plain = repeating()
+            val drafted = repeating()
+            val expected = chat(plain).ask(listOf(user("a")), limit)
+            val reply = chat(drafted).reply(listOf(user("a")), emptyList(), limit, drafting = true) {}
+            assertEquals(Pair(expected.text, expected.ending), Pair(reply.text, reply.ending))
+            assertEquals(expected.speed.newTokens, reply.speed.newTokens)
+            if (limit > 20) assertTrue(drafted.calls.size < plain.calls.size / 2)
+        }
+    }
+
+    @Test fun theFiguresSayWhatBecameOfDrafts() {
+        assertEquals("prefill 9 tokens at 18.0 tok/s, decode 12 tokens at 6.0 tok/s", Speed(9, 0.5, 12, 2.0).line())
+        val drafted = Speed(9, 0.5, 12, 2.0, drafted = 8, accepted = 5, singleTokens = 3, singleSeconds = 1.0).line()
+        assertEquals("12 tokens at 6.0 tok/s, 3.0 without (accepted 5 of 8 drafted)", drafted.substringAfter("decode "))
+    }
+
+    @Test fun sampledRepliesAreThoseOfTheSameSeed() {
+        fun said(drafting: Boolean): String {
+            val program = FakeProgram { _, tokens -> if (tokens.last() % 2 == 0L) 'a'.code else 'b'.code }
+            val session = Session(program, TinyBundle.parsedManifest(), state = null)
+            val sampler = Sampler(temperature = 0.3, minP = 0.02, repetitionPenalty = 1.0, random = Random(2))
+            return ExplicitChat(session, program, tokenizer, template, setOf(0), sampler).reply(listOf(user("a")), emptyList(), 40, drafting) {}.text
+        }
+        assertEquals(said(drafting = false), said(drafting = true))
+    }
+
+    @Test fun nothingIsSaidBehindAnEndMarkInsideADraft() {
+        val program = FakeProgram { position, tokens ->
+            if (position == 55L) TinyBundle.END else (tokens.last().toInt()).let { if (it in 'a'.code..'b'.code) it + 1 else 'a'.code }
+        }
+        val reply = chat(program).reply(listOf(user("a")), emptyList(), 500, drafting = true) {}
+        assertEquals(Ending.COMPLETE, reply.ending)
+        assertEquals(56 - tokenizer.encode(template.render(listOf(user("a")))).size, reply.text.length)
     }
 
     @Test fun limitAndWindowEndAReply() {

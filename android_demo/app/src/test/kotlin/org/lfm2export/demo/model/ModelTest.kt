@@ -29,6 +29,14 @@ class FakeProgram(private val favourite: (position: Long, tokens: LongArray) -> 
         }
     }
 
+    /** As so many calls; the columns of token n hold its position. */
+    override fun verify(tokens: LongArray, position: Long): Verified {
+        val rows = tokens.indices.map { call(longArrayOf(tokens[it]), position + it) }
+        calls.subList(calls.size - tokens.size, calls.size).clear()
+        calls += position to tokens.toList()
+        return Verified(rows.flatMap { it.toList() }.toFloatArray(), listOf(FloatArray((2 + tokens.size) * 3) { position - 2f + it / 3 }))
+    }
+
     override fun close() = Unit
 }
 
@@ -114,6 +122,28 @@ class SessionTest {
         owner.reset()
         assertEquals(0, owner.position)
         assertEquals(0.toByte(), state.tensors[0].buffer.get(0))
+    }
+
+    @Test fun whatIsKeptOfADraftIsWhatWasSeen() {
+        val manifest = TinyBundle.parsedManifest()
+        val state = StateTensors(manifest.state)
+        val session = Session(program, manifest, state)
+        session.feed(IntArray(5))
+        assertEquals(4, session.verify(IntArray(4) { it }).size)
+        assertEquals(5, session.position)
+        session.keep(3)
+        assertEquals(8, session.position)
+        val kept = state.tensors[0].buffer.duplicate().order(ByteOrder.nativeOrder()).asFloatBuffer()
+        assertEquals(listOf(6f, 6f, 6f, 7f, 7f, 7f), List(6) { kept.get(it) }) // the last two tokens
+    }
+
+    @Test fun draftsThatAreTooLongOrComeOutOtherwiseAreRefused() {
+        assertRefused("to verify") { session.verify(IntArray(9)) }
+        assertRefused("vocabulary") { session.verify(intArrayOf(-1)) }
+        val other = object : Program by program {
+            override fun verify(tokens: LongArray, position: Long) = Verified(FloatArray(tokens.size * TinyBundle.VOCAB), emptyList())
+        }
+        assertRefused("verified") { Session(other, TinyBundle.parsedManifest(), null).verify(IntArray(2)) }
     }
 
     @Test fun logitsOfTheWrongNumberAreRefused() {

@@ -1,0 +1,80 @@
+package org.lfm2export.demo.chat
+
+import kotlin.math.pow
+
+/** What followed the longest run of last tokens, of 4 down to 2, the last time it occurred. */
+class Lookup {
+    private val ends = HashMap<List<Int>, Int>() // run of tokens → where its last occurrence ends
+    private var indexed = 0
+
+    /** Up to [most] tokens that may follow all that was [seen], which may only grow. */
+    fun guess(seen: List<Int>, most: Int): List<Int> {
+        for (end in maxOf(indexed, 1) until seen.size) {
+            for (size in SIZES) if (size <= end) ends[seen.subList(end - size, end).toList()] = end
+        }
+        indexed = seen.size
+        val found = SIZES.filter { it < seen.size }.firstNotNullOfOrNull { ends[seen.takeLast(it)] } ?: return emptyList()
+        return seen.subList(found, minOf(found + most, seen.size)).toList()
+    }
+
+    private companion object {
+        val SIZES = listOf(4, 3, 2)
+    }
+}
+
+/**
+ * Guesses at the next tokens, which a program verifies together: as `lfm2_export/chat/drafts.py`, which says why. How many
+ * are made depends on how many were right lately.
+ */
+class Drafts(private val source: Lookup = Lookup()) {
+    var drafted = 0
+        private set
+    var accepted = 0
+        private set
+    private var acceptance = 0.6 // before anything is known
+    private var since = 0 // calls since the source was asked
+
+    /** Guesses at what follows, at most that many; none where it does not pay. */
+    fun propose(seen: List<Int>, most: Int): List<Int> {
+        val length = bestLength(most)
+        if (length == 0 && since < PROBE) {
+            since++
+            return emptyList()
+        }
+        since = 0
+        return if (most > 0) source.guess(seen, minOf(if (length == 0) 2 else length, most)) else emptyList()
+    }
+
+    /** Take note of how many guesses of a draft were right. Behind the first wrong one none is judged. */
+    fun judged(drafted: Int, accepted: Int) {
+        this.drafted += drafted
+        this.accepted += accepted
+        repeat(accepted) { acceptance += MEMORY * (1 - acceptance) }
+        if (accepted < drafted) acceptance -= MEMORY * acceptance
+    }
+
+    /** How many guesses give the most tokens for the time; 0 for none. */
+    private fun bestLength(most: Int): Int {
+        var best = 1.0
+        var length = 0
+        var expected = 1.0
+        for (guesses in 1..most) {
+            expected += acceptance.pow(guesses)
+            val gain = expected / (1 + DRAFT + ROW * guesses + BLOCK * (guesses / BLOCK_ROWS))
+            if (gain > best) {
+                best = gain
+                length = guesses
+            }
+        }
+        return length
+    }
+
+    private companion object {
+        const val MEMORY = 0.1 // weight of each guess that is judged
+        const val DRAFT = 0.4 // of a step: what a draft costs,
+        const val ROW = 0.04 // each guess of it,
+        const val BLOCK = 0.9 // and every further block
+        const val BLOCK_ROWS = 8 // of rows
+        const val PROBE = 32 // calls after which a source that was not worth asking is asked again
+    }
+}
