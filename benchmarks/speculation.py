@@ -190,7 +190,7 @@ def _compare(
     session.reset()
     plain = list(generate(session, prompt, stop, limit))
     session.reset()
-    drafts = Counted(Lookup())
+    drafts = Counted(Lookup(), session.draft_cost)
     drafted = list(generate(session, prompt, stop, limit, drafts=drafts))
     said.replies += 1
     said.tokens += len(drafted)

@@ -61,7 +61,10 @@ def _faster(
 ) -> float:
     ratios = []
     for number in range(rounds + 1):
-        plain, drafted = _seconds(session, prompt, text, None), _seconds(session, prompt, text, Drafts(source()))
+        plain, drafted = (
+            _seconds(session, prompt, text, None),
+            _seconds(session, prompt, text, Drafts(source(), session.draft_cost)),
+        )
         if number:  # the first is a warm-up
             ratios.append(plain / drafted)
     return round(statistics.median(ratios), 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from lfm2_export.chat.drafts import Drafts, Lookup
+from lfm2_export.runtimes.session import DraftCost
 
 MOST = 15
 
@@ -22,9 +23,9 @@ def text() -> list[int]:
     return said[:2500]
 
 
-def expected(text: list[int]) -> list[list[int]]:
+def expected(text: list[int], cost: DraftCost) -> list[list[int]]:
     """Each draft as the text goes on, empty ones too."""
-    drafts, found, at = Drafts(Lookup()), list[list[int]](), 1
+    drafts, found, at = Drafts(Lookup(), cost), list[list[int]](), 1
     while at < len(text):
         draft = drafts.propose(text[:at], min(MOST, len(text) - at))
         right = next((n for n, guess in enumerate(draft) if guess != text[at + n]), len(draft))

@@ -25,6 +25,7 @@ from lfm2_export.chat.drafts import Lookup
 from lfm2_export.chat.sampling import MinPSampler
 from lfm2_export.checkpoint.template import ChatTemplate
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.runtimes.session import Session
 
 LIMIT = 24
 
@@ -265,7 +266,7 @@ def test_explicit_chat_says_the_same_with_drafts(bundled, kotlin, runtime, token
 
 def test_drafts_are_pythons(kotlin):
     text = drafted_text.text()
-    assert kotlin("drafts", text=text, most=drafted_text.MOST) == drafted_text.expected(text)
+    assert kotlin("drafts", text=text, most=drafted_text.MOST) == drafted_text.expected(text, Session.draft_cost)
 
 
 def test_resident_chat_goes_on_through_the_stock_runner(bundled, kotlin, tokenizer, tmp_path):

@@ -23,6 +23,7 @@ from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.model.load import load_decoder
 from lfm2_export.pipeline import export
 from lfm2_export.runtimes.eager import EagerSession
+from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession
 from lfm2_export.targets import onnx_graph
 
 CHATS = [
@@ -218,16 +219,19 @@ def test_the_page_answers_as_eager_does_and_proves_itself(recipe, demo, nano, to
 
 def test_the_page_drafts_as_python_does():
     text = drafted_text.text()
-    drafts = drafted_text.expected(text)
+    drafts = drafted_text.expected(text, OnnxRuntimeSession.draft_cost)
     assert javascript.run("drafts.mjs", {"text": text, "most": drafted_text.MOST}) == drafts
-    assert {len(draft) for draft in drafts} >= {0, 2, 7, 15}
+    assert {len(draft) for draft in drafts} >= {0, 2, 7}
 
 
-def test_the_page_says_the_same_with_drafts(demo, nano, tokenizer):
+def test_the_page_says_the_same_with_drafts(demo, make_artifact, tokenizer):
     """Nano's answers, said once more: the last line counts what Python's lookup counts."""
     turns = ["My name is Anna.", *["What is my name?"] * 3]
-    conversation = Conversation(EagerSession(load_decoder(nano), WINDOW), tokenizer, source=Lookup())
-    expected = ["".join(conversation.reply(turn, 256)) for turn in turns]
+    artifact = make_artifact("onnx-fp32", "explicit")
+    session = runtimes.find("onnxruntime").open_session(artifact.folder, artifact.manifest)
+    plain, conversation = Conversation(session, tokenizer), Conversation(session, tokenizer, source=Lookup())
+    expected = ["".join(plain.reply(turn, 256)) for turn in turns]
+    assert ["".join(conversation.reply(turn, 256)) for turn in turns] == expected
     job = {"folder": str(demo("onnx-fp32")), "turns": turns, "scheme": "light", "drafts": True}
     seen = javascript.run("demo.mjs", job)
     assert (seen["problems"], seen["complaints"]) == ([], [])

@@ -13,7 +13,7 @@ from scipy.special import softmax
 from scipy.stats import chisquare
 
 from lfm2_export.chat.conversation import Conversation
-from lfm2_export.chat.drafts import Drafts, Lookup, SmallerModel, Source, best_length, cost
+from lfm2_export.chat.drafts import Drafts, Lookup, SmallerModel, Source, best_length
 from lfm2_export.chat.generation import generate
 from lfm2_export.chat.open_drafts import draft_source
 from lfm2_export.chat.sampling import MinPSampler, Sampler, greedy
@@ -21,8 +21,10 @@ from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError
 from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.runtimes.eager import EagerSession
-from lfm2_export.runtimes.session import Session, check_kept
+from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession
+from lfm2_export.runtimes.session import DraftCost, Session, check_kept
 
+COSTS = (Session.draft_cost, OnnxRuntimeSession.draft_cost)
 PROMPT = (5, 9, 5, 9, 5, 9, 12, 5, 9)
 
 
@@ -158,19 +160,21 @@ class TestLookup:
 
 
 class TestLength:
-    def test_grows_with_acceptance(self) -> None:
-        lengths = [best_length(acceptance / 20, 15) for acceptance in range(21)]
+    @pytest.mark.parametrize("cost", COSTS)
+    def test_grows_with_acceptance(self, cost: DraftCost) -> None:
+        lengths = [best_length(acceptance / 20, 15, cost) for acceptance in range(21)]
         assert lengths == sorted(lengths)
         assert (lengths[0], lengths[-1]) == (0, 15)
 
-    def test_new_text_costs_little(self) -> None:
+    @pytest.mark.parametrize("cost", COSTS)
+    def test_new_text_costs_little(self, cost: DraftCost) -> None:
         """Guesses that are always wrong, which lookup hardly makes: what they cost 1000 tokens is little."""
-        drafts = Drafts(fixed(1, 1, 1, 1, 1, 1, 1))
+        drafts = Drafts(fixed(1, 1, 1, 1, 1, 1, 1), cost)
         spent = 0.0
         for _ in range(1000):
             guesses = drafts.propose((), 7)
             if guesses:
-                spent += cost(len(guesses))
+                spent += drafts.cost.of(len(guesses))
                 drafts.judged(len(guesses), 0)
         assert spent < 0.03 * 1000
 

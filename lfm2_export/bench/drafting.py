@@ -27,8 +27,8 @@ def drafted(given: str, session: Session, artifact: Artifact, threads: int) -> D
     length = min(_PROMPT, manifest.window // 3)
     said = _chats(tokenizer, length) if tokenizer is not None else _random(config.vocab_size, length)
     prompt = [*said, *said[: length // 2]]
-    drafts = Drafts(draft_source(given, session, artifact, threads))
-    _reply(session, prompt, Drafts(drafts.source))  # the first `verify` loads its method
+    drafts = Drafts(draft_source(given, session, artifact, threads), session.draft_cost)
+    _reply(session, prompt, Drafts(drafts.source, session.draft_cost))  # the first `verify` loads its method
     plain_seconds, plain = _reply(session, prompt, None)
     seconds, reply = _reply(session, prompt, drafts)
     return Drafted(

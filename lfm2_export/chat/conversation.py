@@ -196,7 +196,7 @@ class Conversation:
             chosen.append(self.sampler(logits, wanted + chosen))
             return chosen[-1]
 
-        drafts = None if self.source is None else Drafts(self.source)
+        drafts = None if self.source is None else Drafts(self.source, self.session.draft_cost)
         before = wanted[: len(wanted) - len(prompt)]
         start = time.perf_counter()
         self.speed = Speed(len(prompt), cached_tokens=len(before), forgotten_turns=forgotten)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lfm2_export.runtimes.session import Session
+from lfm2_export.runtimes.session import DraftCost, Session
 
 
 class Source(Protocol):
@@ -89,8 +89,6 @@ class SmallerModel:
 
 
 _PRIOR, _MEMORY = 0.6, 0.1  # acceptance before anything is known, and the weight of each guess that is judged
-# of a step: what a draft costs, each guess of it, and every further block of rows (measured: docs/speculation.md)
-_DRAFT, _ROW, _BLOCK_ROWS, _BLOCK = 0.4, 0.04, 8, 0.9
 _PROBE = 32  # tokens after which a source that was not worth asking is asked again
 
 
@@ -103,6 +101,7 @@ class Drafts:
     """
 
     source: Source
+    cost: DraftCost = Session.draft_cost
     drafted: int = 0
     accepted: int = 0
     calls: int = 0  # that verified a draft, and single steps
@@ -113,7 +112,7 @@ class Drafts:
 
     def propose(self, seen: Sequence[int], most: int) -> list[int]:
         """Return guesses at what follows, at most that many; none where it does not pay."""
-        length = best_length(self.acceptance, most)
+        length = best_length(self.acceptance, most, self.cost)
         if not length and self._since < _PROBE:
             self._since += 1
             return []
@@ -129,17 +128,12 @@ class Drafts:
             self.acceptance += _MEMORY * (right - self.acceptance)
 
 
-def cost(guesses: int) -> float:
-    """Return what a draft of so many guesses costs, in steps, beyond the step itself."""
-    return _DRAFT + _ROW * guesses + _BLOCK * (guesses // _BLOCK_ROWS)
-
-
-def best_length(acceptance: float, most: int) -> int:
+def best_length(acceptance: float, most: int, cost: DraftCost) -> int:
     """Return how many guesses, each right with that probability, give the most tokens for the time; 0 for none."""
     best, length, expected = 1.0, 0, 1.0
     for guesses in range(1, most + 1):
         expected += acceptance**guesses
-        gain = expected / (1 + cost(guesses))
+        gain = expected / (1 + cost.of(guesses))
         if gain > best:
             best, length = gain, guesses
     return length

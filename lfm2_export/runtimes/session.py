@@ -33,6 +33,19 @@ class Check(NamedTuple):
     reason: str | None = None
 
 
+class DraftCost(NamedTuple):
+    """What verifying a draft costs beyond a decode step, in steps (measured: docs/speculation.md)."""
+
+    draft: float  # however long it is
+    guess: float
+    block_rows: int
+    block: float  # each further block of so many rows
+
+    def of(self, guesses: int) -> float:
+        """Return what so many guesses cost."""
+        return self.draft + self.guess * guesses + self.block * (guesses // self.block_rows)
+
+
 class Session(ABC):
     """A loaded artifact (or the eager model) and one conversation's state. Batch 1.
 
@@ -49,6 +62,7 @@ class Session(ABC):
     window: int  # tokens
     pads: bool = False  # whether prefill accepts `pad_to`
     verifies: int = 0  # the most tokens of a `verify`; 0 where there is none
+    draft_cost: DraftCost = DraftCost(0.4, 0.04, 8, 0.9)  # of XNNPACK's integer products
     has_state: bool = True  # whether state() and restore() exist (a resident form hides its state)
     checks: tuple[Check, ...] = ()  # made when it was opened
     notes: tuple[str, ...] = ()  # what a report should say of how it computes

@@ -1,7 +1,7 @@
 // Guesses at the next tokens, which the model verifies together: as lfm2_export/chat/drafts.py, which says why.
 const SIZES = [4, 3, 2]; // of the runs of last tokens that are looked up
 const [PRIOR, MEMORY] = [0.6, 0.1]; // acceptance before anything is known, and the weight of each guess that is judged
-const [DRAFT, ROW, BLOCK_ROWS, BLOCK] = [0.4, 0.04, 8, 0.9]; // of a step: a draft, a guess, each further block of rows
+const GUESS = 0.23; // what each guess costs, in steps
 const PROBE = 32; // tokens after which a source that was not worth asking is asked again
 
 /** What followed the longest run of last tokens the last time it occurred. */
@@ -60,7 +60,7 @@ function bestLength(acceptance, most) {
   let [best, length, expected] = [1, 0, 1];
   for (let guesses = 1; guesses <= most; guesses++) {
     expected += acceptance ** guesses;
-    const gain = expected / (1 + DRAFT + ROW * guesses + BLOCK * Math.floor(guesses / BLOCK_ROWS));
+    const gain = expected / (1 + GUESS * guesses);
     if (gain > best) [best, length] = [gain, guesses];
   }
   return length;
