@@ -42,8 +42,10 @@ Tokens Lookup::guess(const Tokens& seen, int64_t most) {
     if (seen.size() <= size) continue;
     const auto found = ends_.find(Tokens(seen.end() - static_cast<int64_t>(size), seen.end()));
     if (found == ends_.end()) continue;
-    const auto start = seen.begin() + static_cast<int64_t>(found->second);
-    return Tokens(start, start + std::min<int64_t>(most, seen.end() - start));
+    const size_t start = found->second, period = seen.size() - start;
+    Tokens draft(static_cast<size_t>(most));
+    for (size_t at = 0; at < draft.size(); ++at) draft[at] = seen[start + at % period];
+    return draft;
   }
   return {};
 }

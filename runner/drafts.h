@@ -17,7 +17,8 @@ class Source {
   virtual std::vector<int64_t> guess(const std::vector<int64_t>& seen, int64_t most) = 0;
 };
 
-// What followed the longest run of last tokens, of 4 down to 2, the last time it occurred. `seen` may only grow.
+// What followed the longest run of last tokens, of 4 down to 2, the last time it occurred, again and again where it is
+// short. `seen` may only grow.
 class Lookup : public Source {
  public:
   std::vector<int64_t> guess(const std::vector<int64_t>& seen, int64_t most) override;

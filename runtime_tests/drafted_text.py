@@ -11,7 +11,7 @@ MOST = 15
 
 
 def text() -> list[int]:
-    """2,500 tokens in turns that say something new, repeat what was said, and repeat it with faults."""
+    """2,500 tokens in turns that say something new, repeat what was said, repeat it with faults, and loop."""
     draw = random.Random(11)
     said = [draw.randrange(9) for _ in range(20)]
     while len(said) < 2500:
@@ -19,7 +19,7 @@ def text() -> list[int]:
         start = draw.randrange(len(said))
         copied = said[start : start + draw.randrange(120)]
         faulty = [token if draw.random() < 0.9 else draw.randrange(9) for token in copied]
-        said += [*fresh, *copied, *faulty]
+        said += [*fresh, *copied, *faulty, *(copied[-3:] * 9)]
     return said[:2500]
 
 

@@ -144,6 +144,10 @@ class TestLookup:
     def test_a_longer_run_goes_before_a_later_one(self) -> None:
         assert Lookup()([9, 1, 2, 3, 3, 1, 2, 4, 9, 1, 2], 1) == [3]
 
+    def test_a_loop_goes_on(self) -> None:
+        assert Lookup()([5, 1, 2, 3, 1, 2, 3, 1, 2], 7) == [3, 1, 2, 3, 1, 2, 3]
+        assert Lookup()([7, 7, 7], 4) == [7, 7, 7, 7]
+
     def test_has_no_idea_of_new_text(self) -> None:
         assert Lookup()(range(50), 5) == []
 

@@ -25,7 +25,8 @@ class Source(Protocol):
 class Lookup:
     """What followed the last tokens the last time they stood in this order: for text that repeats what was said.
 
-    The longest run of last tokens that occurred before is taken, of at most `longest` and at least `shortest`.
+    The longest run of last tokens that occurred before is taken, of at most `longest` and at least `shortest`. Where
+    less than is asked for has followed it, that is guessed to come again and again.
     """
 
     def __init__(self, longest: int = 4, shortest: int = 2) -> None:
@@ -40,7 +41,8 @@ class Lookup:
         for size in self._sizes:
             end = self._ends.get(tuple(seen[-size:])) if len(seen) > size else None
             if end is not None:
-                return list(seen[end : end + most])
+                period = len(seen) - end
+                return [seen[end + at % period] for at in range(most)]
         return []
 
     def _index(self, seen: Sequence[int]) -> None:

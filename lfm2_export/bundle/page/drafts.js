@@ -4,7 +4,7 @@ const [PRIOR, MEMORY] = [0.6, 0.1]; // acceptance before anything is known, and 
 const GUESS = 0.23; // what each guess costs, in steps
 const PROBE = 32; // tokens after which a source that was not worth asking is asked again
 
-/** What followed the longest run of last tokens the last time it occurred. */
+/** What followed the longest run of last tokens the last time it occurred; again and again, where it is short. */
 export class Lookup {
   #ends = new Map(); // run of tokens → where its last occurrence ends
   #indexed = 0;
@@ -17,7 +17,7 @@ export class Lookup {
     this.#indexed = seen.length;
     for (const size of SIZES) {
       const end = seen.length > size ? this.#ends.get(run(seen, seen.length, size)) : undefined;
-      if (end !== undefined) return seen.slice(end, end + most);
+      if (end !== undefined) return Array.from({ length: most }, (_, at) => seen[end + (at % (seen.length - end))]);
     }
     return [];
   }

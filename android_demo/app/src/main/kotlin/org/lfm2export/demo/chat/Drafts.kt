@@ -2,7 +2,7 @@ package org.lfm2export.demo.chat
 
 import kotlin.math.pow
 
-/** What followed the longest run of last tokens, of 4 down to 2, the last time it occurred. */
+/** What followed the longest run of last tokens, of 4 down to 2, the last time it occurred; again and again, where it is short. */
 class Lookup {
     private val ends = HashMap<List<Int>, Int>() // run of tokens → where its last occurrence ends
     private var indexed = 0
@@ -14,7 +14,7 @@ class Lookup {
         }
         indexed = seen.size
         val found = SIZES.filter { it < seen.size }.firstNotNullOfOrNull { ends[seen.takeLast(it)] } ?: return emptyList()
-        return seen.subList(found, minOf(found + most, seen.size)).toList()
+        return List(most) { seen[found + it % (seen.size - found)] }
     }
 
     private companion object {
