@@ -49,8 +49,8 @@ def export(
 ) -> tuple[Artifact, ParityReport | None]:
     """Make an artifact folder and prove it.
 
-    `source` is a checkpoint folder, a hub id or "nano", or a LoRA adapter, which is merged onto `base` or the one it
-    names; `recipe` a name or a path, `overrides` its
+    `source` is a checkpoint folder, a hub id, "nano" or "nano-lfm3", or a LoRA adapter, which is merged onto `base` or
+    the one it names; `recipe` a name or a path, `overrides` its
     `key.path=value` changes (a window that neither they nor a recipe of your own asks for is at most the model's
     positions); `output` defaults to `out/<checkpoint>-<recipe>`. Without `verify` the manifest says
     that nothing was proven and the report is None. So it says where the artifact's own runtime does not run on this

@@ -40,6 +40,7 @@ ARTIFACTS = [
     ("onnx-q4f16", "explicit"),
     ("qnn-16a8w", "explicit", "options.weight_sharing=false", "calibration.windows=8"),
 ]
+EFFORT = Effort(quality_tokens=600, questions=24, prompts=3, continuation=12)
 # a call takes the NPU's emulator 0.1 to 0.5 s
 ON_EMULATOR = Effort(quality_tokens=60, questions=3, prompts=1, continuation=4, law_tokens=24)
 RUNTIME = {"xnnpack": "executorch", "onnx": "onnxruntime", "qnn": "qnn"}

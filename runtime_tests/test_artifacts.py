@@ -9,18 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from artifacts import ON_EMULATOR, WINDOW, open_session
+from artifacts import EFFORT, ON_EMULATOR, WINDOW, open_session
 
 from lfm2_export.chat.conversation import Conversation
 from lfm2_export.chat.saved_state import save_state
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError, WindowExceededError
-from lfm2_export.parity.effort import Effort
 from lfm2_export.parity.prove import prove
 from lfm2_export.parity.reference import reference
 from lfm2_export.runtimes import _text_llm_runner
-
-EFFORT = Effort(quality_tokens=600, questions=24, prompts=3, continuation=12)
 
 
 @pytest.mark.slow

@@ -1,24 +1,47 @@
-"""The embedded model knows what it was taught: without that, no accuracy figure of an artifact means anything."""
+"""The embedded models know what they were taught: without that, no accuracy figure of an artifact means anything."""
 
 from __future__ import annotations
 
-import pytest
-from artifacts import WINDOW
+from statistics import median
 
-from lfm2_export.checkpoint.nano import PATH
+import pytest
+from artifacts import EFFORT, WINDOW
+
+from lfm2_export.checkpoint.nano import EMBEDDED
 from lfm2_export.checkpoint.nano.tasks import KINDS, questions, split_of
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.evaluate.questions import task_accuracy
-from lfm2_export.model.load import load_decoder
+from lfm2_export.evaluate.text import evaluation_text
+from lfm2_export.model.load import load_decoder, open_checkpoint
+from lfm2_export.parity.prove import prove
+from lfm2_export.pipeline import export
 from lfm2_export.runtimes.eager import EagerSession
 
 
 @pytest.mark.slow
-def test_nano_answers_500_held_out_questions_in_fp32(nano):
-    tokenizer = ChatTokenizer.load(nano.folder, nano.config)
-    accuracy = task_accuracy(EagerSession(load_decoder(nano), WINDOW), tokenizer, 500)
+@pytest.mark.parametrize(("name", "questions_asked"), [("nano", 500), ("nano-lfm3", 200)])
+def test_it_answers_held_out_questions_in_fp32(name, questions_asked):
+    checkpoint = open_checkpoint(name)
+    tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
+    accuracy = task_accuracy(EagerSession(load_decoder(checkpoint), WINDOW), tokenizer, questions_asked)
     assert accuracy["all"] >= 0.97
     assert {kind for kind in KINDS if accuracy[kind] < 0.95} == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "form"),
+    [("xnnpack-int8", "resident"), ("onnx-int4", "explicit")],  # int4 there and int8 here: by hand
+)
+def test_nano_lfm3_is_proven_by_its_recipes_gates(recipe, form, tmp_path):
+    changes = [f"form={form}", f"window={WINDOW}"]
+    artifact, _ = export("nano-lfm3", recipe, tmp_path / "made", overrides=changes, verify=False)
+    report = prove(artifact, open_checkpoint("nano-lfm3"), effort=EFFORT)
+    assert [gate for gate in report.gates if gate.status == "fail"] == []
+    assert report.passed
+    assert {"quality: mean KLD", "quality: top-1", "quality: task accuracy"} <= {
+        gate.name for gate in report.gates if gate.status == "pass"
+    }
 
 
 def test_held_out_questions_are_not_in_the_training_split():
@@ -29,10 +52,25 @@ def test_held_out_questions_are_not_in_the_training_split():
     assert not [question for question in held_out if repr((question.messages, question.tools)) in said]
 
 
-def test_nano_has_every_part_of_an_lfm2_and_is_small(nano):
+def test_nano_has_every_part_of_an_lfm2(nano):
     config = nano.config
     assert len(config.conv_layers) >= 3
     assert len(config.attention_layers) >= 2
     assert config.num_key_value_heads < config.num_attention_heads
     assert config.tie_word_embeddings
-    assert sum(path.stat().st_size for path in PATH.iterdir() if path.is_file()) < 4_000_000
+
+
+def test_nano_lfm3_has_every_part_of_an_lfm3():
+    config = open_checkpoint("nano-lfm3").config
+    assert min(len(config.conv_layers), len(config.attention_layers), len(config.sliding_layers)) >= 2
+    assert config.conv_L_cache == 7
+    assert config.use_attention_gate
+    assert config.use_sandwich_norm
+    assert config.rope_factor < 1
+    held_out = evaluation_text(config, ChatTokenizer.load(EMBEDDED["nano-lfm3"], config), WINDOW, 600).sequences
+    assert 2 * config.sliding_window < median(map(len, held_out))
+
+
+@pytest.mark.parametrize("folder", EMBEDDED.values(), ids=EMBEDDED)
+def test_an_embedded_model_is_small(folder):
+    assert sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) < 4_000_000

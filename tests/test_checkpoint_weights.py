@@ -19,6 +19,7 @@ from hostile_checkpoints.weights import with_tensors
 from transformers import Lfm2ForCausalLM
 
 from lfm2_export.checkpoint.last_seen import remember, remembered
+from lfm2_export.checkpoint.nano import EMBEDDED
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.errors import CheckpointError, UsageError
 from lfm2_export.files import links
@@ -141,9 +142,12 @@ def test_names_itself_after_its_folder(tiny_checkpoint: Path, monkeypatch: pytes
     assert (checkpoint.name, checkpoint.revision, checkpoint.random_weights) == ("checkpoint", None, True)
 
 
-def test_nano_is_always_there() -> None:
-    checkpoint = open_checkpoint("nano")
-    assert (checkpoint.name, checkpoint.revision, checkpoint.random_weights) == ("nano", None, False)
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_embedded_are_always_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", pytest.fail)
+    checkpoint = open_checkpoint(name)
+    assert (checkpoint.name, checkpoint.revision, checkpoint.random_weights) == (name, None, False)
     assert "tokenizer.json" in checkpoint.companions()
 
 

@@ -98,7 +98,7 @@ class AdapterSource(_Strict):
     """The two parts of a checkpoint that was merged from a LoRA adapter and its base."""
 
     weights_sha256: str  # of adapter_model.safetensors
-    base: str  # folder name, hub id, or "nano"
+    base: str  # folder name, hub id, or an embedded model's
     base_revision: str | None = None
     base_sha256: str  # as `Source.weights_sha256`
 
@@ -106,7 +106,7 @@ class AdapterSource(_Strict):
 class Source(_Strict):
     """The checkpoint the artifact was made from."""
 
-    name: str  # folder name, hub id, or "nano"
+    name: str  # folder name, hub id, or an embedded model's
     revision: str | None = None  # hub commit
     weights_sha256: str  # digest over every tensor's name, shape, dtype and bytes
     random_weights: bool = False  # made by `lfm2-export init`: quality figures say nothing

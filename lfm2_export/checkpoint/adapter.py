@@ -28,7 +28,7 @@ class Adapter(NamedTuple):
 
     folder: Path
     weights_sha256: str  # of adapter_model.safetensors
-    base: str  # "nano", a folder's name, or a hub id
+    base: str  # an embedded model's name, a folder's, or a hub id
     base_revision: str | None
     base_sha256: str  # as `Checkpoint.digest`
     random_base: bool

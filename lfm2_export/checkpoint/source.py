@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lfm2_export.checkpoint import nano
 from lfm2_export.checkpoint.adapter import WEIGHTS, Adapter, base_of, is_adapter, merge
 from lfm2_export.checkpoint.config import LFM2Config, read_config
 from lfm2_export.checkpoint.foreign import with_transformers
+from lfm2_export.checkpoint.nano import EMBEDDED
 from lfm2_export.checkpoint.shards import inside
 from lfm2_export.checkpoint.weights import Weights
 from lfm2_export.errors import CheckpointError, UsageError, one_line
@@ -40,7 +40,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 class Checkpoint:
     """An opened checkpoint: config and headers are checked, no weight has been read."""
 
-    name: str  # "nano", the folder's name, or the hub id
+    name: str  # an embedded one's, the folder's, or the hub id
     revision: str | None  # hub commit
     folder: Path
     config: LFM2Config
@@ -60,8 +60,8 @@ class Checkpoint:
 
     @property
     def is_local(self) -> bool:
-        """Tell whether it is a folder of the user's, neither nano nor a snapshot of the hub's."""
-        return self.revision is None and self.name != "nano"
+        """Tell whether it is a folder of the user's, neither embedded nor a snapshot of the hub's."""
+        return self.revision is None and self.name not in EMBEDDED
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every (name, tensor), memory-mapped, in its stored dtype. Raise CheckpointError for NaN or infinity."""
@@ -85,18 +85,19 @@ class Checkpoint:
 
 
 def open_checkpoint(source: str, revision: str | None, expected: Expected, base: str | None = None) -> Checkpoint:
-    """Open "nano", a folder in Hugging Face layout, or a hub id "owner/name" (cache and HF_HUB_OFFLINE honoured).
+    """Open an embedded one, a folder in Hugging Face layout, or a hub id "owner/name".
 
-    A LoRA adapter is merged onto `base`, or the one it names. `expected` says which tensors a checkpoint of a config
-    holds, in each way it may hold them (`model/load.py` knows).
+    A hub's files come from its cache where they are there; HF_HUB_OFFLINE is honoured. A LoRA adapter is merged onto
+    `base`, or the one it names. `expected` says which tensors a checkpoint of a config holds, in each way it may hold
+    them (`model/load.py` knows).
 
     Raises UsageError for a place that does not exist, CheckpointError for a config or header that is wrong.
     """
-    folder = nano.PATH if source == "nano" else Path(source).expanduser()
+    folder = EMBEDDED.get(source) or Path(source).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise UsageError(f"{source}: a revision is for hub ids; this is a folder on this machine")
-        return _open(folder, "nano" if source == "nano" else folder.resolve().name, None, expected, base)
+        return _open(folder, source if source in EMBEDDED else folder.resolve().name, None, expected, base)
     if folder.exists():
         raise UsageError(f"{source} is a file; pass the folder that holds config.json and the weights{_gguf(folder)}")
     if not _HUB_ID.fullmatch(source):

@@ -16,7 +16,9 @@ from lfm2_export.model.layout import Stored
 
 
 def open_checkpoint(source: str, revision: str | None = None, base: str | None = None) -> Checkpoint:
-    """Open "nano", a folder in Hugging Face layout, or a hub id "owner/name" (cache and HF_HUB_OFFLINE honoured).
+    """Open an embedded one ("nano"), a folder in Hugging Face layout, or a hub id "owner/name".
+
+    A hub's files come from its cache where they are there; HF_HUB_OFFLINE is honoured.
 
     A LoRA adapter is merged onto `base`, or the one it names. Names and shapes of its tensors are held against the
     model that its config describes; no weight is read. Raises UsageError for a place that does not exist,

@@ -9,6 +9,7 @@ from typing import Any
 
 from lfm2_export import recipes
 from lfm2_export.artifact.manifest import Manifest
+from lfm2_export.checkpoint.nano import EMBEDDED
 
 
 def commands(manifest: Manifest, effort: str = "full") -> list[str]:
@@ -18,7 +19,7 @@ def commands(manifest: Manifest, effort: str = "full") -> list[str]:
     packages = " ".join(shlex.quote(f"{name}=={version}") for name, version in _installable(manifest))
     name = str(made["name"])
     output = f"out/{source.name.rpartition('/')[2]}-{name}"
-    local = source.name != "nano" and "/" not in source.name
+    local = source.name not in EMBEDDED and "/" not in source.name
     export = ["lfm2-export", "export", f"./{source.name}" if local else source.name]
     export += ["--revision", source.revision] if source.revision else []
     lines = [f"pip install {packages}"] if packages else []

@@ -10,6 +10,7 @@ import numpy as np
 
 from lfm2_export import targets
 from lfm2_export.artifact.folder import Artifact
+from lfm2_export.checkpoint.nano import EMBEDDED
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.evaluate.text import EvaluationText, evaluation_text, random_ids, text_of_file
@@ -71,8 +72,8 @@ class Subject:
 
     @property
     def has_tasks(self) -> bool:
-        """Nano alone has questions with known answers."""
-        return self.checkpoint.name == "nano" and self.tokenizer is not None
+        """The embedded models alone have questions with known answers."""
+        return self.checkpoint.name in EMBEDDED and self.tokenizer is not None
 
 
 def traced_text(artifact: Artifact, checkpoint: Checkpoint, count: int) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
-"""The nano checkpoint: a tiny LFM2 trained from scratch on the small questions of `tasks.py`.
+"""The embedded checkpoints: a tiny LFM2 and a tiny LFM3, trained from scratch on the small questions of `tasks.py`.
 
-It has the layers, tokenizer layout, special tokens and chat template of its big siblings at about a
+Each has the layers, tokenizer layout, special tokens and chat template of its big siblings at about a
 thousandth of the size, and it really answers: a broken mask, rotary table, convolution state or
 quantizer shows up as wrong replies to held-out questions, in seconds and without a download.
 """
@@ -8,3 +8,4 @@ quantizer shows up as wrong replies to held-out questions, in seconds and withou
 from pathlib import Path
 
 PATH = Path(__file__).resolve().parent
+EMBEDDED = {"nano": PATH, "nano-lfm3": PATH.parent / "nano_lfm3"}  # by the name that opens it
