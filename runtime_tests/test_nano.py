@@ -30,11 +30,11 @@ def test_it_answers_held_out_questions_in_fp32(name, questions_asked):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "form"),
-    [("xnnpack-int8", "resident"), ("onnx-int4", "explicit")],  # int4 there and int8 here: by hand
+    ("recipe", "form", "weights"),  # int4 there and int8 here: by hand
+    [("xnnpack-int8", "resident", "nearest"), ("onnx-int4", "explicit", "gptq")],
 )
-def test_nano_lfm3_is_proven_by_its_recipes_gates(recipe, form, tmp_path):
-    changes = [f"form={form}", f"window={WINDOW}"]
+def test_nano_lfm3_is_proven_by_its_recipes_gates(recipe, form, weights, tmp_path):
+    changes = [f"form={form}", f"window={WINDOW}", f"weights={weights}"]
     artifact, _ = export("nano-lfm3", recipe, tmp_path / "made", overrides=changes, verify=False)
     report = prove(artifact, open_checkpoint("nano-lfm3"), effort=EFFORT)
     assert [gate for gate in report.gates if gate.status == "fail"] == []
