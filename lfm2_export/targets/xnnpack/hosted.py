@@ -7,7 +7,6 @@ long cache three times faster than the operator's usual layout of time before he
 
 from __future__ import annotations
 
-from functools import partial
 from typing import cast
 
 import torch
@@ -51,45 +50,14 @@ def seen(at: Place, position: Tensor) -> Tensor:
 
 
 def attend(at: Place, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
-    """query `[kv_heads, T, groups, D]`; key, value `[kv_heads, T, 1, D]`, written into the caches at `start`."""
-    if query.shape[2] == 1:
-        return attend_drafts(at, query, key, value, keys, values, start)
-    caches = _written(query, key, value, keys, values, start)
-    mixed = torch.cond(query.shape[1] == 1, partial(_last, start), partial(_causal, start), caches)
-    return cast(Tensor, mixed).to(torch.float32)
+    """query `[kv_heads, T, groups, D]`; key, value `[kv_heads, T, 1, D]`, written into the caches at `start`.
 
-
-def attend_drafts(
-    at: Place, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, start: int
-) -> Tensor:
-    """The same without a way of its own for a single token, which takes half as long to trace."""
-    return _causal(start, *_written(query, key, value, keys, values, start)).to(torch.float32)
-
-
-def _written(
-    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, start: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The query in the caches' precision, and the caches with the new columns in them."""
+    Each token sees those up to itself. What a single token can do otherwise is in `single_token.py`.
+    """
     torch.ops.llama.update_cache(key.to(keys.dtype), keys, start)
     torch.ops.llama.update_cache(value.to(keys.dtype), values, start)
-    return query.to(keys.dtype), keys, values
-
-
-def _causal(start: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of any number of tokens from `start` on, each to those up to itself."""
-    return cast(Tensor, torch.ops.llama.custom_sdpa(query, keys, values, start, None, 0.0, True))
-
-
-def _last(start: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The same for one token, which sees all there is.
-
-    The operator goes over the cache once for each head of a batch entry, so heads stand in for tokens here: keys and
-    values are read once for the whole group. It takes all columns before its start and as many more as it has tokens.
-    """
-    heads, _, groups, width = query.shape
-    rows = query.reshape(heads, -1, 1, width)
-    mixed = torch.ops.llama.custom_sdpa(rows, keys, values, start + 1 - groups, None, 0.0, False)
-    return cast(Tensor, mixed).reshape(heads, -1, groups, width)
+    mixed = torch.ops.llama.custom_sdpa(query.to(keys.dtype), keys, values, start, None, 0.0, True)
+    return cast(Tensor, mixed).to(torch.float32)
 
 
 def last_columns(at: Place, columns: Tensor, tokens: Tensor) -> Tensor:

@@ -73,7 +73,6 @@ TABLE: dict[str, Entry] = {
     "offsets": Hosted(hosted.offsets, hosted.offsets_extent),
     "seen": Hosted(hosted.seen, hosted.same_extent),
     "attend": Hosted(hosted.attend, hosted.same_extent),
-    "attend_drafts": Hosted(hosted.attend_drafts, hosted.same_extent),
     "last_columns": Hosted(hosted.last_columns),
     "last_row": Hosted(hosted.last_row, hosted.last_row_extent),
 }

@@ -36,6 +36,7 @@ from lfm2_export.targets.xnnpack.in_place import drop_state_copies
 from lfm2_export.targets.xnnpack.methods import Method
 from lfm2_export.targets.xnnpack.network import DelegatedNetwork, forget_weights
 from lfm2_export.targets.xnnpack.pte_file import intact_weights, tidy
+from lfm2_export.targets.xnnpack.single_token import branch_for_one
 from lfm2_export.targets.xnnpack.table import TABLE, prepared
 from lfm2_export.targets.xnnpack.weights import Weights
 
@@ -93,8 +94,11 @@ def _lower(decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, p
         )
         specs = []
         for spec, _, operators in found:
-            drop_state_copies(edge.exported_program(spec.name))
-            report = delegation(edge.exported_program(spec.name).graph_module, operators)
+            program = edge.exported_program(spec.name)
+            drop_state_copies(program)
+            if spec.name != VERIFY:
+                branch_for_one(program)
+            report = delegation(program.graph_module, operators)
             specs.append(spec.model_copy(update={"delegation": report}))
         progress("writing the .pte")
         # the caller's own tensors serve as inputs: an arena copy of the KV cache would cost its size again
