@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
 import torch
 from executorch.backends.xnnpack.serialization import xnnpack_graph_schema as xnn
 from executorch.backends.xnnpack.serialization.xnnpack_graph_serialize import serialize_xnnpack_binary
+from executorch.exir._serialize import _dataclass as executorch_json
 from torch import Tensor, nn
 
 from lfm2_export.quantize.apply import rounds_its_input
 from lfm2_export.targets.xnnpack.weights import Integers, Stored, Weights
 
+executorch_json.get_type_hints = cache(executorch_json.get_type_hints)  # it asks once more for each value it writes
 _NONE = 0xFFFFFFFF  # XNN_INVALID_VALUE_ID
 _EXTERNAL_INPUT, _EXTERNAL_OUTPUT = 1, 2  # XNN_VALUE_FLAG_*
 _IN_NAMED_DATA = 0xFFFFFFFFFFFFFFFF  # the offset of a constant that is found by its key

@@ -48,7 +48,7 @@ class DelegatedNetwork(nn.Module):
         known |= {STATE + name: Extent(shape) for name, shape in native_shapes(decoder.config, window=1).items()}
         for part in ordered(network, cut(network, hosts())):
             if isinstance(part, Call):
-                payload = written(part, decoder, known, limit, weights, probed)
+                payload = written(part, decoder, known, weights, probed)
                 known |= payload.outputs
                 self.points += payload.points
                 self.operators += payload.operators

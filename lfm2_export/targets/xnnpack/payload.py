@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
 from lfm2_export.artifact.manifest import point_name
 from lfm2_export.graph.cut import Call
@@ -33,10 +31,8 @@ class Payload(NamedTuple):
     operators: int
 
 
-def written(
-    call: Call, decoder: Decoder, known: Mapping[str, Extent], limit: int, weights: Weights, probed: bool
-) -> Payload:
-    """Write a call of at most `limit` tokens. `known` has the extent of every input; weights go to the store.
+def written(call: Call, decoder: Decoder, known: Mapping[str, Extent], weights: Weights, probed: bool) -> Payload:
+    """Write a call. `known` has the extent of every input; weights go to the store.
 
     When probed, what goes into and comes out of every module comes out as well.
     """
@@ -54,7 +50,7 @@ def written(
     for value in call.outputs:
         graph.output(values[value])
     points = tuple(_probe(graph, call, values)) if probed else ()
-    lowered = LoweredBackendModule(_shapes_alone(graph, limit), BACKEND, graph.serialize(), [])
+    lowered = LoweredBackendModule(_ShapesAlone(graph), BACKEND, graph.serialize(), [])
     return Payload(lowered, {value: values[value] for value in call.outputs}, points, graph.operators)
 
 
@@ -68,22 +64,20 @@ def _probe(graph: Graph, call: Call, values: Mapping[str, Value]) -> Iterator[st
         yield point_name(path, side)
 
 
-def _shapes_alone(graph: Graph, limit: int) -> ExportedProgram:
-    """What a tracer must know of a payload it cannot look into: a program that returns zeros of the right shapes."""
-    inputs, outputs = (tuple(Extent(x.shape, x.varies) for x in each) for each in (graph.inputs, graph.outputs))
-    return _zeros(inputs, outputs, limit)
+class _ShapesAlone:
+    """What a tracer must know of a payload it cannot look into, in place of the program that others are made from.
 
+    A program in these few lines' place, exported once for each kind of border, took a sixth of a lowering.
+    """
 
-@cache  # most calls of a network, and all of its other form, have equal borders
-def _zeros(inputs: tuple[Extent, ...], outputs: tuple[Extent, ...], limit: int) -> ExportedProgram:
-    example = tuple(torch.zeros(_sizes(value, 2 - limit)) for value in inputs)
-    dynamic = tuple(None if x.varies is None else {x.varies: Dim("T", min=1, max=limit)} for x in inputs)
-    return torch.export.export(_Zeros(inputs, outputs), example, dynamic_shapes=(dynamic,))
+    def __init__(self, graph: Graph) -> None:
+        self._zeros = _Zeros(graph.inputs, graph.outputs)
+        self.graph = torch.fx.Graph()  # whose operators' names nobody asks for
+        self.graph.output(())
 
-
-def _sizes(extent: Extent, more: int) -> list[int]:
-    """The shape for that many tokens more (or, negative, fewer) than there may be."""
-    return [size + more * (axis == extent.varies) for axis, size in enumerate(extent.shape)]
+    def module(self) -> nn.Module:
+        """Return what computes zeros of the right shapes."""
+        return self._zeros
 
 
 class _Zeros(nn.Module):
@@ -100,3 +94,8 @@ class _Zeros(nn.Module):
         x = inputs[self.teller]
         more = x.shape[self.axis] - self.most
         return tuple(x.new_zeros(_sizes(extent, more)) for extent in self.results)
+
+
+def _sizes(extent: Extent, more: int) -> list[int]:
+    """The shape for that many tokens more (or, negative, fewer) than there may be."""
+    return [size + more * (axis == extent.varies) for axis, size in enumerate(extent.shape)]
