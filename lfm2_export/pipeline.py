@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from lfm2_export import recipes, targets
@@ -19,6 +20,7 @@ from lfm2_export.files import Need, cache_root, check_free, check_room, staged_f
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.model.sequences import TokenSequences
+from lfm2_export.parity.beside import Beside
 from lfm2_export.parity.detail import Detail
 from lfm2_export.parity.report import ParityReport
 from lfm2_export.progress import Progress, silent
@@ -83,22 +85,25 @@ def export(
             write_sequences(folder, sequences)
         progress("reading and quantizing weights")
         decoder, record = _quantized(checkpoint, chosen, sequences, folder, progress)
-        lowered = target.lower(decoder, chosen, folder, progress, sequences)
-        del decoder  # the proof loads its own references
-        progress("checksums")
-        manifest = Manifest(
-            files=seal(folder),
-            source=_source(checkpoint),
-            recipe=chosen.model_dump(mode="json"),
-            target=chosen.target,
-            form=chosen.form,
-            window=chosen.window,
-            quantization=_described(checkpoint.config, chosen, record),
-            chat=tokenizer is not None and tokenizer.has_template,
-            **lowered._asdict(),
-        )
-        write_manifest(folder, manifest)
-        report = _prove(folder, output.name, manifest, checkpoint, effort, progress, detail) if verify else None
+        with _read_ahead(checkpoint, chosen, tokenizer, effort, detail) if verify else nullcontext() as ahead:
+            lowered = target.lower(decoder, chosen, folder, progress, sequences)
+            del decoder  # the proof loads its own references
+            progress("checksums")
+            manifest = Manifest(
+                files=seal(folder),
+                source=_source(checkpoint),
+                recipe=chosen.model_dump(mode="json"),
+                target=chosen.target,
+                form=chosen.form,
+                window=chosen.window,
+                quantization=_described(checkpoint.config, chosen, record),
+                chat=tokenizer is not None and tokenizer.has_template,
+                **lowered._asdict(),
+            )
+            write_manifest(folder, manifest)
+            report = None
+            if verify:
+                report = _prove(folder, output.name, manifest, checkpoint, effort, progress, detail, ahead)
     if chosen.is_calibrated:
         shutil.rmtree(_kept(checkpoint, chosen, sequences), ignore_errors=True)
     if checkpoint.is_local:
@@ -140,6 +145,14 @@ def _kept(checkpoint: Checkpoint, recipe: Recipe, sequences: TokenSequences) -> 
     return cache.folder_for(checkpoint, recipe.quantization, recipe.weights, sequences)
 
 
+def _read_ahead(
+    checkpoint: Checkpoint, recipe: Recipe, tokenizer: ChatTokenizer | None, effort: Extent, detail: Detail | None
+) -> Beside:
+    from lfm2_export.parity.fp32 import read_ahead  # opens the runtimes as well
+
+    return read_ahead(checkpoint, recipe, tokenizer, effort, detail is not None)
+
+
 def _prove(
     folder: Path,
     name: str,
@@ -148,10 +161,11 @@ def _prove(
     effort: Extent,
     progress: Progress,
     detail: Detail | None,
+    ahead: Beside | None,
 ) -> ParityReport:
     from lfm2_export.parity.prove import prove  # opens the runtimes: not needed to lower
 
-    report = prove(open_artifact(folder), checkpoint, effort=effort, progress=progress, detail=detail)
+    report = prove(open_artifact(folder), checkpoint, effort=effort, progress=progress, detail=detail, ahead=ahead)
     report.artifact = name  # not the temporary one it still has
     write_manifest(
         folder, manifest.model_copy(update={"parity": report.gates, "effort": effort, "unproven": report.unproven})

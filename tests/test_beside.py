@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -75,3 +77,31 @@ def test_what_the_reading_raises_reaches_who_waits(threads: int) -> None:
     with Beside(read) as beside, pytest.raises(OSError, match="not a number"):
         beside.result(lambda: None)
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_a_reading_that_has_ended_gives_its_core_back_and_python_its_turns(threads: int) -> None:
+    turn, reading = sys.getswitchinterval(), Reading()
+    with Beside(reading) as beside:
+        assert sys.getswitchinterval() < turn
+        beside.reclaim()
+        assert torch.get_num_threads() == 1  # it goes on
+        reading.go_on.set()
+        for _ in range(300):
+            beside.reclaim()
+            if torch.get_num_threads() == threads:
+                break
+            time.sleep(0.1)
+        assert (torch.get_num_threads(), sys.getswitchinterval()) == (threads, turn)
+        assert beside.result(lambda: None) == []
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
+def test_a_reading_that_is_not_wanted_ends_after_its_layer(threads: int) -> None:
+    reading = Reading()
+    with Beside(reading) as beside:
+        assert reading.begun.wait(30)
+        threading.Timer(0.2, reading.go_on.set).start()
+        beside.abandon()
+        assert reading.layers == 1
+        assert torch.get_num_threads() == threads

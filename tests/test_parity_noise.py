@@ -8,7 +8,7 @@ import pytest
 
 from lfm2_export import runtimes
 from lfm2_export.model.load import open_checkpoint
-from lfm2_export.parity import prove
+from lfm2_export.parity import question_1
 from lfm2_export.parity.cases import lowering_cases
 from lfm2_export.parity.lowering import Distance, LoweringFigures, allowed_step
 from lfm2_export.parity.noise import noise_floor
@@ -101,7 +101,7 @@ def test_noise_is_larger_where_a_runtime_sums_that_recipes_products_in_fp16(runt
 def test_larger_noise_never_makes_room_for_what_integers_cost():
     """Divergence from fp32 is noise only where no weight is an integer."""
     half, integers = load("onnx-fp16"), load("onnx-q4f16")
-    assert prove._gates(half, "webgpu").quality.mean_kld == 8 * half.gates.quality.mean_kld
-    assert prove._gates(half, "onnxruntime").quality.mean_kld == half.gates.quality.mean_kld
-    assert prove._gates(integers, "onnxruntime-cuda").quality == integers.gates.quality
-    assert prove._gates(half, "webgpu").lowering == half.gates.lowering
+    assert question_1.gates_of(half, "webgpu").quality.mean_kld == 8 * half.gates.quality.mean_kld
+    assert question_1.gates_of(half, "onnxruntime").quality.mean_kld == half.gates.quality.mean_kld
+    assert question_1.gates_of(integers, "onnxruntime-cuda").quality == integers.gates.quality
+    assert question_1.gates_of(half, "webgpu").lowering == half.gates.lowering

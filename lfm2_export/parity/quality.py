@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from lfm2_export.evaluate.exact import Exact, Reading, read_exactly
+from lfm2_export.evaluate.exact import Exact
 from lfm2_export.evaluate.metrics import summary
 from lfm2_export.evaluate.questions import task_accuracy
 from lfm2_export.evaluate.teacher_forcing import rows_of
 from lfm2_export.model.load import load_decoder
 from lfm2_export.parity import detail as details
 from lfm2_export.parity.cache import CacheFigures, cache_figures, first_sequences
+from lfm2_export.parity.fp32 import narrow_cache
 from lfm2_export.parity.report import RuntimeReport
 from lfm2_export.parity.subject import Subject
 from lfm2_export.parity.work import Work
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
-
-
-def read_fp32(subject: Subject, advance: Callable[[], None]) -> list[Exact]:
-    """Read all text, then what shows a narrow KV cache's cost, then the rows that a report shows layer by layer."""
-    sequences, narrow = subject.text.sequences, _narrow(subject)
-    readings = [Reading(sequences)] + ([Reading(first_sequences(sequences), narrow)] if narrow else [])
-    layers_of = [subject.tokens[: subject.window]] if subject.detail is not None else []
-    return read_exactly(subject.checkpoint, readings, layers_of, subject.device, advance)
-
-
-def _narrow(subject: Subject) -> str | None:
-    """Return the KV cache's precision; None where it is fp32's or there is no cache."""
-    cache = subject.recipe.cache if subject.config.attention_layers else "float32"
-    return None if cache == "float32" else cache
 
 
 def question_2(
@@ -63,7 +50,7 @@ def question_2(
             subject.progress(f"{asked.runtime}: nano's held-out questions", work.questions())
             report.task_accuracy = task_accuracy(asked, tokenizer, subject.effort.questions)
     cached = first_sequences(subject.text.sequences)
-    rounded = others[0] if _narrow(subject) else None
+    rounded = others[0] if narrow_cache(subject.recipe, config) else None
     cache = cache_figures(config, subject.recipe.cache, subject.window, cached, exact, rounded)
     if tokenizer is None or not subject.has_tasks:
         return None, cache

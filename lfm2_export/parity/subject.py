@@ -10,6 +10,7 @@ import numpy as np
 
 from lfm2_export import targets
 from lfm2_export.artifact.folder import Artifact
+from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.checkpoint.nano import EMBEDDED
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
@@ -60,9 +61,13 @@ class Subject:
 
     @cached_property
     def tokens(self) -> tuple[int, ...]:
-        """A run of at least 48 tokens of the evaluation text."""
-        joined = [token for tokens in self.text.sequences[:8] for token in tokens]
-        return tuple(joined[:48]) if len(joined) >= 48 else random_ids(self.config, 48, seed=1)
+        """The beginning of the evaluation text."""
+        return beginning(self.config, self.text)
+
+    @property
+    def spoken(self) -> tuple[int, ...]:
+        """The tokens that a state law feeds."""
+        return self.tokens[: min(self.window // 2, self.effort.law_tokens)]
 
     def long_text(self, count: int) -> tuple[int, ...]:
         """Evaluation text of `count` tokens, or of the window if that is less: one chat after the other, repeated."""
@@ -74,6 +79,12 @@ class Subject:
     def has_tasks(self) -> bool:
         """The embedded models alone have questions with known answers."""
         return self.checkpoint.name in EMBEDDED and self.tokenizer is not None
+
+
+def beginning(config: LFM2Config, text: EvaluationText) -> tuple[int, ...]:
+    """Return a run of 48 tokens of a text."""
+    joined = [token for tokens in text.sequences[:8] for token in tokens]
+    return tuple(joined[:48]) if len(joined) >= 48 else random_ids(config, 48, seed=1)
 
 
 def traced_text(artifact: Artifact, checkpoint: Checkpoint, count: int) -> tuple[int, ...]:

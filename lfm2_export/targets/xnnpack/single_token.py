@@ -1,7 +1,7 @@
 """Attention's own way for a single token, put into a program after it has been traced.
 
-The operator goes over the cache once for each head of a batch entry. A single token sees all there is, so the heads of a
-group can stand in for tokens: keys and values are then read once for the whole group. The same branch written as
+The operator goes over the cache once for each head of a batch entry. A single token sees all there is, so the heads of
+a group can stand in for tokens: keys and values are then read once for the whole group. The same branch written as
 `torch.cond` is traced again by each of a dozen passes, which took a third of a lowering.
 """
 

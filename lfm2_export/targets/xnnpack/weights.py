@@ -13,6 +13,7 @@ from executorch.exir._serialize._named_data_store import NamedDataStore, NamedDa
 from torch import Tensor, nn
 
 from lfm2_export.quantize.apply import QuantizedWeight, quantized_weight
+from lfm2_export.quantize.grid import rows_at_once
 
 _ALIGNMENT = 16  # in bytes
 
@@ -80,6 +81,10 @@ class Weights:
 
 def nibbles(values: Tensor) -> Tensor:
     """int8 `[rows, columns]` in [-8, 7] → uint8 `[rows, columns/2]`: +8, the first of two values in the low half."""
+    return torch.cat([_nibbles(rows) for rows in values.split(rows_at_once(values))])
+
+
+def _nibbles(values: Tensor) -> Tensor:
     pairs = values.contiguous().view(torch.int16)  # little-endian: the second value is the high byte
     packed = (pairs & 0x0F) | ((pairs >> 4) & 0xF0)
     return packed.bitwise_xor_(0x88).to(torch.uint8)
