@@ -6,12 +6,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from lfm2_export import recipes
 from lfm2_export.evaluate.exact import Exact
+from lfm2_export.evaluate.text import evaluation_text
+from lfm2_export.model.load import open_checkpoint
 from lfm2_export.parity.beside import Beside
+from lfm2_export.parity.detail import Detail
+from lfm2_export.parity.effort import effort_of
+from lfm2_export.parity.fp32 import read_ahead
+from lfm2_export.parity.prove import _reading
 
 LAYERS = 6
 
@@ -105,3 +113,19 @@ def test_a_reading_that_is_not_wanted_ends_after_its_layer(threads: int) -> None
         beside.abandon()
         assert reading.layers == 1
         assert torch.get_num_threads() == threads
+
+
+def test_a_proof_takes_what_its_export_began_to_read_and_nothing_else() -> None:
+    checkpoint, recipe = open_checkpoint("nano"), recipes.load("xnnpack-int8")
+    text = evaluation_text(checkpoint.config, None, recipe.window, effort_of("quick", ()).quality_tokens)
+    wanted = SimpleNamespace(checkpoint=checkpoint, recipe=recipe, text=text, detail=None, device="cpu")
+    ahead = read_ahead(checkpoint, recipe, None, "quick", in_detail=False)
+    with _reading(wanted, ahead) as reading:
+        assert reading is ahead
+    for other in (
+        {"detail": Detail()},
+        {"device": "cuda"},
+        {"recipe": recipes.load("xnnpack-int8", ["cache=float16"])},
+    ):
+        with _reading(SimpleNamespace(**vars(wanted) | other), ahead) as reading:
+            assert reading is not ahead
