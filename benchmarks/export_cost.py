@@ -4,7 +4,8 @@
 
 Each export runs in a process of its own, whose peak is the kernel's own figure for it, as `/usr/bin/time -v` shows it.
 With `--proof` it is the whole default command, and what each of its stages took is kept; without, nothing is proven
-(`--no-verify`). The weights are random.
+(`--no-verify`). The weights are random, but for `--sizes nano`. With `--busy 2` two other processes want a core each
+meanwhile: `--sizes nano --recipe onnx-int8 --proof`, with it and without, shows what a busy machine costs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +29,7 @@ from pydantic import BaseModel
 
 from benchmarks.cpu import RESULTS
 from lfm2_export.artifact.folder import open_artifact
+from lfm2_export.checkpoint.nano import PATH as NANO
 from lfm2_export.cli import console
 from lfm2_export.environment.machine import machine
 from lfm2_export.files import ANY, write_text
@@ -44,6 +48,7 @@ class Cost(BaseModel):
     checkpoint_bytes: int
     artifact_bytes: int
     proof: bool = False  # whether the artifact was proven as well
+    busy: int = 0  # other processes that wanted a core each meanwhile
     stages: dict[str, float] = {}  # seconds of each step that the command announces, in order
 
 
@@ -54,25 +59,43 @@ def main(
     proof: Annotated[
         bool, typer.Option("--proof", help="Prove each artifact too: the command as a user types it.")
     ] = False,
+    busy: Annotated[int, typer.Option(help="Processes beside it that want a core each.")] = 0,
     cache: Annotated[Path, typer.Option(help="Where checkpoints are kept.")] = Path("out/benchmarks"),
 ) -> None:
     """Export every size with every recipe, one after the other, and write a table."""
     costs = []
-    with console.progress(quiet=False) as progress:
+    with console.progress(quiet=False) as progress, _others(busy):
         for size in sizes.split(","):
-            checkpoint = cache / size / "checkpoint"
+            checkpoint = NANO if size == "nano" else cache / size / "checkpoint"
             if not checkpoint.exists():
                 init_checkpoint(size, checkpoint, progress=progress)
             for name in recipe:
                 for window in windows.split(","):
                     progress(f"{size}: {name}, window {window}")
-                    costs.append(_measure(checkpoint, size, name, int(window), cache, proof))
-    report = {"machine": machine(), "random_weights": True, "exports": [cost.model_dump() for cost in costs]}
+                    cost = _measure(checkpoint, size, name, int(window), cache, proof)
+                    costs.append(cost.model_copy(update={"busy": busy}))
+    report = {
+        "machine": machine(),
+        "random_weights": "nano" not in sizes.split(","),
+        "exports": [cost.model_dump() for cost in costs],
+    }
     RESULTS.mkdir(exist_ok=True)
-    name = f"export-cost{'-with-proof' if proof else ''}-{date.today().isoformat()}"
+    name = f"export-cost{'-with-proof' if proof else ''}{'-busy' if busy else ''}-{date.today().isoformat()}"
     write_text(RESULTS / f"{name}.json", json.dumps(report, indent=2) + "\n", True, ANY)
     write_text(RESULTS / f"{name}.md", _page(costs, machine()), True, ANY)
     print(_page(costs, machine()))
+
+
+@contextmanager
+def _others(count: int) -> Iterator[None]:
+    """So many processes that compute for as long as the block lasts."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def _measure(checkpoint: Path, size: str, recipe: str, window: int, cache: Path, proof: bool) -> Cost:
@@ -126,11 +149,11 @@ def _page(costs: list[Cost], where: dict[str, str]) -> str:
     lines = [
         "# Cost of an export",
         "",
-        "| shape | recipe | window | proof | s | CPU s | peak GB | checkpoint GB | artifact MB |",
+        "| shape | recipe | window | proof | busy | s | CPU s | peak GB | checkpoint GB | artifact MB |",
     ]
-    lines.append("| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |")
+    lines.append("| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for cost in costs:
-        row: list[object] = [cost.size, cost.recipe, cost.window, "yes" if cost.proof else "no"]
+        row: list[object] = [cost.size, cost.recipe, cost.window, "yes" if cost.proof else "no", cost.busy]
         row += [f"{cost.seconds:.0f}", f"{cost.cpu_seconds:.0f}", f"{cost.peak_bytes / 1e9:.2f}"]
         row += [f"{cost.checkpoint_bytes / 1e9:.2f}", f"{cost.artifact_bytes / 1e6:.0f}"]
         lines.append(f"| {' | '.join(map(str, row))} |")
@@ -140,7 +163,8 @@ def _page(costs: list[Cost], where: dict[str, str]) -> str:
             stages = ((seconds, seconds / cost.seconds, what) for what, seconds in cost.stages.items())
             lines += [f"| {took:.1f} | {share:.0%} | {what} |" for took, share, what in stages if took >= 0.5]
     facts = [
-        "Random weights; where `proof` is no, nothing was proven (`--no-verify`).",
+        "Random weights, but for nano; where `proof` is no, nothing was proven (`--no-verify`).",
+        "`busy`: so many other processes wanted a core each meanwhile.",
         f"Machine: {'; '.join(where.values())}.",
     ]
     facts.append("Peak: the kernel's figure for the process; pages of the mapped checkpoint count.")
