@@ -52,13 +52,12 @@ def export(
     """Make an artifact folder and prove it.
 
     `source` is a checkpoint folder, a hub id, "nano" or "nano-lfm3", or a LoRA adapter, which is merged onto `base` or
-    the one it names; `recipe` a name or a path, `overrides` its
-    `key.path=value` changes (a window that neither they nor a recipe of your own asks for is at most the model's
-    positions); `output` defaults to `out/<checkpoint>-<recipe>`. Without `verify` the manifest says
-    that nothing was proven and the report is None. So it says where the artifact's own runtime does not run on this
-    machine and a stand-in for it was asked instead: then the report has not `passed`, and says why in `unproven`. With
-    `effort` "quick" less of the artifact is measured, and the manifest says so. `detail` is what a written report shows
-    beyond the gates.
+    the one it names; `recipe` a name or a path, `overrides` its `key.path=value` changes (a window that neither they
+    nor a recipe of your own asks for is at most the model's positions); `output` defaults to
+    `out/<checkpoint>-<recipe>`. Without `verify` the manifest says that nothing was proven and the report is None. So
+    it says where the artifact's own runtime does not run on this machine and a stand-in for it was asked instead: then
+    the report has not `passed`, and says why in `unproven`. With `effort` "quick" less of the artifact is measured, and
+    the manifest says so. `detail` is what a written report shows beyond the gates.
 
     Raises Lfm2ExportError; GateError when the proof fails. Whatever is raised, `output` is left as it was.
     """

@@ -18,11 +18,10 @@ from lfm2_export.model.layout import Stored
 def open_checkpoint(source: str, revision: str | None = None, base: str | None = None) -> Checkpoint:
     """Open an embedded one ("nano"), a folder in Hugging Face layout, or a hub id "owner/name".
 
-    A hub's files come from its cache where they are there; HF_HUB_OFFLINE is honoured.
-
-    A LoRA adapter is merged onto `base`, or the one it names. Names and shapes of its tensors are held against the
-    model that its config describes; no weight is read. Raises UsageError for a place that does not exist,
-    CheckpointError for a config or header that is wrong.
+    A hub's files come from its cache where they are there; HF_HUB_OFFLINE is honoured. A LoRA adapter is merged onto
+    `base`, or the one it names. Names and shapes of its tensors are held against the model that its config describes;
+    no weight is read. Raises UsageError for a place that does not exist, CheckpointError for a config or header that is
+    wrong.
     """
     return places.open_checkpoint(source, revision, expected=_expected, base=base)
 

@@ -18,9 +18,8 @@ import torch
 from lfm2_export.evaluate.exact import Exact
 
 Read = Callable[[Callable[[], None]], list[Exact]]  # calls what it is given after each layer
-_TURN = (
-    5e-4  # seconds after which one thread lets another run Python: ten times as often as usual, so that neither waits
-)
+# seconds after which one thread lets another run Python: ten times as often as usual, so that neither waits
+_TURN = 5e-4
 
 
 class Beside:
