@@ -84,7 +84,8 @@ def export(
             write_sequences(folder, sequences)
         progress("reading and quantizing weights")
         decoder, record = _quantized(checkpoint, chosen, sequences, folder, progress)
-        with _read_ahead(checkpoint, chosen, tokenizer, effort, detail) if verify else nullcontext() as ahead:
+        beside = verify and target.lowers_beside
+        with _read_ahead(checkpoint, chosen, tokenizer, effort, detail) if beside else nullcontext() as ahead:
             lowered = target.lower(decoder, chosen, folder, progress, sequences)
             del decoder  # the proof loads its own references
             progress("checksums")

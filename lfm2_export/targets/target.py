@@ -44,6 +44,9 @@ class Target(ABC):
     name: ClassVar[str]
     steps: ClassVar[Collection[str]]  # kinds of steps that its table has an entry for
     capabilities: ClassVar[Capabilities]  # what it can store and compute
+    # whether another thread may run modules while it lowers: fx, when it traces, patches what calls them in the whole
+    # process, so only a target that was tried says yes
+    lowers_beside: ClassVar[bool] = False
     padded: ClassVar[bool]  # whether its methods take padded calls, and so lower the trace with `length`
 
     def network(self, config: LFM2Config) -> Network:

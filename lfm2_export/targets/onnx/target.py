@@ -50,6 +50,7 @@ class OnnxTarget(Target):
     name = "onnx"
     steps = TABLE.keys()
     capabilities = CAPABILITIES
+    lowers_beside = True
     padded = True
 
     def network(self, config: LFM2Config) -> Network:

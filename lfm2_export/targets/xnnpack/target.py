@@ -47,6 +47,7 @@ class XnnpackTarget(Target):
     name = "xnnpack"
     steps = TABLE
     capabilities = CAPABILITIES
+    lowers_beside = True
     padded = False  # any number of tokens is a call
 
     def network(self, config: LFM2Config) -> Network:
