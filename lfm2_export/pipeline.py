@@ -29,6 +29,7 @@ from lfm2_export.quantize.apply import load_quantized
 from lfm2_export.quantize.calibrated import load_calibrated
 from lfm2_export.quantize.calibration import calibration_sequences, write_sequences
 from lfm2_export.quantize.coverage import uncovered
+from lfm2_export.quantize.freed_memory import return_at_once
 from lfm2_export.quantize.record import FILE, Record, write_record
 from lfm2_export.quantize.scheme import describe
 from lfm2_export.quantize.size import model_bytes
@@ -83,6 +84,7 @@ def export(
             sequences = calibration_sequences(chosen.calibration, checkpoint, tokenizer, progress)
             write_sequences(folder, sequences)
         progress("reading and quantizing weights")
+        return_at_once()
         decoder, record = _quantized(checkpoint, chosen, sequences, folder, progress)
         beside = verify and target.lowers_beside
         with _read_ahead(checkpoint, chosen, tokenizer, effort, detail) if beside else nullcontext() as ahead:

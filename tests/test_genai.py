@@ -16,6 +16,7 @@ from onnx_artifacts import FP32_ERROR, WINDOW, lower, recipe
 from lfm2_export.errors import ArtifactError, UsageError, WindowExceededError
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.runtimes import genai, onnxruntime
+from lfm2_export.targets import onnx_graph
 
 MIXTURE: dict[str, Any] = MOE | {"moe_intermediate_size": 96}
 SHAPES: list[dict[str, Any]] = [
@@ -46,6 +47,21 @@ def test_quantized_equals_onnxruntime(tmp_path: Path, shape: dict[str, Any]) -> 
     manifest = lower(quantize(random_decoder(**shape), made_by.quantization), made_by, tmp_path)
     ours, plain = genai.RUNTIME.open_session(tmp_path, manifest), onnxruntime.RUNTIME.open_session(tmp_path, manifest)
     np.testing.assert_allclose(ours.prefill(tokens(9)), plain.prefill(tokens(9)), atol=FP32_ERROR)
+
+
+@pytest.mark.parametrize("embedded", [1 << 30, 0], ids=["weights inside", "weights outside"])
+def test_what_reads_long_text_says_what_single_steps_say(tmp_path: Path, monkeypatch, embedded: int) -> None:
+    monkeypatch.setattr(onnx_graph, "EMBEDDED_BYTES", embedded)
+    manifest = lower(random_decoder(), recipe(), tmp_path)
+    steps = genai.RUNTIME.open_session(tmp_path, manifest)
+    reader = genai.RUNTIME.reading_session(tmp_path, manifest)
+    for _ in range(2):  # a second conversation knows nothing of the first
+        for count in (genai.RUNTIME.reads + 3, 1, genai.RUNTIME.reads):
+            text = tokens(count)
+            assert relative(reader.read(text), np.stack([steps.decode(token) for token in text])) < FP32_ERROR
+        assert reader.position == steps.position
+        steps.reset()
+        reader.reset()
 
 
 def test_runs_to_the_window_and_refuses_what_it_cannot(tmp_path: Path) -> None:

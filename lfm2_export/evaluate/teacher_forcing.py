@@ -8,7 +8,6 @@ instead of minutes, for a quantized model that question 1 has proven an artifact
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from lfm2_export.runtimes.session import Session
 
 def rows_of(session: Session, exact: Exact, sequences: TokenSequences) -> Rows:
     """Return the figures of every predicted token of every sequence, in order, against fp32."""
-    return rows_read(session.reset, partial(_after_each, session), exact, sequences)
+    return rows_read(session.reset, session.read, exact, sequences)
 
 
 def rows_read(
@@ -45,18 +44,6 @@ def rows_read(
             theirs = exact.logits(number, start, stop).numpy()
             found.append(compare_rows(ours, theirs, np.array(tokens[start + 1 : stop + 1])))
     return joined(found)
-
-
-def _after_each(session: Session, tokens: tuple[int, ...]) -> np.ndarray:
-    """Go on with tokens and return the logits after each; where it can, with as many in a call as it verifies."""
-    if not session.verifies:
-        return np.stack([session.decode(token) for token in tokens])
-    rows = []
-    for start in range(0, len(tokens), session.verifies):
-        draft = tokens[start : start + session.verifies]
-        rows.append(session.verify(draft))
-        session.keep(len(draft))
-    return np.concatenate(rows)
 
 
 @torch.inference_mode()

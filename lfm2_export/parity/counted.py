@@ -1,23 +1,43 @@
-"""A session whose calls a bar is told of."""
+"""A session as a proof holds it: a bar hears of its calls, and its memory is let go of between its turns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from lfm2_export.parity.work import Work
 from lfm2_export.progress import Progress
+from lfm2_export.quantize.freed_memory import SMALL, return_at_once
 from lfm2_export.runtimes.session import Session, Snapshot
 
 
 class Counted(Session):
-    """Another session, as it is; every call advances the stage under way."""
+    """Another session, as it is; every call advances the stage under way.
 
-    def __init__(self, session: Session, work: Work, progress: Progress) -> None:
-        self._session, self._work, self._progress = session, work, progress
+    `again` opens it once more after a rest; without, it never rests.
+    """
+
+    def __init__(
+        self, session: Session, work: Work, progress: Progress, again: Callable[[], Session] | None = None
+    ) -> None:
+        self._open: Session | None = session
+        self._again, self._work, self._progress = again, work, progress
         self.runtime, self.version, self.window = session.runtime, session.version, session.window
         self.pads, self.has_state, self.verifies = session.pads, session.has_state, session.verifies
+
+    def rest(self) -> None:
+        """Let go of the session, conversation and all, until the next call."""
+        if self._again is not None:
+            self._open = None
+            return_at_once(SMALL)
+
+    @property
+    def _session(self) -> Session:
+        if self._open is None:
+            assert self._again is not None
+            self._open = self._again()
+        return self._open
 
     @property
     def position(self) -> int:

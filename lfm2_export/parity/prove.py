@@ -13,7 +13,7 @@ from lfm2_export import runtimes
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.artifact.manifest import Extent
 from lfm2_export.checkpoint.source import Checkpoint
-from lfm2_export.environment.resources import torch_threads
+from lfm2_export.environment.resources import parameters, torch_threads
 from lfm2_export.errors import MissingDependencyError, UsageError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.parity import stock_runner
@@ -31,9 +31,11 @@ from lfm2_export.parity.reproduce import commands
 from lfm2_export.parity.subject import Subject
 from lfm2_export.parity.work import Work
 from lfm2_export.progress import Progress, silent
-from lfm2_export.quantize.freed_memory import return_at_once
+from lfm2_export.quantize.freed_memory import SMALL, return_at_once
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.runtimes.session import Session
+
+_LARGE = 100_000_000  # parameters from which several sessions at once are more than a laptop should give
 
 
 def prove(
@@ -74,15 +76,7 @@ def _prove(
     ahead: Beside | None,
 ) -> ParityReport:
     return_at_once()  # logits and weights come and go by the megabyte
-    asked = [RuntimeReport(runtime=name, stands_in=runtimes.find(name).stands_in) for name in _names(artifact, only)]
-    reports: list[RuntimeReport] = []
-    sessions: dict[str, Session] = {}
-    for report in sorted(asked, key=lambda each: each.stands_in):
-        if report.stands_in and sessions and not only:
-            continue  # it has nobody to stand in for
-        reports.append(report)
-        if session := _open(artifact, report, bool(only), progress):
-            sessions[report.runtime] = session
+    reports, sessions = _opened(artifact, only, progress)
     opened = [report for report in reports if report.runtime in sessions]
     references = {name: reference for name in sessions if (reference := _reference(artifact, name))}
     if not isinstance(effort, Effort):
@@ -91,9 +85,13 @@ def _prove(
         detail = replace(detail, drift_steps=min(detail.drift_steps, effort.drift_steps))
     subject = Subject(artifact, checkpoint, effort, progress, text, detail, device)
     cases = {name: cases_for(subject, session) for name, session in sessions.items()}
-    work = Work(subject, cases, {name: references.get(name, session).verifies for name, session in sessions.items()})
+    reads = {
+        name: runtimes.find(name).reads or references.get(name, session).verifies for name, session in sessions.items()
+    }
+    work = Work(subject, cases, reads)
     progress.expect(work.total())
-    sessions = {name: Counted(session, work, progress) for name, session in sessions.items()}
+    counted = _counted(artifact, checkpoint, sessions, work, progress)
+    sessions.clear()
     if ahead is not None:
         ahead.reclaim()
     subject.progress("the quantized model", work.loading())
@@ -103,11 +101,12 @@ def _prove(
         subject.progress("fp32: layer by layer over all tokens", work.fp32())
         fp32 = reading.result(partial(subject.progress.advance, work.layer()))
     unpack(decoder).to(subject.device)  # its grids have served, and every call is many times faster without them
-    tolerances = question_1(subject, work, model, opened, cases, sessions, references)
+    return_at_once(SMALL)
+    tolerances = question_1(subject, work, model, opened, cases, counted, references)
     other = model.other
     del model, decoder
-    _state_laws(subject, work, opened, sessions, other, tolerances)
-    accuracy, cache = question_2(subject, work, fp32, opened, sessions, references)
+    _state_laws(subject, work, opened, counted, other, tolerances)
+    accuracy, cache = question_2(subject, work, fp32, opened, counted, references)
     for report in opened:
         judge(report, gates_of(subject.recipe, report.runtime), accuracy, checkpoint.random_weights)
     if stock_runner.runs(artifact.manifest):
@@ -134,6 +133,19 @@ def _prove(
     )
 
 
+def _counted(
+    artifact: Artifact, checkpoint: Checkpoint, sessions: Mapping[str, Session], work: Work, progress: Progress
+) -> dict[str, Counted]:
+    """The sessions for the proof's turns; several of a large model are opened only in their own."""
+    rests = len(sessions) > 1 and parameters(checkpoint.config) > _LARGE
+    counted = {}
+    for name, session in sessions.items():
+        again = partial(runtimes.find(name).open_session, artifact.folder, artifact.manifest) if rests else None
+        counted[name] = Counted(session, work, progress, again)
+        counted[name].rest()
+    return counted
+
+
 def _reading(subject: Subject, ahead: Beside | None) -> AbstractContextManager[Beside]:
     """What fp32 reads, begun already or now."""
     asked = asked_of_fp32(subject.checkpoint, subject.recipe, subject.text, subject.detail is not None)
@@ -149,6 +161,22 @@ def _names(artifact: Artifact, only: Sequence[str]) -> list[str]:
         if not runtimes.find(name).runs(artifact.manifest):
             raise UsageError(f"runtime {name!r} does not run {artifact.manifest.target} artifacts")
     return [each for name in only for each in runtimes.each_processor(name)] or runtimes.usual(artifact.manifest)
+
+
+def _opened(
+    artifact: Artifact, only: Sequence[str], progress: Progress
+) -> tuple[list[RuntimeReport], dict[str, Session]]:
+    """A report for each runtime, and a session of each that could be opened."""
+    asked = [RuntimeReport(runtime=name, stands_in=runtimes.find(name).stands_in) for name in _names(artifact, only)]
+    reports: list[RuntimeReport] = []
+    sessions: dict[str, Session] = {}
+    for report in sorted(asked, key=lambda each: each.stands_in):
+        if report.stands_in and sessions and not only:
+            continue  # it has nobody to stand in for
+        reports.append(report)
+        if session := _open(artifact, report, bool(only), progress):
+            sessions[report.runtime] = session
+    return reports, sessions
 
 
 def _open(artifact: Artifact, report: RuntimeReport, required: bool, progress: Progress) -> Session | None:
@@ -180,7 +208,7 @@ def _state_laws(
     subject: Subject,
     work: Work,
     reports: list[RuntimeReport],
-    sessions: Mapping[str, Session],
+    sessions: Mapping[str, Counted],
     other: OtherForm,
     tolerances: Mapping[str, float],
 ) -> None:
@@ -190,3 +218,4 @@ def _state_laws(
         session, tolerance = sessions[report.runtime], tolerances[report.runtime]
         context = LawContext(session, subject.config, subject.spoken, tolerance, other, fills=subject.effort.whole)
         report.laws = list(state_laws(context))
+        session.rest()

@@ -10,6 +10,7 @@ from lfm2_export.errors import UsageError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.parity import detail as details
 from lfm2_export.parity.cases import Case, lowering_cases
+from lfm2_export.parity.counted import Counted
 from lfm2_export.parity.detail import Detail, Details
 from lfm2_export.parity.effort import LEFT_OUT
 from lfm2_export.parity.laws import OtherForm
@@ -64,7 +65,7 @@ def question_1(
     model: Model,
     reports: list[RuntimeReport],
     cases_of: Mapping[str, list[Case]],
-    sessions: Mapping[str, Session],
+    sessions: Mapping[str, Counted],
     references: Mapping[str, Session],
 ) -> dict[str, float]:
     """Against the same quantized model, in eager or the runtime's own reference: cases and greedy text.
@@ -100,6 +101,7 @@ def question_1(
             report.greedy = same_greedy_text(session, truth, prompts, subject.effort.continuation, tolerance)
             if subject.detail is not None:
                 report.details = _details(subject, work, subject.detail, session, own or eager)
+            session.rest()
     del eager, common, truth
     for report in reports if subject.rounds else ():
         report.weights_error = stored
@@ -152,7 +154,7 @@ def _run_weights_alone(subject: Subject, work: Work, decoder: Decoder, reports: 
         subject.progress(what, work.weights_alone(report.runtime))
         cases = cases_for(subject, session)
         truth = EagerTruth(decoder, subject.window, cases)
-        report.weights_error = distance(session, truth, cases).max_error
+        report.weights_error = distance(session, truth, cases, drafts=True).max_error
 
 
 def _details(subject: Subject, work: Work, wanted: Detail, session: Session, truth: Session) -> Details:

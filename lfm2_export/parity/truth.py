@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -185,11 +185,17 @@ class EagerTruth(Truth):
             length = torch.tensor(going, dtype=torch.long, device=device)
 
 
-def answer(session: Session, case: Case) -> Answer:
-    """Run a case through a session."""
+def answer(session: Session, case: Case, drafts: bool = False) -> Answer:
+    """Run a case through a session; with `drafts`, read single steps as those where there are more than one draft's."""
     session.reset()
-    logits = np.stack([session.prefill(call, case.pad_to) for call in case.calls()])
-    return Answer(logits, session.state() if session.has_state else None)
+    rows: list[np.ndarray] = []
+    for single, calls in groupby(case.calls(), key=lambda call: len(call) == 1):
+        run = list(calls)
+        if drafts and single and len(run) > session.verifies > 0:
+            rows += list(session.read([token for (token,) in run]))
+        else:
+            rows += [session.prefill(call, case.pad_to) for call in run]
+    return Answer(np.stack(rows), session.state() if session.has_state else None)
 
 
 def _read(passage: Passage, case: Case) -> Answer:

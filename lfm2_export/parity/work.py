@@ -27,11 +27,11 @@ _PASSES = 15  # over the weights in fp32: what loading and quantizing takes
 class Work:
     """The stages of one proof, through runtimes whose cases are `cases_of`.
 
-    `drafts`: the most tokens that the session which reads text for a runtime verifies in a call; 0 where it decodes.
+    `reads`: how many tokens the session which reads text for a runtime takes in a call; 0 where it decodes.
     """
 
-    def __init__(self, subject: Subject, cases_of: Mapping[str, Sequence[Case]], drafts: Mapping[str, int]) -> None:
-        self._subject, self._cases_of, self._drafts = subject, cases_of, drafts
+    def __init__(self, subject: Subject, cases_of: Mapping[str, Sequence[Case]], reads: Mapping[str, int]) -> None:
+        self._subject, self._cases_of, self._reads = subject, cases_of, reads
         self._parameters = parameters(subject.config)
         self._stored = model_bytes(subject.config, subject.recipe.quantization)
 
@@ -92,9 +92,14 @@ class Work:
 
     def quality(self, runtime: str) -> float:
         """Return the work of going over all text: token by token, or as drafts."""
-        most = self._drafts[runtime] or 1
         rows = (stop - start for each in self._subject.text.sequences for start, stop in pieces(len(each) - 1))
-        return sum(count // most * self.call(most) + bool(count % most) * self.call(count % most) for count in rows)
+        return sum(self.reading(runtime, count) for count in rows)
+
+    def reading(self, runtime: str, tokens: int) -> float:
+        """Return the work of reading so many tokens in a row."""
+        most = self._reads[runtime] or 1
+        rest = tokens % most
+        return tokens // most * self.call(most) + (self.call(rest) if rest else 0.0)
 
     def questions(self) -> float:
         """Return the work of nano's questions: a prompt and a reply of some ten tokens each."""

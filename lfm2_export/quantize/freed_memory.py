@@ -9,17 +9,18 @@ from __future__ import annotations
 import ctypes
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
-_BYTES = 1 << 20  # blocks from here on are mapped one by one; setting it ends glibc's habit of raising it
+_BYTES = 1 << 20  # of a block that is mapped by itself; setting it ends glibc's habit of raising it
+SMALL = 1 << 18  # a quarter of that: 0.6 GB less at the 350M shape, and a quantization takes 8 s instead of 2
 
 
-def return_at_once() -> None:
-    """Return what was freed so far and, from now on and in the whole process, what will be.
+def return_at_once(block: int = _BYTES) -> None:
+    """Return what was freed so far and, from now on and in the whole process, what will be, in blocks of that size.
 
     See malloc_trim(3) and mallopt(3). Nothing happens with another C library than glibc.
     """
     try:
         library = ctypes.CDLL(None)
         library.malloc_trim(0)
-        library.mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(_BYTES))
+        library.mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(block))
     except (AttributeError, OSError, TypeError):  # no such function, or no library to ask for it
         return

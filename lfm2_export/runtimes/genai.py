@@ -20,6 +20,7 @@ from lfm2_export.runtimes.session import Session, Snapshot, check_room
 
 _CONFIG = "genai_config.json"
 _MOST_BYTES = 1 << 20
+_ROWS, _ALL = "num_logits_to_keep", 0  # an input of the graph that genai does not give, and what asks for every row
 # The library can be told there to load further code; what is not known to be harmless is refused.
 _KNOWN = {
     (): {"model", "search"},
@@ -37,6 +38,7 @@ class Genai(Runtime):
 
     name = "genai"
     targets = ("onnx",)
+    reads = 16  # as many rows of logits are in memory
 
     def version(self) -> str:
         """Return the version of the installed onnxruntime-genai. MissingDependencyError if there is none."""
@@ -57,6 +59,10 @@ class Genai(Runtime):
         Raises ArtifactError when the library refuses it, or its config asks for more than to run the model.
         """
         return GenaiSession(folder, manifest, threads)
+
+    def reading_session(self, folder: Path, manifest: Manifest) -> GenaiSession:
+        """Load a copy of the graph whose calls give every row's logits: the file's own give the last one's."""
+        return _ReadingSession(folder, manifest)
 
     def load_library(self) -> None:
         """Import onnxruntime-genai, and onnx, which the file is read with before."""
@@ -87,6 +93,7 @@ class GenaiSession(Session):
             if threads is not None:
                 options = {"intra_op_num_threads": threads}
                 config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+            self._prepare(config, folder, method.file)
             self._model = onnxruntime_genai.Model(config)
             self._generator = self._new_generator()
         except Exception as error:  # its exceptions have no common base of their own
@@ -114,10 +121,44 @@ class GenaiSession(Session):
     def state(self) -> Snapshot:
         raise UsageError("genai keeps its state to itself; use --runtime onnxruntime for this")
 
+    def _prepare(self, config: Any, folder: Path, file: str) -> None:
+        """Change what is loaded; an ordinary session changes nothing."""
+
     def _new_generator(self) -> Any:
         parameters = self._library.GeneratorParams(self._model)
         parameters.set_search_options(max_length=self.window, do_sample=False)
         return self._library.Generator(self._model, parameters)
+
+
+class _ReadingSession(GenaiSession):
+    """The same, over a graph in memory with another default for the rows it keeps, and the same weights."""
+
+    def read(self, tokens: Sequence[int]) -> np.ndarray:
+        rows: list[np.ndarray] = []
+        for start in range(0, len(tokens), RUNTIME.reads):
+            self.prefill(tokens[start : start + RUNTIME.reads])
+            rows.append(self._generator.get_output("logits")[0])
+        return np.concatenate(rows)
+
+    def _prepare(self, config: Any, folder: Path, file: str) -> None:
+        self._graph = _giving_all_rows(folder / file, folder)  # genai keeps an address, no copy
+        config.add_model_data(file, self._graph)
+
+
+def _giving_all_rows(path: Path, folder: Path) -> bytes:
+    """A graph that keeps every row unless told otherwise, its weights' places told from the artifact's folder."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        if tensor.name == _ROWS:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(_ALL, dtype=np.int64), _ROWS))
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = (path.parent / entry.value).relative_to(folder).as_posix()
+    rows = next(output for output in model.graph.output if output.name == "logits").type.tensor_type.shape.dim[1]
+    rows.dim_param = "sequence_length"
+    return bytes(model.SerializeToString())
 
 
 def _check_config(path: Path, file: str, window: int) -> int:

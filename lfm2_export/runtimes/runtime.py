@@ -33,6 +33,7 @@ class Runtime(ABC):
     stands_in: ClassVar[bool] = False
     # hardware whose work it does, which makes it slow: `parity` asks an emulator less
     emulates: ClassVar[Literal["CPU", "NPU"] | None] = None
+    reads: ClassVar[int] = 0  # tokens that a `reading_session` takes in a call; 0 where there is none
     # processor → the runtime for it, found as `NAME/PROCESSOR`, of one that can emulate several
     processors: ClassVar[Mapping[str, Runtime]] = {}
 
@@ -59,6 +60,13 @@ class Runtime(ABC):
         """Load the same files with activations and KV cache in fp32, to judge the stored weights without rounding.
 
         None where the runtime cannot: its kernels round their inputs, or another runtime judges the same file.
+        """
+        return None
+
+    def reading_session(self, folder: Path, manifest: Manifest) -> Session | None:
+        """Load the artifact to `read` long texts, several tokens a call.
+
+        None where an ordinary session reads so, or where nothing can.
         """
         return None
 

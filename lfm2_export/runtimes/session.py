@@ -97,6 +97,20 @@ class Session(ABC):
         """
         check_kept(count, 0)
 
+    def read(self, tokens: Sequence[int]) -> np.ndarray:
+        """Go on with tokens whose logits are all wanted; return those after each, `[T, vocab] float32`.
+
+        In as few calls as the artifact allows: as drafts where it verifies those, else token by token.
+        """
+        if not self.verifies:
+            return np.stack([self.decode(token) for token in tokens])
+        rows = []
+        for start in range(0, len(tokens), self.verifies):
+            draft = tokens[start : start + self.verifies]
+            rows.append(self.verify(draft))
+            self.keep(len(draft))
+        return np.concatenate(rows)
+
     @abstractmethod
     def reset(self) -> None:
         """Forget everything: the next call starts a new conversation."""
