@@ -123,6 +123,19 @@ def test_a_new_runtime_is_one_file(toy: str, artifact: Artifact, capsys: pytest.
     assert "The sky is blue." in capsys.readouterr().out
 
 
+def test_a_runtime_that_is_not_meant_for_it_says_why_and_who_is(artifact: Artifact) -> None:
+    with pytest.raises(
+        UsageError, match=r"'executorch' does not run this .*: it runs xnnpack in .*; able: onnxruntime, "
+    ):
+        runtimes.check_runs("executorch", artifact.manifest)
+    lfm3 = artifact.manifest.model_copy(deep=True)
+    lfm3.source.config["model_type"] = "lfm3"
+    with pytest.raises(UsageError, match=r"onnxruntime-genai 0\.18\.0, .* no class for lfm3 .*; able: onnxruntime, "):
+        prove(Artifact(artifact.folder, lfm3), open_checkpoint("nano-lfm3"), ["genai"])
+    with pytest.raises(UsageError, match="it runs graphs in fp16"):
+        runtimes.check_runs("onnxruntime-cuda", artifact.manifest)
+
+
 def test_without_its_file_it_is_unknown() -> None:
     with pytest.raises(
         UsageError, match=r"unknown runtime 'plain-ort'; known: arm64, coreml, coremltools, executorch, .*onnxruntime"

@@ -71,8 +71,7 @@ def through(spec: Spec, runtime: str) -> Spec:
         raise UsageError(f"{spec.path}: --runtime chooses how an artifact folder is run, and this is none")
     manifest = open_artifact(spec.path).manifest
     chosen = runtimes.find(runtime)
-    if not chosen.runs(manifest):
-        raise UsageError(f"runtime {runtime!r} does not run {spec.path}")
+    runtimes.check_runs(runtime, manifest)
     if chosen is runtimes.first(manifest):
         return spec
     if chosen.emulates:

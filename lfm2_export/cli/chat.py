@@ -97,9 +97,7 @@ def _open(folder: Path, runtime: str | None, force: bool) -> Chat:
     if tokenizer is None or not tokenizer.has_template:
         raise UsageError(f"{folder} has no tokenizer or chat template; chat needs both (parity works without)")
     chosen = runtimes.find(runtime) if runtime else runtimes.first(artifact.manifest)
-    if not chosen.runs(artifact.manifest):
-        able = runtimes.able(artifact.manifest)
-        raise UsageError(f"runtime {runtime!r} does not run this artifact; able: {', '.join(able)}")
+    runtimes.check_runs(chosen.name, artifact.manifest)
     chosen.version()  # a missing library says so before the model is loaded
     session = chosen.open_session(folder, artifact.manifest)
     return Chat(Conversation(session, tokenizer), artifact, force)

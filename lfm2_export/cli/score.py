@@ -44,8 +44,7 @@ def run(
         raise UsageError(f"{artifact} has no tokenizer{' or chat template' if chat else ''}; tasks are text")
     with console.progress(quiet) as progress:
         chosen = runtimes.find(runtime) if runtime else runtimes.first(manifest)
-        if not chosen.runs(manifest):
-            raise UsageError(f"runtime {runtime!r} does not run {manifest.target} artifacts")
+        runtimes.check_runs(chosen.name, manifest)
         progress(f"{chosen.name}: loading")
         session = chosen.open_session(opened.folder, manifest)
         progress(f"{chosen.name}: {', '.join(task)}")

@@ -14,7 +14,7 @@ from lfm2_export.artifact.folder import Artifact
 from lfm2_export.artifact.manifest import Extent
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.environment.resources import parameters, torch_threads
-from lfm2_export.errors import MissingDependencyError, UsageError
+from lfm2_export.errors import MissingDependencyError
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.parity import stock_runner
 from lfm2_export.parity.beside import Beside
@@ -158,8 +158,7 @@ def _reading(subject: Subject, ahead: Beside | None) -> AbstractContextManager[B
 
 def _names(artifact: Artifact, only: Sequence[str]) -> list[str]:
     for name in only:
-        if not runtimes.find(name).runs(artifact.manifest):
-            raise UsageError(f"runtime {name!r} does not run {artifact.manifest.target} artifacts")
+        runtimes.check_runs(name, artifact.manifest)
     return [each for name in only for each in runtimes.each_processor(name)] or runtimes.usual(artifact.manifest)
 
 

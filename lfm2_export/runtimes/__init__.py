@@ -15,7 +15,7 @@ from lfm2_export.artifact.manifest import Manifest
 from lfm2_export.errors import MissingDependencyError, UsageError, nearest
 from lfm2_export.runtimes.runtime import Runtime
 
-__all__ = ["Runtime", "able", "answering", "each_processor", "find", "first", "names", "usual"]
+__all__ = ["Runtime", "able", "answering", "check_runs", "each_processor", "find", "first", "names", "usual"]
 
 _NOT_RUNTIMES = {"runtime", "session", "eager"}
 _ORDER = ("first", "always", "on request")
@@ -31,6 +31,13 @@ def able(manifest: Manifest) -> list[str]:
     """Return the name of every runtime meant for such an artifact, installed or not, its target's own first."""
     able = [runtime for runtime in map(find, names()) if runtime.runs(manifest)]
     return [runtime.name for runtime in sorted(able, key=lambda each: (_ORDER.index(each.taken), each.name))]
+
+
+def check_runs(name: str, manifest: Manifest) -> None:
+    """Raise UsageError, with the reason, unless the runtime of that name is meant for such an artifact."""
+    if (reason := find(name).refusal(manifest)) is not None:
+        who = f"; able: {', '.join(found)}" if (found := able(manifest)) else ""
+        raise UsageError(f"runtime {name!r} does not run this artifact: {reason}{who}")
 
 
 def usual(manifest: Manifest) -> list[str]:

@@ -49,9 +49,11 @@ class Genai(Runtime):
             raise MissingDependencyError(f"onnxruntime-genai is not installed; {hint}") from error
         return str(onnxruntime_genai.__version__)
 
-    def runs(self, manifest: Manifest) -> bool:
-        """Return whether the library has a class for the artifact's model: 0.18.0 has none for LFM3."""
-        return super().runs(manifest) and manifest.source.config.get("model_type", "lfm2") != "lfm3"
+    def refusal(self, manifest: Manifest) -> str | None:
+        """Return why the library does not run it: it needs a class for the model, and 0.18.0 has none for LFM3."""
+        if manifest.target == "onnx" and manifest.source.config.get("model_type") == "lfm3":
+            return "onnxruntime-genai 0.18.0, the newest tried, has no class for lfm3 (docs/onnx.md#lfm3)"
+        return super().refusal(manifest)
 
     def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> GenaiSession:
         """Load an artifact for one conversation.

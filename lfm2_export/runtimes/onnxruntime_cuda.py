@@ -46,10 +46,11 @@ class OnnxRuntimeCuda(Runtime):
             raise MissingDependencyError("no NVIDIA GPU: libcuda.so.1 finds none")
         return str(onnxruntime.__version__)
 
-    def runs(self, manifest: Manifest) -> bool:
-        """Return whether the artifact is an ONNX one in fp16."""
+    def refusal(self, manifest: Manifest) -> str | None:
+        """Return why the artifact is none of its own, which are ONNX ones in fp16."""
         options = manifest.recipe.get("options", {})
-        return super().runs(manifest) and isinstance(options, dict) and options.get("precision") == "float16"
+        half = isinstance(options, dict) and options.get("precision") == "float16"
+        return super().refusal(manifest) or (None if half else "it runs graphs in fp16: onnx-fp16, onnx-q4f16")
 
     def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> CudaSession:
         """Load an artifact for one conversation. ArtifactError names nodes that would fall back to the CPU."""

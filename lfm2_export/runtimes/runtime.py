@@ -44,9 +44,16 @@ class Runtime(ABC):
         Raises MissingDependencyError, with the command that installs it, where it or its hardware is absent.
         """
 
+    def refusal(self, manifest: Manifest) -> str | None:
+        """Return why this runtime is not meant for such an artifact, as the end of a sentence; None where it is."""
+        if manifest.target not in self.targets or manifest.form not in self.forms:
+            able = f"{' and '.join(self.targets)} in {' or '.join(self.forms)} form"
+            return f"it runs {able}, and this is {manifest.target} in {manifest.form} form"
+        return None
+
     def runs(self, manifest: Manifest) -> bool:
         """Return whether this runtime is meant for such an artifact."""
-        return manifest.target in self.targets and manifest.form in self.forms
+        return self.refusal(manifest) is None
 
     @abstractmethod
     def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> Session:
