@@ -12,9 +12,12 @@ from artifacts import ARTIFACTS, WINDOW, open_session
 from lfm2_export import runtimes
 from lfm2_export.artifact.folder import Artifact, open_artifact, seal, write_manifest
 from lfm2_export.errors import ArtifactError, GateError
+from lfm2_export.model.load import open_checkpoint
+from lfm2_export.model.random_init import init_checkpoint
 from lfm2_export.parity.effort import Effort
 from lfm2_export.parity.laws import LawContext, OtherForm, state_laws
 from lfm2_export.parity.prove import prove
+from lfm2_export.pipeline import export
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Snapshot
 
@@ -24,8 +27,8 @@ INT8 = [pair for pair in EXPLICIT if pair[0].endswith("int8")]
 FP32 = [pair for pair in EXPLICIT if pair[0].endswith("fp32")]  # no rounding that a wrong state could hide behind
 
 
-def failed_gates(artifact, nano) -> set[str]:
-    report = prove(artifact, nano, effort=QUICK)
+def failed_gates(artifact, checkpoint) -> set[str]:
+    report = prove(artifact, checkpoint, effort=QUICK)
     assert not report.passed
     return {gate.name for gate in report.gates if gate.status == "fail"}
 
@@ -86,6 +89,11 @@ class Tampered:
         elif self._fault == "padding kept" and pad_to:
             conv = {n: np.roll(t, -1, -1) for n, t in state.tensors.items() if n.startswith("conv_state")}
             self._session.restore(Snapshot(state.position, {**state.tensors, **conv}))
+        elif self._fault == "oldest column lost":  # there is none before the sliding window's end
+            late = {
+                n: np.pad(t[:, :, 1:], ((0, 0), (0, 0), (1, 0))) for n, t in state.tensors.items() if "sliding" in n
+            }
+            self._session.restore(Snapshot(state.position, {**state.tensors, **late}))
         return logits
 
     def decode(self, token):
@@ -117,6 +125,20 @@ def test_a_wrong_state_fails_its_law(healthy, nano, fault, law, monkeypatch):
     assert law in failed_gates(healthy, nano)
 
 
+def test_a_fault_past_a_wide_sliding_window_is_seen(nano, tmp_path, monkeypatch):
+    """No case or law is as long as this window, LFM3-1.7B's least of all: they begin where it ends."""
+    own = {"conv_L_cache": 7, "sliding_window": 100, "sliding_rope_theta": 1e4, "use_attention_gate": True}
+    kinds = ("conv", "sliding_attention", "full_attention")
+    init_checkpoint(replace(nano.config, model_type="lfm3", layer_types=kinds, **own), tmp_path / "in")
+    artifact, _ = export(str(tmp_path / "in"), "onnx-fp32", tmp_path / "out", overrides=["window=320"], verify=False)
+    checkpoint = open_checkpoint(str(tmp_path / "in"))
+    assert prove(artifact, checkpoint, effort=QUICK).passed
+    genuine = runtimes.find("onnxruntime").open_session
+    tampered = lambda *given: Tampered(genuine(*given), "oldest column lost")  # noqa: E731
+    monkeypatch.setattr(runtimes.find("onnxruntime"), "open_session", tampered)
+    assert failed_gates(artifact, checkpoint) >= {"lowering: max error", "law: chunked prefill"}
+
+
 class NeverForgets(EagerSession):
     """The bug of the upstream example: the position goes back to 0, the conv state stays."""
 
@@ -143,8 +165,6 @@ def test_a_form_that_never_forgets_its_conv_state_fails_the_reset_law(nano, quan
 
 
 def test_an_export_whose_gate_fails_leaves_nothing_behind(tmp_path):
-    from lfm2_export.pipeline import export
-
     output = tmp_path / "out"
     with pytest.raises(GateError, match="parity failed"):
         export("nano", "onnx-int4", output, overrides=["window=64", "gates.quality.mean_kld=1.0e-9"])

@@ -36,9 +36,15 @@ class LawContext:
     tokens: tuple[int, ...]  # at least 24, from the evaluation text
     tolerance: float  # the recipe's lowering error
     other_form: OtherForm  # what the artifact's other form says
-    fills: bool = (
-        True  # whether the window's edge is reached token by token; else from a state of zeros, where it shows
-    )
+    # whether the window's edge is reached token by token; else from a state of zeros, where it shows
+    fills: bool = True
+    before: tuple[int, ...] = ()  # fed before those in one call, so that a sliding window ends among them
+
+    def begin(self) -> None:
+        """Begin a conversation anew, up to where the tokens go on."""
+        self.session.reset()
+        if self.before:
+            self.session.prefill(self.before)
 
 
 class LawResult(NamedTuple):
@@ -64,7 +70,7 @@ def state_laws(context: LawContext) -> Iterator[LawResult]:
 def _reset(at: LawContext) -> LawResult:
     """A second conversation is the first one, bit for bit, whatever came between."""
     first = _talk(at.session, at.tokens)
-    at.session.reset()
+    at.begin()
     _talk(at.session, random_ids(at.config, 17, seed=3))
     at.session.reset()
     return LawResult("reset", _distance(_talk(at.session, at.tokens), first), 0.0)
@@ -72,10 +78,11 @@ def _reset(at: LawContext) -> LawResult:
 
 def _chunks(at: LawContext) -> LawResult:
     """Prefill in chunks = prefill whole, at every split size up to past the conv width."""
+    at.begin()
     whole = at.session.prefill(at.tokens)
     errors = []
     for size in range(1, at.config.conv_L_cache + 2):
-        at.session.reset()
+        at.begin()
         for start in range(0, len(at.tokens), size):
             logits = at.session.prefill(at.tokens[start : start + size])
         errors.append(relative_error(logits, whole))
@@ -86,8 +93,9 @@ def _padding(at: LawContext) -> LawResult:
     """A padded row touches neither the logits nor the state."""
     if not at.session.pads:
         return LawResult("padded prefill", None, at.tolerance, "this form's signature takes no padding")
+    at.begin()
     plain = _pieces(at.session, at.tokens, None)
-    at.session.reset()
+    at.begin()
     padded = _pieces(at.session, at.tokens, 16)
     return LawResult("padded prefill", _distance(padded, plain), at.tolerance)
 
@@ -123,6 +131,7 @@ def _forms(at: LawContext) -> LawResult:
     other = at.other_form
     if other.logits is None:
         return LawResult("explicit = resident", None, at.tolerance, other.reason)
+    at.begin()
     ours = np.stack([at.session.decode(token) for token in at.tokens])
     return LawResult("explicit = resident", relative_error(ours, other.logits), at.tolerance)
 
@@ -132,6 +141,7 @@ def _snapshot(at: LawContext) -> LawResult:
     if not at.session.has_state:
         return LawResult("snapshot", None, 0.0, f"{at.session.runtime} keeps the state of this form to itself")
     half = len(at.tokens) // 2
+    at.begin()
     at.session.prefill(at.tokens[:half])
     saved = at.session.state()
     first = _talk(at.session, at.tokens[half:])
@@ -145,10 +155,11 @@ def _verify(at: LawContext) -> LawResult:
     if not at.session.verifies:
         return LawResult("verified = decoded", None, limit, _no_drafts(at.session))
     start, drafts = _drafts(at)
+    at.begin()
     at.session.prefill(start)
     expected = [at.session.decode(token) for draft in drafts for token in draft]
     state = _state(at.session)
-    at.session.reset()
+    at.begin()
     at.session.prefill(start)
     actual: list[np.ndarray] = []
     for draft in drafts:
@@ -167,9 +178,10 @@ def _rejected(at: LawContext) -> LawResult:
     if not session.verifies:
         return LawResult("rejected = never fed", None, 0.0, _no_drafts(session))
     start, drafts = _drafts(at)
-    most = min(session.verifies, session.window - len(start))
-    some, others = (random_ids(at.config, most, seed=seed) for seed in (9, 10))
+    at.begin()
     session.prefill(start)
+    most = min(session.verifies, session.window - session.position)
+    some, others = (random_ids(at.config, most, seed=seed) for seed in (9, 10))
     begun, after = session.state(), at.tokens[-4:]
     plain = _goes_on(session, after)
     errors = [_distance(_kept(session, begun, some, 0, after), plain)]

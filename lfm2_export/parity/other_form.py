@@ -29,8 +29,8 @@ def none_because(subject: Subject) -> str | None:
     return None
 
 
-def other_form(subject: Subject, decoder: Decoder, tokens: tuple[int, ...]) -> OtherForm:
-    """Return what it says to `tokens`, one by one, or why there is none; `decoder` is the quantized model."""
+def other_form(subject: Subject, decoder: Decoder) -> OtherForm:
+    """Return what it says to a law's tokens, one by one, or why there is none; `decoder` is the quantized model."""
     if (reason := none_because(subject)) is not None:
         return OtherForm(None, reason)
     manifest, recipe = subject.artifact.manifest, _recipe(subject)
@@ -38,7 +38,9 @@ def other_form(subject: Subject, decoder: Decoder, tokens: tuple[int, ...]) -> O
         lowered = targets.find(recipe.target).lower(decoder, recipe, folder, silent)
         other = manifest.model_copy(update={"form": recipe.form, **lowered._asdict()})
         session = runtimes.first(other).open_session(folder, other)
-        return OtherForm(np.stack([session.decode(token) for token in tokens]))
+        if before := subject.before_spoken:
+            session.prefill(before)
+        return OtherForm(np.stack([session.decode(token) for token in subject.spoken]))
 
 
 def _recipe(subject: Subject) -> Recipe:

@@ -215,6 +215,7 @@ def _state_laws(
     for report in reports:
         subject.progress(f"{report.runtime}: state laws", work.laws())
         session, tolerance = sessions[report.runtime], tolerances[report.runtime]
-        context = LawContext(session, subject.config, subject.spoken, tolerance, other, fills=subject.effort.whole)
+        tokens, before = subject.spoken, subject.before_spoken
+        context = LawContext(session, subject.config, tokens, tolerance, other, subject.effort.whole, before)
         report.laws = list(state_laws(context))
         session.rest()

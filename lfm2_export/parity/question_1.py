@@ -54,7 +54,7 @@ def lowered_from(subject: Subject, work: Work, decoder: Decoder) -> Model:
     stored = targets.find(subject.artifact.manifest.target).weights_error(decoder, subject.artifact.folder)
     if none_because(subject) is None:
         subject.progress("the other form of the same model, to compare with", work.other_form())
-    other = other_form(subject, decoder, subject.spoken)
+    other = other_form(subject, decoder)
     return_at_once()
     return Model(decoder, eager, stored, other)
 

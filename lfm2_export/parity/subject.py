@@ -15,6 +15,7 @@ from lfm2_export.checkpoint.nano import EMBEDDED
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.evaluate.text import EvaluationText, evaluation_text, random_ids, text_of_file
+from lfm2_export.parity.cases import before_seam
 from lfm2_export.parity.detail import Detail
 from lfm2_export.parity.effort import Effort
 from lfm2_export.progress import Progress, silent
@@ -68,6 +69,12 @@ class Subject:
     def spoken(self) -> tuple[int, ...]:
         """The tokens that a state law feeds."""
         return self.tokens[: min(self.window // 2, self.effort.law_tokens)]
+
+    @property
+    def before_spoken(self) -> tuple[int, ...]:
+        """Text that a state law feeds first, so that a sliding window ends among its tokens, fed at most twice."""
+        count = len(self.spoken)
+        return self.long_text(min(before_seam(self.config, count), self.window - 2 * count))
 
     def long_text(self, count: int) -> tuple[int, ...]:
         """Evaluation text of `count` tokens, or of the window if that is less: one chat after the other, repeated."""

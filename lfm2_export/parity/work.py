@@ -21,6 +21,7 @@ from lfm2_export.runtimes.runtime import Runtime
 _BYTES, _OPERATIONS = 10e9, 150e9  # a second
 _CALL = 5e-4  # of any call, however small the model
 _LOWERING = 4.0  # of tracing and writing any network, however small
+_BEGUN = 20  # times that the laws begin behind text that fills a sliding window
 _PASSES = 15  # over the weights in fp32: what loading and quantizing takes
 
 
@@ -66,7 +67,8 @@ class Work:
     def laws(self) -> float:
         """Return the work of the state laws, of which one fills the window."""
         filled = self._subject.window if self._subject.effort.whole else 1
-        return 200 * self.call(1) + self.call(filled)
+        before = len(self._subject.before_spoken)
+        return 200 * self.call(1) + self.call(filled) + (_BEGUN * self.call(before) if before else 0.0)
 
     def weights_alone(self, runtime: str) -> float:
         """Return the work of the stored weights alone: the cases once more, where a runtime can."""
