@@ -23,8 +23,11 @@ class Allocation(NamedTuple):
     weight: float
 
 
-def cheapest(cost: Table, weight: Table, budget: float) -> Allocation:
-    """The least cost of all choices whose weight is at most `budget`. UsageError when none is. Deterministic."""
+def cheapest(cost: Table, weight: Table, budget: float, kept: float = 0.0) -> Allocation:
+    """The least cost of all choices whose weight is at most `budget`, of which `kept` is taken whatever is chosen.
+
+    UsageError when there is none. Deterministic.
+    """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     costs, weights = (np.array([value for row in table for value in row], dtype=float) for table in (cost, weight))
@@ -35,11 +38,14 @@ def cheapest(cost: Table, weight: Table, budget: float) -> Allocation:
         costs / scale,
         integrality=np.ones(len(costs)),
         bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(weights[None] / unit, -np.inf, budget / unit)],
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint(weights[None] / unit, -np.inf, (budget - kept) / unit),
+        ],
         options={"mip_rel_gap": 1e-6},
     )
     if found.x is None:
-        raise UsageError(f"no choice fits {budget:.4g}: the least there is, is {sum(map(min, weight)):.4g}")
+        raise UsageError(f"no choice fits {budget:.4g}: the least there is, is {kept + sum(map(min, weight)):.4g}")
     picked = np.flatnonzero(found.x > 0.5)
     starts = np.searchsorted(owner, np.arange(len(cost)))
     return Allocation(tuple((picked - starts).tolist()), float(costs[picked].sum()), float(weights[picked].sum()))

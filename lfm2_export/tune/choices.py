@@ -67,6 +67,11 @@ def units(config: LFM2Config, target: str) -> list[Unit]:
     return found
 
 
+def kept_bytes(config: LFM2Config) -> int:
+    """Return the bytes of what no unit decides, gates: they stay in float, and every token reads them."""
+    return sum(matrix_bytes(each.shape, None) for each in matrices(config) if each.kind == "gate")
+
+
 def _together(config: LFM2Config) -> list[tuple[Matrix, ...]]:
     """The matrices but gates, which stay in float, by what is decided at once."""
     found: dict[object, list[Matrix]] = {}

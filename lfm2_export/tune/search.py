@@ -19,7 +19,7 @@ from lfm2_export.quantize.calibration import Calibration, calibration_sequences
 from lfm2_export.quantize.scheme import QuantizationRule
 from lfm2_export.recipes import Recipe
 from lfm2_export.tune.allocation import Allocation, cheapest, front
-from lfm2_export.tune.choices import named, units
+from lfm2_export.tune.choices import kept_bytes, named, units
 from lfm2_export.tune.sensitivity import sensitivities, whole_cost
 
 _HEADER = "# made by lfm2-export tune"
@@ -66,7 +66,7 @@ def tune(
     """
     if sum(each is not None for each in (stored, read, kld)) != 1:
         raise UsageError("tune needs exactly one limit: --budget, --read-budget or --max-kld")
-    found = units(checkpoint.config, target)
+    found, kept = units(checkpoint.config, target), kept_bytes(checkpoint.config)
     progress("text to measure on")
     text = text or Calibration(windows=32)
     sequences = calibration_sequences(
@@ -81,13 +81,13 @@ def tune(
         weights, best = bytes_stored, _swapped(cheapest(bytes_stored, costs, kld))
     else:
         limits = (bytes_stored, stored), (bytes_read, read)
-        weights, best = next((each, cheapest(costs, each, limit)) for each, limit in limits if limit is not None)
+        weights, best = next((each, cheapest(costs, each, limit, kept)) for each, limit in limits if limit is not None)
 
     def point(choice: Allocation) -> Point:
         counts = Counter(named(unit.options[at]) for unit, at in zip(found, choice.chosen, strict=True))
         return Point(
-            stored_bytes=_sum(bytes_stored, choice),
-            read_bytes=_sum(bytes_read, choice),
+            stored_bytes=kept + _sum(bytes_stored, choice),
+            read_bytes=kept + _sum(bytes_read, choice),
             predicted_kld=choice.cost,
             options=dict(sorted(counts.items())),
         )
