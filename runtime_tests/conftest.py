@@ -30,20 +30,20 @@ def _same_numbers_in_any_order() -> None:
 
 @pytest.fixture(scope="session")
 def make_artifact(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Make:
-    """(recipe, form, more overrides) → an unproven nano artifact, only to be read: lowered once for all workers."""
+    """(recipe, form, more overrides) → an unproven artifact of nano, only to be read: lowered once for all workers."""
     own = tmp_path_factory.getbasetemp()
     shared = (own if worker_id == "master" else own.parent) / "artifacts"
 
     @cache
-    def make(recipe: str, form: str, *overrides: str) -> Artifact:
+    def make(recipe: str, form: str, *overrides: str, source: str = "nano") -> Artifact:
         changes = [f"form={form}", f"window={WINDOW}", *overrides]
-        place = shared / hashlib.sha256(repr((recipe, changes)).encode()).hexdigest()
+        place = shared / hashlib.sha256(repr((source, recipe, changes)).encode()).hexdigest()
         place.mkdir(parents=True, exist_ok=True)
         output = place / f"{recipe}-{form}"
         with FileLock(place / "lock"):
             if output.exists():
                 return open_artifact(output)
-            return export("nano", recipe, output, overrides=changes, verify=False)[0]
+            return export(source, recipe, output, overrides=changes, verify=False)[0]
 
     return make
 

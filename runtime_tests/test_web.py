@@ -20,7 +20,7 @@ from lfm2_export.bundle.pack import bundle as pack
 from lfm2_export.chat.conversation import Conversation
 from lfm2_export.chat.drafts import Lookup
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.model.load import load_decoder
+from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.pipeline import export
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.onnxruntime import OnnxRuntimeSession
@@ -94,6 +94,28 @@ def test_transformers_js_gives_eagers_tokens(script, recipe, make_artifact, eage
     else:  # rounded activations differ between processors: the questions nano was taught, where choices are clear
         assert replies[0] == eager_replies[0]["reply"]
         assert replies[2] == eager_replies[2]["reply"]
+
+
+@pytest.mark.parametrize("script", ["transformers_node.mjs", "transformers_browser.mjs"])
+def test_transformers_js_gives_eagers_tokens_of_lfm3(script, make_artifact):
+    """What slides keeps its size there; in the browser a prompt far past it also goes on from a cache, call by call."""
+    lfm3 = open_checkpoint("nano-lfm3")
+    artifact = make_artifact("onnx-fp32", "explicit", source="nano-lfm3")
+    chats, prompt = CHATS[:3], [10 + 7 * at % 900 for at in range(100)]
+    job = {"folder": str(artifact.folder), "chats": chats, "prompts": [prompt], "newTokens": NEW_TOKENS}
+    found = javascript.run(script, job)
+    assert "error" not in found
+    tokenizer = ChatTokenizer.load(lfm3.folder, lfm3.config)
+    eager = EagerSession(load_decoder(lfm3), WINDOW)
+    assert found["chats"] == [greedy_reply(eager, tokenizer, messages) for messages in chats]
+    if script == "transformers_browser.mjs":
+        (long,) = found["prompts"]
+        eager.reset()
+        expected = eager.prefill(prompt)
+        assert np.abs(np.array(long["logits"]) - expected).max() < 1e-4 * np.abs(expected).max()
+        for token in long["reply"]:
+            assert token == int(np.argmax(expected))
+            expected = eager.decode(token)
 
 
 @pytest.mark.slow
@@ -191,21 +213,23 @@ def test_external_data_in_chunks_is_found_everywhere(nano, tokenizer, eager_repl
 
 @pytest.fixture(scope="session")
 def demo(make_artifact, tmp_path_factory):
-    """recipe → a web bundle of nano."""
+    """(recipe, model) → a web bundle."""
     javascript.need()
 
-    def make(recipe):
-        output = tmp_path_factory.mktemp("web") / recipe
-        return pack(make_artifact(recipe, "explicit"), "web", output, node_modules=javascript.NODE_MODULES).path
+    def make(recipe, source="nano"):
+        artifact, output = make_artifact(recipe, "explicit", source=source), tmp_path_factory.mktemp("web") / recipe
+        return pack(artifact, "web", output, node_modules=javascript.NODE_MODULES).path
 
     return make
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_the_page_answers_as_eager_does_and_proves_itself(recipe, demo, nano, tokenizer):
-    seen = javascript.run("demo.mjs", {"folder": str(demo(recipe)), "turns": TURNS, "scheme": "dark"})
+@pytest.mark.parametrize(("recipe", "source"), [*((recipe, "nano") for recipe in RECIPES), ("onnx-fp32", "nano-lfm3")])
+def test_the_page_answers_as_eager_does_and_proves_itself(recipe, source, demo):
+    seen = javascript.run("demo.mjs", {"folder": str(demo(recipe, source)), "turns": TURNS, "scheme": "dark"})
     assert (seen["problems"], seen["complaints"]) == ([], [])
-    conversation = Conversation(EagerSession(load_decoder(nano), WINDOW), tokenizer)
+    checkpoint = open_checkpoint(source)
+    tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
+    conversation = Conversation(EagerSession(load_decoder(checkpoint), WINDOW), tokenizer)
     expected = ["".join(conversation.reply(turn, 256)) for turn in TURNS]
     clear = len(TURNS) if recipe == "onnx-fp32" else 2  # nano was never taught the last one
     assert seen["replies"][:clear] == expected[:clear]

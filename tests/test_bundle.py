@@ -97,6 +97,10 @@ def test_an_artifact_that_no_browser_runs_is_refused_before_any_work(artifact: A
     other = artifact.manifest.model_copy(update={"target": "xnnpack"})
     with pytest.raises(UsageError, match="onnx recipe"):
         bundle(Artifact(artifact.folder, other), "web", tmp_path / "web")
+    experts = artifact.manifest.model_copy(deep=True)
+    experts.source.config["model_type"] = "lfm2_moe"
+    with pytest.raises(UsageError, match="mixture of experts"):
+        bundle(Artifact(artifact.folder, experts), "web", tmp_path / "web")
     with pytest.raises(ArtifactError):
         open_artifact(tmp_path)
     assert not list(tmp_path.iterdir())

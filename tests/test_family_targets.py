@@ -70,6 +70,27 @@ def test_the_manifest_says_what_the_state_takes(tmp_path: Path) -> None:
     assert onnx.state_bytes(96)[1] == onnx.state_bytes(48)[1]
 
 
+def test_onnx_calls_states_what_transformers_js_looks_for(tmp_path: Path) -> None:
+    """As 4.3.2 does (src/configs.js, src/models/modeling_utils.js, src/cache_utils.js): it begins with what numbers a
+    state's shape has and zeros for names but the batch's, and reads a conversation's length off the first cache."""
+    method = lower_onnx(random_decoder(**LFM3), onnx_recipe(), tmp_path).methods[0]
+    begun = {
+        spec.name: [1 if size == "batch_size" else size if isinstance(size, int) else 0 for size in spec.shape]
+        for spec in method.inputs
+        if spec.name.startswith("past_")
+    }
+    wanted = {
+        f"past_conv.{layer}" if kind == "conv" else f"past_key_values.{layer}.{part}"
+        for layer, kind in enumerate(LFM3["layer_types"])
+        for part in ("key", "value")
+    }
+    assert begun.keys() == wanted
+    assert begun["past_key_values.1.key"] == [1, 5, 2 * 16]
+    assert next(shape for name, shape in begun.items() if "key_values" in name) == [1, 2, 0, 16]
+    present = {name.replace("past_key_values", "present").replace("past", "present") for name in wanted}
+    assert present < {spec.name for spec in method.outputs}
+
+
 @pytest.mark.parametrize("name", ["onnx-int8", "onnx-int4"])
 def test_onnx_quantized_equals_eager_quantized(tmp_path: Path, name: str) -> None:
     assert worst(*pair(random_decoder(**LFM3), tmp_path, onnx_recipe(name)), CHUNKS) < FLIP_ERROR

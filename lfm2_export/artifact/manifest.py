@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 SCHEMA_VERSION = 1
 Extent = Literal["full", "quick"]  # how much a proof measured
 _STATE = re.compile(r"\.\d+(\.\w+)?$", re.ASCII)  # the end of a state tensor's name: its layer
-_CONTEXT = ("key.", "value.", "past_key_values.")
+_CACHES = ("key.", "value.")
+_GROWS = "past_sequence_length"  # the extent of a cache where it varies from call to call
 VERIFY = "verify"  # the method that verifies a draft, where it is one of its own
 PROBE = "probe:"  # how the further outputs of a probed method begin; the point follows
 
@@ -68,10 +69,10 @@ class MethodSpec(_Strict):
         for spec in self.inputs:
             if not _STATE.search(spec.name):
                 continue
-            varying = {"batch_size": 1, "past_sequence_length": window}
+            varying = {"batch_size": 1, _GROWS: window}
             sizes = [size if isinstance(size, int) else varying.get(size, 1) for size in spec.shape]
             size = math.prod(sizes) * (4 if spec.dtype == "float32" else 2)
-            if spec.name.startswith(_CONTEXT):
+            if spec.name.startswith(_CACHES) or _GROWS in spec.shape:
                 context += size
             else:
                 fixed += size

@@ -22,7 +22,7 @@ from lfm2_export.errors import BundleError
 _DTYPES = {"float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint16", "uint8", "bool"}
 _FLOATS = {"float32", "float16", "bfloat16"}
 _STATE = re.compile(
-    r"(?:conv_state|past_conv)\.(\d+)|(?:sliding_)?(?:key|value)\.(\d+)|past_(?:key_values|sliding)\.(\d+)\.(?:key|value)",
+    r"(?:conv_state|past_conv)\.(\d+)|(?:sliding_)?(?:key|value)\.(\d+)|past_key_values\.(\d+)\.(?:key|value)",
     re.A,
 )
 _REQUIREMENT = re.compile(r"[a-z][a-z0-9-]*(==|>=)[0-9][0-9a-z.]*(\+[a-z0-9.]+)?( with the [A-Za-z]+ backend)?", re.A)
@@ -147,7 +147,8 @@ def _is_cache(name: str) -> bool:
 
 def _check_state(spec: TensorSpec, config: LFM2Config, window: int, where: str) -> None:
     """Whatever its layout, a state has the model's widths: each once, and beside them only ones and varying names."""
-    if "sliding" in spec.name:
+    layer = config.layer_types[_layer(spec.name)]
+    if spec.name.startswith("sliding_") or (spec.name.startswith("past_key_values.") and layer == "sliding_attention"):
         columns = (config.sliding_window or 0) - 1
         wanted, kind = [config.num_key_value_heads * config.head_dim, columns], "sliding_attention"
     elif _is_cache(spec.name):
@@ -157,7 +158,7 @@ def _check_state(spec: TensorSpec, config: LFM2Config, window: int, where: str) 
     else:
         columns = config.conv_L_cache - (not spec.name.startswith("past_"))  # transformers.js keeps one more
         wanted, kind = [config.hidden_size, columns], "conv"
-    if config.layer_types[_layer(spec.name)] != kind:
+    if layer != kind:
         raise BundleError(f"{where}: layer {_layer(spec.name)} of the model is of the other kind")
     found = sorted(size for size in spec.shape if isinstance(size, int) and size != 1)
     if found != sorted(size for size in wanted if size != 1) or spec.dtype not in _FLOATS:

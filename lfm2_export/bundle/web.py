@@ -28,8 +28,8 @@ def gather(manifest: Manifest, scratch: Path, node_modules: Path | None) -> dict
         for part in page.iterdir():  # one by one: the error of `copytree` does not say which of the system's it was
             shutil.copyfile(part, folder / part.name)
     npm.copy_pieces(folder / "runtime", node_modules)
-    keys = [spec.shape for spec in manifest.methods[0].inputs if spec.name.endswith(".key")]
-    for heads in {Heads(int(shape[1]), int(shape[3])) for shape in keys}:
+    caches = [spec.shape for spec in manifest.methods[0].inputs if spec.name.endswith(".key") and len(spec.shape) == 4]
+    for heads in {Heads(int(shape[1]), int(shape[3])) for shape in caches}:  # what slides has another operator
         (folder / _ATTENTION).write_bytes(model(heads))
     return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
 
@@ -46,8 +46,8 @@ def check(artifact: Artifact) -> None:
         raise UsageError(
             f"{folder}: a browser runs ONNX artifacts, this one is {manifest.target}; export an onnx recipe"
         )
-    if (model_type := manifest.source.config.get("model_type", "lfm2")) != "lfm2":
-        raise UsageError(f"{folder}: the page's state is LFM2's, this artifact is of {model_type}")
+    if manifest.source.config.get("model_type") == "lfm2_moe":
+        raise UsageError(f"{folder}: a mixture of experts: the page's onnxruntime-web 1.30 refuses integer experts")
     method = manifest.methods[0]
     if other := {spec.dtype for spec in (*method.inputs, *method.outputs)} - {"float32", "float16", "int64"}:
         raise UsageError(f"{folder}: the page knows float32 and float16, this artifact has {', '.join(other)}")

@@ -30,7 +30,7 @@ from lfm2_export.runtimes.session import (
     check_snapshot,
 )
 
-_CONV, _SLIDING = "past_conv.", "past_sliding."
+_CONV, _GROWS = "past_conv.", "past_sequence_length"  # how a conv state's name begins; the extent of a cache
 _ROWS, _STATES = "num_logits_to_keep", "num_states_to_keep"  # inputs that only a `verify` gives
 _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 _EXPERTS = "ORT_QMOE_CPU_QNBIT_GEMM"  # what experts' kernels compute in; unset: as the operator's attribute says
@@ -104,7 +104,8 @@ class OnnxRuntimeSession(Session):
         self.window = manifest.window
         self._position = 0
         self._logits = np.zeros((1, 1, _width(method.outputs, "logits")), dtype=np.float32)
-        states = [spec for spec in method.inputs if spec.name.startswith("past_")]
+        states = sorted((spec for spec in method.inputs if spec.name.startswith("past_")), key=_layer)
+        self._sliding = {spec.name for spec in states if not spec.name.startswith(_CONV) and _GROWS not in spec.shape}
         types = {given.name: _NUMPY[given.type] for given in self._session.get_inputs()}
         self._buffers = {spec.name: np.zeros(_shape(spec, self.window), dtype=types[spec.name]) for spec in states}
         self._probes = method.probes
@@ -173,19 +174,19 @@ class OnnxRuntimeSession(Session):
         """What is replaced whole starts from zero; of a cache attention sees only columns below the position."""
         self._position = self._verified = 0
         for name, buffer in self._buffers.items():
-            if name.startswith((_CONV, _SLIDING)):
+            if name.startswith(_CONV) or name in self._sliding:
                 buffer.fill(0)
 
     def state(self) -> Snapshot:
-        filled = {_contract_name(name): self._filled(name, self._position) for name in self._buffers}
+        filled = {self._contract_name(name): self._filled(name, self._position) for name in self._buffers}
         return Snapshot(self._position, {name: part.astype(np.float32) for name, part in filled.items()})
 
     def restore(self, snapshot: Snapshot) -> None:
-        shapes = {_contract_name(name): self._filled(name, self.window).shape for name in self._buffers}
+        shapes = {self._contract_name(name): self._filled(name, self.window).shape for name in self._buffers}
         check_snapshot(snapshot, shapes)
         self._position, self._verified = snapshot.position, 0
         for name in self._buffers:
-            self._filled(name, snapshot.position)[...] = snapshot.tensors[_contract_name(name)]
+            self._filled(name, snapshot.position)[...] = snapshot.tensors[self._contract_name(name)]
 
     def _configure(self, options: Any) -> None:
         options.log_severity_level = _QUIET
@@ -209,9 +210,15 @@ class OnnxRuntimeSession(Session):
     def _filled(self, name: str, position: int) -> np.ndarray:
         """The part of a buffer that is state: the last L-1 columns of a conv state, `position` columns of a cache."""
         buffer = self._buffers[name]
-        if name.startswith(_SLIDING):
+        if name in self._sliding:
             return buffer.transpose(0, 2, 1)
         return buffer[:, :, 1:] if name.startswith(_CONV) else buffer[:, :, :position]
+
+    def _contract_name(self, name: str) -> str:
+        """`past_conv.3` → `conv_state.3`; `past_key_values.5.key` → `key.5` or, where it slides, `sliding_key.5`."""
+        _, layer, *kind = name.split(".")
+        sliding = "sliding_" if name in self._sliding else ""
+        return f"{sliding}{kind[0]}.{layer}" if kind else f"conv_state.{layer}"
 
     def _bind_buffers(self) -> None:
         """Bind each state buffer as past and present at once; both conv and attention read before they write."""
@@ -296,22 +303,21 @@ def _fp32(tensor: Any) -> np.ndarray:
     return numpy_helper.to_array(tensor).astype(np.float32)
 
 
-def _contract_name(name: str) -> str:
-    """`past_conv.3` → `conv_state.3`; `past_key_values.5.key` → `key.5`; `past_sliding.5.key` → `sliding_key.5`."""
-    _, layer, *kind = name.split(".")
-    sliding = "sliding_" if name.startswith(_SLIDING) else ""
-    return f"{sliding}{kind[0]}.{layer}" if kind else f"conv_state.{layer}"
-
-
 def present_name(name: str) -> str:
     """`past_conv.3` → `present_conv.3`; `past_key_values.5.key` → `present.5.key`."""
     kind, _, rest = name.partition(".")
     return f"present.{rest}" if kind == "past_key_values" else f"present{kind.removeprefix('past')}.{rest}"
 
 
+def _layer(spec: TensorSpec) -> int:
+    """The layer that a state belongs to: the graph takes what slides last."""
+    number = spec.name.split(".")[1:2]
+    return int(number[0]) if number and number[0].isdecimal() else 0
+
+
 def _shape(spec: TensorSpec, window: int) -> list[int]:
     """A state's buffer for one conversation: batch 1, the whole window."""
-    varying = {"batch_size": 1, "past_sequence_length": window}
+    varying = {"batch_size": 1, _GROWS: window}
     return [size if isinstance(size, int) else varying[size] for size in spec.shape]
 
 

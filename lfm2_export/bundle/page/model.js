@@ -174,7 +174,7 @@ async function openOnGpu(bundle, files, download, software) {
   if (isHalf(bundle) && !adapter.features.has("shader-f16")) throw new Error(`${name} does not compute in fp16 (shader-f16), which ${bundle.recipe} needs`);
   const ort = await library("webgpu", download);
   let [chunk, prompts] = [Infinity, "prompts whole"];
-  const key = bundle.states.find(({ past }) => past.endsWith(".key"));
+  const key = bundle.states.find(({ past, shape }) => past.endsWith(".key") && shape.length === 4); // no sliding one
   if (key) {
     const { whole, chunked } = await tryAttention(ort, files["attention.onnx"], key.shape[1], key.shape[3]);
     if (!(chunked <= LIMIT)) throw new Error(`${name} computes attention wrongly, by ${chunked.toPrecision(2)}`);

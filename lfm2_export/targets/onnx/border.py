@@ -6,10 +6,9 @@ One file can so serve both. `i` is the layer's index in the network:
   `past_conv.i [B, hidden, L]`, per attention `past_key_values.i.key|value [B, kv_heads, past, head_dim]`;
   optionally `num_logits_to_keep` (1 unless given, 0 = all T rows), and, where the recipe has speculation,
   `num_states_to_keep` (1 unless given: K = the states behind each of the last K valid tokens, which overlap);
-  per sliding attention `past_sliding.i.key|value [B, W-1, kv_heads·head_dim]`, which no released genai or
-  transformers.js looks for;
-- outputs `logits [B, kept, vocab]`, `present_conv.i [B, hidden, L-1+K]`, `present.i.key|value`,
-  `present_sliding.i.key|value`.
+  per sliding attention `past_key_values.i.key|value [B, W-1, kv_heads·head_dim]`, behind those of the others:
+  transformers.js reads the length of a conversation off the first;
+- outputs `logits [B, kept, vocab]`, `present_conv.i [B, hidden, L-1+K]`, `present.i.key|value`.
 
 Row b's call starts at `position_ids[b, 0]` and holds as many valid tokens as its mask has ones from there on; the
 rest is right padding, which touches no conv state and writes its keys beyond the valid ones, where the next call
@@ -39,8 +38,8 @@ _NAMES = {  # of a state tensor that comes in and of the one that goes out, by t
     "conv_state": ("past_conv.{}", "present_conv.{}"),
     "key": ("past_key_values.{}.key", "present.{}.key"),
     "value": ("past_key_values.{}.value", "present.{}.value"),
-    "sliding_key": ("past_sliding.{}.key", "present_sliding.{}.key"),
-    "sliding_value": ("past_sliding.{}.value", "present_sliding.{}.value"),
+    "sliding_key": ("past_key_values.{}.key", "present.{}.key"),
+    "sliding_value": ("past_key_values.{}.value", "present.{}.value"),
 }
 
 
@@ -64,7 +63,7 @@ class Border:
         self.position_ids = position_ids
         self.values = {TOKENS: tokens, POSITION: self._position, LENGTH: self._length, "": ""}  # of the network
         self.results: dict[str, str] = {}  # what the graph must call a new state, by the network's name for it
-        for name, new in network.state.items():
+        for name, new in sorted(network.state.items(), key=lambda each: each[0].startswith("sliding_")):
             self._declare(name, new, state_shapes(config, window)[name])
 
     def _declare(self, name: str, new: str, shape: tuple[int, ...]) -> None:

@@ -83,9 +83,9 @@ class OnnxTarget(Target):
         progress(f"packing weights into {file}")
         (folder / file).parent.mkdir(exist_ok=True)
         chunks = len(graph.save(folder / file)) - 1
-        if decoder.config.model_type != "lfm3":  # no library takes LFM3's state: genai 0.18, js 4.3.2
+        if decoder.config.model_type != "lfm3":  # genai 0.18 has no class for it
             companions.write_genai_config(folder, recipe, decoder.config)
-            companions.adapt_for_transformers_js(folder, recipe, decoder.config, chunks)
+        companions.adapt_for_transformers_js(folder, recipe, decoder.config, chunks)
         method = MethodSpec(
             name="model", file=file, inputs=graph.inputs, outputs=graph.outputs, max_tokens=recipe.window
         )
