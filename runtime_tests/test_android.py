@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from functools import cache
 
 import android_bundle
 import android_tools
@@ -20,14 +21,19 @@ from android_tools import APP, PROJECT, Refused
 from stock_runner_process import StockRunner
 
 from lfm2_export import runtimes
+from lfm2_export.bundle.pack import bundle
+from lfm2_export.bundle.verify import verify
 from lfm2_export.chat.conversation import Conversation
 from lfm2_export.chat.drafts import Lookup
 from lfm2_export.chat.sampling import MinPSampler
 from lfm2_export.checkpoint.template import ChatTemplate
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.model.load import open_checkpoint
 from lfm2_export.runtimes.session import Session
 
 LIMIT = 24
+EITHER_FORM = pytest.mark.parametrize("form", ["explicit", "resident"])
+EACH_MODEL = pytest.mark.parametrize("source", ["nano", "nano-lfm3"])
 
 pytestmark = pytest.mark.slow  # Kotlin is compiled first
 
@@ -60,12 +66,14 @@ def tokenizer(nano):
 
 
 @pytest.fixture(scope="module")
-def bundled(make_artifact, tokenizer):
-    """(form) → the artifact and the files of its bundle. The cache is of a type that Android has tensors for."""
+def bundled(make_artifact):
+    """(form, model) → the artifact, the files of its bundle, and its tokenizer."""
 
-    def make(form):
-        artifact = make_artifact("xnnpack-int8", form, "cache=float32")
-        return artifact, android_bundle.bundle_files(artifact, tokenizer)
+    @cache
+    def make(form, source="nano"):
+        artifact = make_artifact("xnnpack-int8", form, source=source)
+        tokenizer = ChatTokenizer.load(artifact.folder, open_checkpoint(source).config)
+        return artifact, android_bundle.bundle_files(artifact, tokenizer), tokenizer
 
     return make
 
@@ -140,9 +148,10 @@ class _Recorder:
         return 0
 
 
-@pytest.mark.parametrize("form", ["explicit", "resident"])
-def test_bundle_made_by_python_is_read_and_verified(form, bundled, kotlin, tmp_path):
-    artifact, files = bundled(form)
+@EITHER_FORM
+@EACH_MODEL
+def test_bundle_made_by_python_is_read_and_verified(form, source, bundled, kotlin, tmp_path):
+    artifact, files, _ = bundled(form, source)
     android_bundle.write_archive(files, tmp_path / "bundle.zip")
     target = tmp_path / "unpacked"
     kotlin("unpack", archive=str(tmp_path / "bundle.zip"), target=str(target))
@@ -151,8 +160,19 @@ def test_bundle_made_by_python_is_read_and_verified(form, bundled, kotlin, tmp_p
     assert kotlin("open", folder=str(target)) == {"form": form, "window": artifact.manifest.window, "state": state}
 
 
+def test_the_command_bundles_what_the_app_reads_of_lfm3(bundled, kotlin, tmp_path):
+    artifact, _, _ = bundled("explicit", "nano-lfm3")
+    made = bundle(artifact, "android", tmp_path / "bundle.zip")
+    verify(made.path)
+    kotlin("unpack", archive=str(made.path), target=str(tmp_path / "unpacked"))
+    kinds = artifact.manifest.source.config["layer_types"]
+    state = sum(1 if kind == "conv" else 2 for kind in kinds)
+    found = kotlin("open", folder=str(tmp_path / "unpacked"))
+    assert found == {"form": "explicit", "window": artifact.manifest.window, "state": state}
+
+
 def test_altered_archives_are_refused(bundled, kotlin, tmp_path):
-    _, files = bundled("explicit")
+    _, files, _ = bundled("explicit")
     archive, target = tmp_path / "bundle.zip", tmp_path / "unpacked"
     android_bundle.write_archive(files, archive)
     sound = archive.read_bytes()
@@ -213,9 +233,10 @@ def _mapped(artifact, folder):
             yield torch.from_numpy(memory)
 
 
-@pytest.mark.parametrize("form", ["explicit", "resident"])
-def test_parity_check_passes_on_the_real_program(form, bundled, kotlin, runtime, tmp_path):
-    artifact, files = bundled(form)
+@EITHER_FORM
+@EACH_MODEL
+def test_parity_check_passes_on_the_real_program(form, source, bundled, kotlin, runtime, tmp_path):
+    artifact, files, _ = bundled(form, source)
     folder = android_bundle.write_folder(files, tmp_path / "bundle")
     report = kotlin("parity", runtime(artifact), folder=str(folder), shared=str(tmp_path))
     assert report["passed"], report["lines"]
@@ -224,16 +245,17 @@ def test_parity_check_passes_on_the_real_program(form, bundled, kotlin, runtime,
 
 
 def test_parity_check_notices_another_model(bundled, make_artifact, kotlin, runtime, tmp_path):
-    _, files = bundled("explicit")
+    _, files, _ = bundled("explicit")
     folder = android_bundle.write_folder(files, tmp_path / "bundle")
-    other = make_artifact("xnnpack-int4", "explicit", "cache=float32")
+    other = make_artifact("xnnpack-int4", "explicit")
     report = kotlin("parity", runtime(other), folder=str(folder), shared=str(tmp_path))
     assert not report["passed"]
     assert "FAIL" in report["lines"][0]
 
 
-def test_explicit_chat_is_pythons(bundled, kotlin, runtime, tokenizer, tmp_path):
-    artifact, files = bundled("explicit")
+@EACH_MODEL
+def test_explicit_chat_is_pythons(source, bundled, kotlin, runtime, tmp_path):
+    artifact, files, tokenizer = bundled("explicit", source)
     folder = android_bundle.write_folder(files, tmp_path / "bundle")
     job = {"folder": str(folder), "shared": str(tmp_path), "limit": LIMIT}
     found = kotlin("chat", runtime(artifact), conversations=CONVERSATIONS * 2, **job)
@@ -246,8 +268,9 @@ def test_explicit_chat_is_pythons(bundled, kotlin, runtime, tokenizer, tmp_path)
             assert reply["fed"] == conversation.speed.prompt_tokens
 
 
-def test_explicit_chat_says_the_same_with_drafts(bundled, kotlin, runtime, tokenizer, tmp_path):
-    artifact, files = bundled("explicit")
+@EACH_MODEL
+def test_explicit_chat_says_the_same_with_drafts(source, bundled, kotlin, runtime, tmp_path):
+    artifact, files, tokenizer = bundled("explicit", source)
     folder = android_bundle.write_folder(files, tmp_path / "bundle")
     turns = ["My name is Anna.", *["What is my name?"] * 3]
     job = {"folder": str(folder), "shared": str(tmp_path), "limit": LIMIT, "drafting": True}
@@ -269,9 +292,10 @@ def test_drafts_are_pythons(kotlin):
     assert kotlin("drafts", text=text, most=drafted_text.MOST) == drafted_text.expected(text, Session.draft_cost)
 
 
-def test_resident_chat_goes_on_through_the_stock_runner(bundled, kotlin, tokenizer, tmp_path):
+@EACH_MODEL
+def test_resident_chat_goes_on_through_the_stock_runner(source, bundled, kotlin, tmp_path):
     """`TextLLMRunner` is what Android's LlmModule wraps. Its turns are those of the same file, fed whole each time."""
-    artifact, files = bundled("resident")
+    artifact, files, tokenizer = bundled("resident", source)
     folder = android_bundle.write_folder(files, tmp_path / "bundle")
     runner = StockRunner(folder / "model.pte", folder / "tokenizer.json")
     prompts = []

@@ -64,6 +64,20 @@ object TinyBundle {
             .put("files", JSONObject().put("model.pte", entry(PROGRAM)))
     }
 
+    /** With two states of sliding attention more, whose columns `verify` gives before the convolution's, the value's first. */
+    fun slidingManifest(): JSONObject {
+        val manifest = manifest()
+        for (at in 0..1) {
+            val inputs = manifest.getJSONArray("methods").getJSONObject(at).getJSONArray("inputs")
+            for (name in listOf("sliding_key.2", "sliding_value.2")) inputs.put(tensor(name, "float32", 1, 4, 2, written = at == 0))
+        }
+        val outputs = manifest.getJSONArray("methods").getJSONObject(1).getJSONArray("outputs")
+        val conv = outputs.remove(1)
+        for (name in listOf("sliding_value.2", "sliding_key.2")) outputs.put(tensor("columns.$name", "float32", 1, "T+4", 2, written = false))
+        outputs.put(conv)
+        return manifest
+    }
+
     private fun verify(inputs: List<JSONObject>): JSONObject {
         val columns = tensor("columns.conv_state.0", "float32", 1, "T+2", 3, written = false)
         val outputs = listOf(tensor("logits", "float32", 1, "T", VOCAB, written = false), columns)

@@ -2,16 +2,32 @@ package org.lfm2export.demo.bundle
 
 /** An input of the program. A dimension that may vary per call is [VARIES]. */
 data class TensorSpec(val name: String, val type: ElementType, val shape: List<Int>, val written: Boolean) {
+    /**
+     * Whether every call replaces it whole, as it does what convolutions and sliding attention keep, or only adds columns
+     * to it, as to a cache; null for what is no state that this app knows.
+     */
+    val replaced: Boolean?
+        get() = when {
+            REPLACED.any(name::startsWith) -> true
+            CACHES.any(name::startsWith) -> false
+            else -> null
+        }
+
     companion object {
         const val VARIES = -1
+        private val REPLACED = listOf("conv_state.", "sliding_key.", "sliding_value.")
+        private val CACHES = listOf("key.", "value.")
     }
 }
 
 /** What ExecuTorch's Android library can hand to a program, of all that a manifest may name. */
 enum class ElementType(val bytes: Int) { INT64(8), FLOAT32(4), FLOAT16(2) }
 
-/** The method that verifies drafts: of at most so many tokens, and of each state it gives columns of, how many are kept and how wide. */
-data class Verifier(val method: String, val maxTokens: Int, val columns: List<Pair<Int, Int>>)
+/**
+ * The method that verifies drafts of at most so many tokens. It gives [columns] of every state that calls replace, in this
+ * order: for a state `[1, kept, width]` all that it could be made of, `[1, kept + tokens, width]`.
+ */
+data class Verifier(val method: String, val maxTokens: Int, val columns: List<TensorSpec>)
 
 /** What the app needs of `manifest.json`, the contract of the program beside it. */
 data class Manifest(
@@ -71,9 +87,12 @@ data class Manifest(
             }
             val states = manifest.state.associateBy { "columns.${it.name}" }
             val columns = method.children("outputs").drop(1).map { output ->
-                val state = states[output.text("name")]?.takeIf { it.type == ElementType.FLOAT32 && it.shape.size == 3 }
+                states[output.text("name")]?.takeIf { it.replaced == true && it.type == ElementType.FLOAT32 }
                     ?: output.refuse("outputs", "'${output.text("name").take(40)}' is of no state that calls replace")
-                Pair(state.shape[1], state.shape[2])
+            }
+            val missing = manifest.state.firstOrNull { it.replaced == true && it !in columns }
+            if (missing != null || columns.distinct() != columns) {
+                method.refuse("outputs", "expected the columns of every state that calls replace, of ${missing?.name ?: "each"} too, once")
             }
             return Verifier(method.text("name"), method.count("max_tokens"), columns)
         }
@@ -107,7 +126,7 @@ data class Manifest(
             val inputs = manifest.inputs
             val position = if (manifest.form == "resident") "start_pos" else "position"
             val fit = when (manifest.form) {
-                "explicit" -> inputs.drop(2).isNotEmpty() && inputs.drop(2).all { it.written && it.type != ElementType.INT64 }
+                "explicit" -> inputs.size > 2
                 "resident" -> inputs.size == 2
                 else -> method.refuse("form", "'${manifest.form.take(20)}', expected explicit or resident")
             }
@@ -118,6 +137,18 @@ data class Manifest(
             if (!fit || inputs.take(2) != first) {
                 method.refuse("inputs", "expected tokens [1,T], $position [1] and, in the explicit form, state tensors")
             }
+            manifest.state.firstOrNull { !isState(it, manifest.window) }?.let {
+                method.refuse("inputs", "'${it.name.take(40)}' ${it.shape} is no state that this app knows, in a window of ${manifest.window}")
+            }
+        }
+
+        private fun isState(tensor: TensorSpec, window: Int): Boolean {
+            val fits = when (tensor.replaced) {
+                true -> tensor.shape.size == 3 && tensor.shape[0] == 1
+                false -> tensor.shape.size == 4 && tensor.shape[1] == window && tensor.shape[2] == 1
+                null -> false
+            }
+            return fits && tensor.written && tensor.type != ElementType.INT64
         }
 
         private fun checkOutput(method: Json, vocab: Int) {

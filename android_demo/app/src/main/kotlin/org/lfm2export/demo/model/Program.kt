@@ -12,5 +12,5 @@ interface Program : Closeable {
     fun verify(tokens: LongArray, position: Long): Verified = throw Refusal("this program verifies no drafts")
 }
 
-/** Logits `[T, vocab]`, and what each convolution went over, `[L-1+T, hidden]`: its state as of any token is a part of that. */
+/** Logits `[T, vocab]`, and what each convolution or sliding attention went over: its state as of any token is a part of that. */
 class Verified(val logits: FloatArray, val columns: List<FloatArray>)

@@ -3,6 +3,7 @@ package org.lfm2export.demo.model
 import java.util.concurrent.CancellationException
 import org.lfm2export.demo.bundle.Manifest
 import org.lfm2export.demo.bundle.Refusal
+import org.lfm2export.demo.bundle.TensorSpec
 
 /** One conversation with a program: where it stands, what a call may hold, and where the window ends. */
 class Session(private val program: Program, private val manifest: Manifest, private val state: StateTensors?) {
@@ -15,7 +16,7 @@ class Session(private val program: Program, private val manifest: Manifest, priv
     var position = 0
         private set
 
-    private var columns = emptyList<FloatArray>() // of the last verified tokens
+    private var columns = emptyMap<TensorSpec, FloatArray>() // of the last verified tokens
 
     /** Begin a new conversation. */
     fun reset() {
@@ -46,11 +47,12 @@ class Session(private val program: Program, private val manifest: Manifest, priv
         if (tokens.size > verifies) throw Refusal("${tokens.size} tokens to verify, of $verifies")
         val verified = program.verify(LongArray(tokens.size) { tokens[it].toLong() }, position.toLong())
         val vocab = manifest.vocabSize
-        val sizes = manifest.verifier?.columns.orEmpty().map { (kept, width) -> (kept + tokens.size) * width }
+        val states = manifest.verifier?.columns.orEmpty()
+        val sizes = states.map { (it.shape[1] + tokens.size) * it.shape[2] }
         if (verified.logits.size != tokens.size * vocab || verified.columns.map { it.size } != sizes) {
             throw Refusal("the program's verified tokens are not as the manifest says")
         }
-        columns = verified.columns
+        columns = states.zip(verified.columns).toMap()
         return tokens.indices.map { verified.logits.copyOfRange(it * vocab, (it + 1) * vocab) }
     }
 

@@ -37,12 +37,13 @@ class StateTensors(
         for (tensor in whole()) zero(tensor.buffer)
     }
 
-    private fun whole() = tensors.filter { WHOLE.any(it.spec.name::startsWith) }
+    private fun whole() = tensors.filter { it.spec.replaced == true }
 
-    /** Go on as of the first [count] verified tokens, by what each tensor that calls replace would have been made of. */
-    fun goOn(columns: List<FloatArray>, count: Int) {
-        for ((tensor, made) in whole().zip(columns)) {
+    /** Go on as of the first [count] verified tokens, by the columns that each tensor that calls replace would have been made of. */
+    fun goOn(columns: Map<TensorSpec, FloatArray>, count: Int) {
+        for (tensor in whole()) {
             val (_, kept, width) = tensor.spec.shape
+            val made = columns.getValue(tensor.spec)
             tensor.buffer.duplicate().order(ByteOrder.nativeOrder()).asFloatBuffer().put(made, count * width, kept * width)
         }
     }
@@ -54,7 +55,7 @@ class StateTensors(
     }
 
     private fun size(spec: TensorSpec): Long {
-        if (NAMES.none(spec.name::startsWith)) throw Refusal("state '${spec.name.take(40)}' is unknown to this app")
+        if (spec.replaced == null) throw Refusal("state '${spec.name.take(40)}' is unknown to this app")
         if (spec.type == ElementType.INT64) throw Refusal("state ${spec.name} holds integers")
         return spec.shape.fold(spec.type.bytes.toLong()) { product, size ->
             if (size < 1 || product > MOST_BYTES) throw Refusal("state ${spec.name}: impossible shape ${spec.shape}")
@@ -63,8 +64,6 @@ class StateTensors(
     }
 
     companion object {
-        private val WHOLE = listOf("conv_state.", "sliding_key.", "sliding_value.") // replaced by every call
-        private val NAMES = WHOLE + listOf("key.", "value.")
         private const val MOST_BYTES = 1L shl 30
     }
 }

@@ -89,8 +89,8 @@ class BundleTest {
 }
 
 class ManifestTest {
-    private fun refused(fragment: String, bend: (JSONObject) -> Unit) =
-        assertRefused(fragment) { Manifest.parse(TinyBundle.manifest().also(bend).toString()) }
+    private fun refused(fragment: String, manifest: JSONObject = TinyBundle.manifest(), bend: (JSONObject) -> Unit) =
+        assertRefused(fragment) { Manifest.parse(manifest.also(bend).toString()) }
 
     private fun method(manifest: JSONObject) = manifest.getJSONArray("methods").getJSONObject(0)
 
@@ -112,6 +112,9 @@ class ManifestTest {
         refused("inputs") { method(it).getJSONArray("inputs").remove(0) }
         refused("inputs") { method(it).getJSONArray("inputs").getJSONObject(2).put("written", false) }
         refused("inputs") { method(it).getJSONArray("inputs").getJSONObject(2).put("dtype", "int64") }
+        refused("mystery.0") { method(it).getJSONArray("inputs").getJSONObject(2).put("name", "mystery.0") }
+        refused("key.1") { it.put("window", 65) }
+        refused("sliding_key.2", TinyBundle.slidingManifest()) { method(it).getJSONArray("inputs").getJSONObject(5).getJSONArray("shape").put(0, 2) }
         refused("shape") { method(it).getJSONArray("inputs").getJSONObject(2).getJSONArray("shape").put(0, -4) }
         refused("dtype") { method(it).getJSONArray("inputs").getJSONObject(2).put("dtype", "float8") }
     }
@@ -128,6 +131,7 @@ class ManifestTest {
         refused("inputs") { verifier(it).put("file", "other.pte") }
         refused("inputs") { verifier(it).getJSONArray("inputs").remove(2) }
         refused("columns.key.1") { verifier(it).getJSONArray("outputs").getJSONObject(1).put("name", "columns.key.1") }
+        refused("sliding_key.2", TinyBundle.slidingManifest()) { verifier(it).getJSONArray("outputs").remove(2) }
         assertNull(Manifest.parse(TinyBundle.manifest().also { it.getJSONArray("methods").remove(1) }.toString()).verifier)
     }
 

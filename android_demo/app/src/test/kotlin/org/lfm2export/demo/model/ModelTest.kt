@@ -15,6 +15,7 @@ import org.lfm2export.demo.TinyBundle
 import org.lfm2export.demo.assertRefused
 import org.lfm2export.demo.bundle.ElementType
 import org.lfm2export.demo.bundle.Golden
+import org.lfm2export.demo.bundle.Manifest
 import org.lfm2export.demo.bundle.TensorSpec
 
 /** Likes [favourite] best, and remembers how it was called. */
@@ -135,6 +136,36 @@ class SessionTest {
         assertEquals(8, session.position)
         val kept = state.tensors[0].buffer.duplicate().order(ByteOrder.nativeOrder()).asFloatBuffer()
         assertEquals(listOf(6f, 6f, 6f, 7f, 7f, 7f), List(6) { kept.get(it) }) // the last two tokens
+    }
+
+    @Test fun slidingAttentionsStatesGoOnAsConvolutionsDoEachByItsOwnColumns() {
+        val manifest = Manifest.parse(TinyBundle.slidingManifest().toString())
+        val state = StateTensors(manifest.state)
+        assertEquals(listOf(true, false, false, true, true), manifest.state.map { it.replaced })
+        val told = object : Program by program { // value, key, convolution; token n's column holds n, by which state
+            override fun verify(tokens: LongArray, position: Long): Verified {
+                val logits = FloatArray(tokens.size * TinyBundle.VOCAB)
+                val columns = listOf(200f to 4, 100f to 4, 0f to 2).map { (which, kept) ->
+                    val width = if (kept == 4) 2 else 3
+                    FloatArray((kept + tokens.size) * width) { which + position - kept + it / width }
+                }
+                return Verified(logits, columns)
+            }
+        }
+        val session = Session(told, manifest, state)
+        session.feed(IntArray(9))
+        session.verify(IntArray(5))
+        session.keep(2) // the last token is the tenth
+
+        fun held(at: Int): List<Float> {
+            val values = state.tensors[at].buffer.duplicate().order(ByteOrder.nativeOrder()).asFloatBuffer()
+            return List(values.remaining()) { values.get(it) }
+        }
+        assertEquals(listOf(9f, 9f, 9f, 10f, 10f, 10f), held(0))
+        assertEquals(listOf(107f, 107f, 108f, 108f, 109f, 109f, 110f, 110f), held(3))
+        assertEquals(listOf(207f, 207f, 208f, 208f, 209f, 209f, 210f, 210f), held(4))
+        session.reset()
+        assertTrue(listOf(0, 3, 4).all { at -> held(at).all { it == 0f } })
     }
 
     @Test fun draftsThatAreTooLongOrComeOutOtherwiseAreRefused() {
