@@ -92,9 +92,15 @@ np.save(sys.argv[4], np.stack(logits))
 """
 
 
-@pytest.mark.parametrize("recipe", ["xnnpack-fp32", "xnnpack-int8", "onnx-fp32", "onnx-int8"])
-def test_a_saved_state_goes_on_in_another_process_to_the_bit(recipe, make_artifact, tmp_path):
-    artifact, ids = make_artifact(recipe, "explicit"), [1 + 7 * i % 900 for i in range(100)]
+@pytest.mark.parametrize(
+    ("recipe", "source"),
+    [
+        *((recipe, "nano") for recipe in ("xnnpack-fp32", "xnnpack-int8", "onnx-fp32", "onnx-int8")),
+        *((recipe, "nano-lfm3") for recipe in ("xnnpack-int8", "onnx-fp32")),
+    ],
+)
+def test_a_saved_state_goes_on_in_another_process_to_the_bit(recipe, source, make_artifact, tmp_path):
+    artifact, ids = make_artifact(recipe, "explicit", source=source), [1 + 7 * i % 900 for i in range(100)]
     session = open_session(artifact)
     session.prefill(ids)
     save_state(tmp_path / "x.state", session.state(), artifact, ids)

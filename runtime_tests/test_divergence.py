@@ -18,13 +18,15 @@ from lfm2_export.parity.divergence import find_divergence
 from lfm2_export.pipeline import export
 
 TARGETS = {
-    "xnnpack": ("xnnpack-int8", "explicit"),
-    "onnx": ("onnx-int8", "explicit"),
-    "onnx-int4": ("onnx-int4", "explicit"),
+    "xnnpack": ("xnnpack-int8", "nano"),
+    "xnnpack, LFM3": ("xnnpack-int8", "nano-lfm3"),
+    "onnx": ("onnx-int8", "nano"),
+    "onnx-int4": ("onnx-int4", "nano"),
 }
 FAULTS = [
     ("xnnpack", "layers.3.conv.kernel", "gated convolution"),
     ("xnnpack", "layers.4.self_attn.out_proj.weight", "self_attn.out_proj"),
+    ("xnnpack, LFM3", "layers.1.self_attn.g_proj.weight", "self_attn.g_proj"),
     ("onnx", "layers.3.feed_forward.w3.weight", "feed_forward.w3"),
     ("onnx", "layers.2.self_attn.k_layernorm.weight", "self_attn.k_layernorm"),
     ("onnx", "layers.5.ffn_norm.weight", "ffn_norm"),
@@ -64,10 +66,11 @@ def fault_in(target, method, *paths):
 
 
 @pytest.mark.parametrize(("target", "path", "operation"), FAULTS, ids=[fault[1] for fault in FAULTS])
-def test_the_layer_with_the_fault_is_named(target, path, operation, make_artifact, nano):
-    artifact = make_artifact(*TARGETS[target])
-    with fault_in(targets.find(target.partition("-")[0]), "lower_with_probes", path):
-        trace = find_divergence(artifact, nano)
+def test_the_layer_with_the_fault_is_named(target, path, operation, make_artifact):
+    recipe, source = TARGETS[target]
+    artifact = make_artifact(recipe, "explicit", source=source)
+    with fault_in(targets.find(artifact.manifest.target), "lower_with_probes", path):
+        trace = find_divergence(artifact, open_checkpoint(source))
     found = trace.points[trace.first]
     assert (found.layer, found.operation) == (int(path.split(".")[1]), operation)
     assert trace.verdict.startswith(f"layer {found.layer}, {operation}: error ")

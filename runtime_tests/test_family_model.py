@@ -20,6 +20,7 @@ from lfm2_export.graph.steps import LENGTH, POSITION, STATE, TOKENS
 from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder, open_checkpoint
+from lfm2_export.model.random_init import SIZES
 from lfm2_export.model.state import empty_state, state_shapes
 
 CHEAP = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -163,3 +164,11 @@ def test_the_state_of_a_sliding_layer_does_not_grow_with_the_window():
     short, long = (state_shapes(ours.config, window) for window in (64, 32_768))
     assert {name for name, shape in long.items() if shape != short[name]} == {"key.2", "value.2"}
     assert long["sliding_key.4"] == (1, 2 * 16, 5)
+
+
+def test_lfm3_1_7b_keeps_only_its_six_full_layers_for_a_context_of_32768():
+    short, long = (state_shapes(SIZES["lfm3-1.7b"], window) for window in (1024, 32_768))
+    grown = {name: shape for name, shape in long.items() if shape != short[name]}
+    assert grown.keys() == {f"{part}.{layer}" for layer in range(2, 24, 4) for part in ("key", "value")}
+    assert set(grown.values()) == {(1, 4, 32_768, 128)}
+    assert len([name for name in long if name.startswith("sliding_")]) == 2 * 5

@@ -174,6 +174,10 @@ def test_the_family_means_what_it_means_to_transformers(document: dict[str, Any]
         ({"layer_types": ["mamba"] * 6}, "expected 'conv', 'full_attention' or 'sliding_attention'"),
         ({"model_type": "lfm2_moe", "num_experts": 2}, "num_experts_per_tok is 4; expected at most num_experts 2"),
         ({"model_type": "lfm2_moe", "layer_types": ["sliding_attention"] * 6}, "expected 'conv' or 'full_attention'"),
+        (
+            {"model_type": "lfm2_moe", "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}},
+            "rope_type is 'yarn'; expected 'default'",
+        ),
         ({"model_type": "lfm2_moe", "sliding_window": 8}, "sliding_window is 8; expected none"),
         ({"model_type": "lfm2_vl"}, "only 'lfm2', 'lfm2_moe' and 'lfm3' are supported"),
     ],

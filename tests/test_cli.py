@@ -196,6 +196,8 @@ def test_inspect_shows_what_is_inside(artifact, capsys):
         "onnx-int8",
         "onnx/model_quantized.onnx",
         "256 tokens",
+        "262,144 bytes",  # of the caches: two layers' keys and values, two heads of 32 floats, all 256 tokens
+        "6,144 whatever",  # of the convolutions
         "past_conv.0",
         "lowering: max error",
         "pass",

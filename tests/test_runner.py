@@ -26,12 +26,16 @@ WINDOW = 96
 PROMPT = [1, 6, 40, 73, 12, 300, 7, 5]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
+MODELS = [("nano", "float32"), ("nano", "bfloat16"), ("nano-lfm3", "float16")]
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=" ".join)
 def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Nano in int8, the cache in each type that a recipe may ask for."""
-    output = tmp_path_factory.mktemp("runner") / "nano"
-    overrides = [f"window={WINDOW}", f"cache={request.param}", "options.max_tokens=32"]
-    return export("nano", "xnnpack-int8", output, overrides=overrides, verify=False)[0]
+    """An LFM2 or LFM3 in int8, the cache in each type that a recipe may ask for."""
+    source, cache = request.param
+    overrides = [f"window={WINDOW}", f"cache={cache}", "options.max_tokens=32"]
+    output = tmp_path_factory.mktemp("runner") / source
+    return export(source, "xnnpack-int8", output, overrides=overrides, verify=False)[0]
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +200,9 @@ def test_a_state_is_not_written_over_another(artifact, tmp_path):
 def test_a_state_of_another_window_or_artifact_is_refused(artifact, tmp_path, wrong):
     command(artifact, "--max-new", 2, "--save-state", tmp_path / "x")
     overrides = [f"window={WINDOW // 2 if wrong == 'window' else WINDOW}", "options.max_tokens=32"]
-    other, _ = export("nano", "xnnpack-int4", tmp_path / "other", overrides=overrides, verify=False)
+    other, _ = export(
+        artifact.manifest.source.name, "xnnpack-int4", tmp_path / "other", overrides=overrides, verify=False
+    )
     if wrong == "window":  # the same file, so that only the window differs
         edit_manifest(other.folder, files={"model.pte": artifact.manifest.files["model.pte"].model_dump()})
         return_code = execute(need_runner(), "generate", other.folder, "--tokens", "1", "--load-state", tmp_path / "x")
