@@ -15,7 +15,7 @@ from lfm2_export.checkpoint.last_seen import remember
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.environment.resources import check_memory, torch_threads
-from lfm2_export.errors import GateError
+from lfm2_export.errors import GateError, RecipeError
 from lfm2_export.files import Need, cache_root, check_free, check_room, staged_folder
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import open_checkpoint
@@ -53,12 +53,13 @@ def export(
     """Make an artifact folder and prove it.
 
     `source` is a checkpoint folder, a hub id, "nano" or "nano-lfm3", or a LoRA adapter, which is merged onto `base` or
-    the one it names; `recipe` a name or a path, `overrides` its `key.path=value` changes (a window that neither they
-    nor a recipe of your own asks for is at most the model's positions); `output` defaults to
-    `out/<checkpoint>-<recipe>`. Without `verify` the manifest says that nothing was proven and the report is None. So
-    it says where the artifact's own runtime does not run on this machine and a stand-in for it was asked instead: then
-    the report has not `passed`, and says why in `unproven`. With `effort` "quick" less of the artifact is measured, and
-    the manifest says so. `detail` is what a written report shows beyond the gates.
+    the one it names; of a vision-language model the decoder alone, by the override `parts=text`. `recipe` is a name or
+    a path, `overrides` its `key.path=value` changes (a window that neither they nor a recipe of your own asks for is at
+    most the model's positions); `output` defaults to `out/<checkpoint>-<recipe>`. Without `verify` the manifest says
+    that nothing was proven and the report is None. So it says where the artifact's own runtime does not run on this
+    machine and a stand-in for it was asked instead: then the report has not `passed`, and says why in `unproven`. With
+    `effort` "quick" less of the artifact is measured, and the manifest says so. `detail` is what a written report shows
+    beyond the gates.
 
     Raises Lfm2ExportError; GateError when the proof fails. Whatever is raised, `output` is left as it was.
     """
@@ -66,6 +67,7 @@ def export(
     target = targets.find(chosen.target)
     progress("checking the checkpoint")
     checkpoint = open_checkpoint(source, revision, base)
+    _check_parts(checkpoint, chosen)
     if not recipes.asks_for_window(recipe, overrides):
         chosen = chosen.within(checkpoint.config)
     chosen.check(checkpoint.config)
@@ -77,7 +79,7 @@ def export(
         check_memory(checkpoint.config, chosen.quantization)
     tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
     with torch_threads(checkpoint.config), staged_folder(output, force, KIND, [checkpoint.place]) as folder:
-        _copy_companions(checkpoint, folder)
+        checkpoint.copy_companions(folder)
         sequences: TokenSequences = ()
         if chosen.calibration is not None:
             progress(f"choosing calibration tokens ({chosen.calibration.source})")
@@ -193,10 +195,13 @@ class ParityError(GateError):
         self.report = report
 
 
-def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
-    """Tokenizer, template, configs, licence: what a runtime needs beside the lowered files."""
-    for name, path in checkpoint.companions().items():
-        shutil.copyfile(path, folder / name)
+def _check_parts(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Refuse images: no target writes them yet, and a decoder is exported alone only where that was meant."""
+    if checkpoint.vision is not None and recipe.parts == "all":
+        raise RecipeError(
+            f"{checkpoint.name} is a vision-language model ({checkpoint.vision.model_type}), and no target writes its "
+            f"image part yet; --set parts=text exports its text decoder alone"
+        )
 
 
 def _source(checkpoint: Checkpoint) -> Source:

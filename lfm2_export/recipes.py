@@ -76,6 +76,7 @@ class Recipe(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     summary: str
     target: str
+    parts: Literal["all", "text"] = "all"  # of a vision-language model: "text" is its decoder alone
     form: Literal["explicit", "resident"] = "explicit"
     window: int = Field(default=2048, ge=_LEAST_WINDOW)  # tokens of KV cache
     cache: Literal["float32", "bfloat16", "float16"] = "float32"  # precision of the KV cache

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import shutil
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +16,12 @@ import torch
 from torch import Tensor
 
 from lfm2_export.checkpoint.adapter import WEIGHTS, Adapter, base_of, is_adapter, merge
-from lfm2_export.checkpoint.config import LFM2Config, read_config
+from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.checkpoint.foreign import with_transformers
 from lfm2_export.checkpoint.nano import EMBEDDED
 from lfm2_export.checkpoint.shards import inside
-from lfm2_export.checkpoint.weights import Weights
+from lfm2_export.checkpoint.vision_config import VisionConfig, decoder_document, read_model_config
+from lfm2_export.checkpoint.weights import Expected, Weights
 from lfm2_export.errors import CheckpointError, UsageError, one_line
 from lfm2_export.files import cache_root, hidden, sha256
 
@@ -32,7 +35,7 @@ _COMPANIONS = (
     "chat_template.jinja",
 )
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "LICENSE*"]
-Expected = Callable[[LFM2Config], Sequence[Mapping[str, tuple[int, ...]]]]  # each way: shape of every tensor by name
+Expecting = Callable[[LFM2Config | VisionConfig], Expected]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -43,8 +46,9 @@ class Checkpoint:
     name: str  # an embedded one's, the folder's, or the hub id
     revision: str | None  # hub commit
     folder: Path
-    config: LFM2Config
+    config: LFM2Config  # of the decoder
     weights: Weights
+    vision: VisionConfig | None = None  # the image part of a vision-language model
     adapter: Adapter | None = None  # merged onto its base: `folder` is then ours, and gone with this object
 
     @property
@@ -64,7 +68,10 @@ class Checkpoint:
         return self.revision is None and self.name not in EMBEDDED
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every (name, tensor), memory-mapped, in its stored dtype. Raise CheckpointError for NaN or infinity."""
+        """Yield every (name, tensor) of the decoder, memory-mapped, in its stored dtype.
+
+        Raise CheckpointError for NaN or infinity.
+        """
         return self.weights.tensors()
 
     def head(self) -> Tensor:
@@ -72,7 +79,10 @@ class Checkpoint:
         return self.weights.head()
 
     def digest(self) -> str:
-        """Hex SHA-256 over every tensor's name, dtype, shape and bytes; the same however the files are split."""
+        """Hex SHA-256 over every tensor's name, dtype, shape and bytes; the same however the files are split.
+
+        Of a vision-language model that of its decoder, as if it were saved alone.
+        """
         digest = hashlib.sha256()
         for name, tensor in self.tensors():
             digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
@@ -83,8 +93,17 @@ class Checkpoint:
         """Return the files that an artifact carries along, by name: configs, tokenizer, chat template, licence."""
         return _companions(self.folder)
 
+    def copy_companions(self, folder: Path) -> None:
+        """Copy them into `folder`; the decoder of a vision-language model gets the `config.json` of a decoder."""
+        for name, path in self.companions().items():
+            shutil.copyfile(path, folder / name)
+        if self.vision is not None:
+            config = folder / "config.json"
+            document = decoder_document(json.loads(config.read_bytes()), str(config))
+            config.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
-def open_checkpoint(source: str, revision: str | None, expected: Expected, base: str | None = None) -> Checkpoint:
+
+def open_checkpoint(source: str, revision: str | None, expected: Expecting, base: str | None = None) -> Checkpoint:
     """Open an embedded one, a folder in Hugging Face layout, or a hub id "owner/name".
 
     A hub's files come from its cache where they are there; HF_HUB_OFFLINE is honoured. A LoRA adapter is merged onto
@@ -106,20 +125,25 @@ def open_checkpoint(source: str, revision: str | None, expected: Expected, base:
     return _open(snapshot, source, snapshot.name, expected, base)
 
 
-def _open(folder: Path, name: str, revision: str | None, expected: Expected, base: str | None) -> Checkpoint:
+def _open(folder: Path, name: str, revision: str | None, expected: Expecting, base: str | None) -> Checkpoint:
     if is_adapter(folder):
         return _open_adapter(folder, name, revision, expected, base_of(folder, base))
     if base is not None:
         raise UsageError(f"{name} is a whole checkpoint; --base is for a LoRA adapter")
-    config = read_config(inside(folder, "config.json"))
-    return Checkpoint(name, revision, folder, config, Weights(folder, expected(config)))
+    config, vision = read_model_config(inside(folder, "config.json"))
+    weights = Weights(folder, expected(config), expected(vision) if vision is not None else ())
+    return Checkpoint(name, revision, folder, config, weights, vision)
 
 
-def _open_adapter(folder: Path, name: str, revision: str | None, expected: Expected, base: str) -> Checkpoint:
+def _open_adapter(folder: Path, name: str, revision: str | None, expected: Expecting, base: str) -> Checkpoint:
     """The merged model, in a hidden folder of the cache, which goes with the checkpoint or with the process."""
     if is_adapter(Path(base)):
         raise CheckpointError(f"{folder}: its base {base} is an adapter itself; merge that one first")
     under = open_checkpoint(base, None, expected)
+    if under.vision is not None:
+        raise CheckpointError(
+            f"{folder}: its base {base} is a vision-language model; merge them with PEFT, then export the result"
+        )
     places = cache_root() / "merged"
     places.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

@@ -1,7 +1,9 @@
-"""`lfm2-export inspect`: what is in an artifact, without loading it."""
+"""`lfm2-export inspect`: what is in an artifact or a checkpoint, without loading it."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,13 +18,19 @@ NAME = "inspect"
 
 
 def run(
-    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder, or a checkpoint's.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
-    """Show an artifact's files, methods, delegation, quantization and proof; checks every checksum first."""
-    from lfm2_export.artifact.folder import open_artifact
+    """Show an artifact's files, methods, delegation, quantization and proof; checks every checksum first.
+
+    Of a checkpoint: what kind of model it holds, and what can be exported of it.
+    """
+    from lfm2_export.artifact.folder import MANIFEST, open_artifact
     from lfm2_export.cli import console
 
+    if (artifact / "config.json").is_file() and not (artifact / MANIFEST).exists():
+        _show_checkpoint(artifact, as_json)
+        return
     manifest = open_artifact(artifact).manifest
     if as_json:
         console.print_json(manifest.model_dump_json(indent=2))
@@ -44,6 +52,42 @@ def run(
         console.out.print(console.warned("not proven", ": exported with --no-verify; run `lfm2-export parity`"))
 
 
+def _show_checkpoint(folder: Path, as_json: bool) -> None:
+    import json
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from lfm2_export.cli import console
+    from lfm2_export.environment.resources import parameters
+    from lfm2_export.model.load import open_checkpoint
+
+    checkpoint = open_checkpoint(str(folder))
+    decoder, vision = checkpoint.config, checkpoint.vision
+    counts = {"decoder": parameters(decoder), "vision": 0 if vision is None else parameters(vision)}
+    if as_json:
+        parts = {"decoder": asdict(decoder), "vision": None if vision is None else asdict(vision)}
+        console.print_json(json.dumps(parts | {"parameters": counts}))
+        return
+    table = Table(show_header=False, title="checkpoint", title_justify="left")
+    table.add_row("name", checkpoint.name + (" (random weights)" if checkpoint.random_weights else ""))
+    table.add_row("model", decoder.model_type if vision is None else f"{vision.model_type}, for text and images")
+    table.add_row("decoder", f"{decoder.model_type}, {_layers(decoder.layer_types)}")
+    table.add_row(
+        "", f"hidden size {decoder.hidden_size:,}, {decoder.vocab_size:,} tokens, {counts['decoder']:,} weights"
+    )
+    if vision is not None:
+        table.add_row("image part", _layers(vision.layer_types))
+        table.add_row("", f"hidden size {vision.hidden_size:,}, {counts['vision']:,} weights with the projector")
+    table.add_row("can be exported", "whole" if vision is None else "the decoder alone, with --set parts=text")
+    console.out.print(table)
+
+
+def _layers(kinds: Sequence[str]) -> str:
+    counts = ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).items())
+    return f"{len(kinds)} layers: {counts}"
+
+
 def _overview(manifest: Manifest) -> Table:
     from rich.table import Table
 
@@ -54,6 +98,8 @@ def _overview(manifest: Manifest) -> Table:
     if (adapter := source.adapter) is not None:
         table.add_row("adapter", f"LoRA, merged onto {adapter.base}")
     table.add_row("recipe", f"{manifest.recipe['name']}: {manifest.recipe['summary']}")
+    if manifest.recipe.get("parts") == "text":
+        table.add_row("parts", "the text decoder alone")
     table.add_row("target", f"{manifest.target}, {manifest.form} form, {manifest.transport} transport")
     table.add_row("window", f"{manifest.window} tokens")
     if manifest.form == "explicit":

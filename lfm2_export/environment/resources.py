@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.checkpoint.vision_config import VisionConfig
 from lfm2_export.errors import UsageError
 from lfm2_export.model.load import tensor_shapes
 from lfm2_export.quantize.scheme import Rules
@@ -18,8 +19,8 @@ _SMALL = 100_000_000  # parameters up to which a second thread costs more than i
 _LIBRARIES = 1_100_000_000  # bytes: PyTorch, ExecuTorch and the rest, with what they allocate for themselves
 
 
-def parameters(config: LFM2Config) -> int:
-    """Return the number of a model's parameters; a tied head counts once."""
+def parameters(config: LFM2Config | VisionConfig) -> int:
+    """Return the number of a model's parameters, or of its image part's; a tied head counts once."""
     return sum(map(math.prod, tensor_shapes(config).values()))
 
 

@@ -7,13 +7,15 @@ from typing import NamedTuple
 
 STATE = "state."  # what begins the name of a state tensor that comes in: `state.key.2`
 TOKENS, POSITION, LENGTH = "tokens", "position", "length"  # the other values that come in
+PATCHES, GRID = "patches", "grid"  # those that come into the image part
 
 
 class Step(NamedTuple):
     """One operator of the network.
 
     A kind is `embedding`, `linear`, `add`, `mul`, `silu`, the name of an operator in `model/operators.py`, or one that
-    a target's own passes put in its place. Values are known by name; "" stands for an optional input that is absent.
+    a target's own passes put in its place; of an image part also `layer_norm`, `gelu`, and those of
+    `model/vision/grid.py`. Values are known by name; "" stands for an optional input that is absent.
     """
 
     kind: str
@@ -32,7 +34,7 @@ class Network(NamedTuple):
     """A whole network: its steps in an order in which they can be computed, and which values are its results."""
 
     steps: tuple[Step, ...]
-    logits: str
+    logits: str  # of an image part, which has no state: the embeddings
     state: dict[str, str]  # the contract's name → its new value, in the contract's order
 
     @property

@@ -18,12 +18,15 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.checkpoint.vision_config import VisionConfig
 from lfm2_export.graph.passes import without_dead_steps
-from lfm2_export.graph.steps import LENGTH, POSITION, STATE, TOKENS, Network, Step
+from lfm2_export.graph.steps import GRID, LENGTH, PATCHES, POSITION, STATE, TOKENS, Network, Step
 from lfm2_export.model.decoder import skeleton
 from lfm2_export.model.experts import Experts
 from lfm2_export.model.layers import HeadNorm, RMSNorm
 from lfm2_export.model.operators import NAMESPACE
+from lfm2_export.model.vision.encoder import vision_skeleton
+from lfm2_export.model.vision.gelu import GELU
 
 _MODULES: tuple[tuple[type[nn.Module], str], ...] = (  # the first that fits
     (nn.Embedding, "embedding"),
@@ -31,7 +34,10 @@ _MODULES: tuple[tuple[type[nn.Module], str], ...] = (  # the first that fits
     (HeadNorm, "head_norm"),
     (RMSNorm, "rms_norm"),
     (Experts, "experts"),
+    (nn.LayerNorm, "layer_norm"),
+    (GELU, "gelu"),
 )
+_INPUTS = (TOKENS, POSITION, LENGTH, PATCHES, GRID)
 _FUNCTIONS: dict[Any, str] = {operator.add: "add", operator.mul: "mul", F.silu: "silu"}
 
 
@@ -43,8 +49,17 @@ def trace(config: LFM2Config, padded: bool) -> Network:
     """
     decoder = skeleton(config)
     fixed: dict[str, Any] = {"all_logits": False} if padded else {"all_logits": False, LENGTH: None}
-    graph = _Tracer().trace(decoder, concrete_args=fixed)
-    return without_dead_steps(_network(graph, decoder))
+    steps, values, (logits, new) = _steps(_Tracer().trace(decoder, concrete_args=fixed), decoder)
+    state = {name: values[value] for name, value in new.items()}
+    return without_dead_steps(Network(steps, values[logits], state))
+
+
+@lru_cache(maxsize=16)
+def trace_vision(config: VisionConfig) -> Network:
+    """The image part of that shape, computing the embeddings of images whose patches and grids come in."""
+    encoder = vision_skeleton(config)
+    steps, values, embeddings = _steps(_Tracer().trace(encoder), encoder)
+    return Network(steps, values[embeddings], {})
 
 
 class _Tracer(fx.Tracer):
@@ -52,7 +67,8 @@ class _Tracer(fx.Tracer):
         return not any(m.children()) or isinstance(m, Experts)
 
 
-def _network(graph: fx.Graph, decoder: nn.Module) -> Network:
+def _steps(graph: fx.Graph, model: nn.Module) -> tuple[tuple[Step, ...], dict[Any, str], Any]:
+    """The steps, the name of each node's value, and what the model returns, made of nodes."""
     steps: list[Step] = []
     values: dict[Any, str] = {}  # node → its value's name; of several values, a node each that takes one out
     taken: Counter[str] = Counter()
@@ -63,13 +79,12 @@ def _network(graph: fx.Graph, decoder: nn.Module) -> Network:
 
     for node in graph.nodes:
         if node.op == "placeholder":
-            values[node] = next((name for name in (TOKENS, POSITION, LENGTH) if node.target == name), "")
+            values[node] = node.target if node.target in _INPUTS else ""
         elif node.op == "call_module":
-            module = decoder.get_submodule(node.target)
+            module = model.get_submodule(node.target)
             values[node] = named(node.target)
-            arguments = (module.eps,) if isinstance(module, RMSNorm) else ()
             inputs = tuple(values[given] for given in node.args)
-            steps.append(Step(_kind(module), node.target, inputs, (values[node],), arguments))
+            steps.append(Step(_kind(module), node.target, inputs, (values[node],), _settings(module)))
         elif node.target is operator.getitem:
             source, key = node.args
             values[node] = f"{STATE}{key}" if source.op == "placeholder" else f"{values[source]}:{key}"
@@ -78,12 +93,18 @@ def _network(graph: fx.Graph, decoder: nn.Module) -> Network:
             values[node] = named(f"{scope}/{kind}".lstrip("/"))
             steps.append(_step(node, kind, scope, values))
         elif node.op == "output":
-            logits, new = node.args[0]
-    return Network(tuple(steps), values[logits], {name: values[value] for name, value in new.items()})
+            (result,) = node.args
+    return tuple(steps), values, result
 
 
 def _kind(module: nn.Module) -> str:
     return next(kind for known, kind in _MODULES if isinstance(module, known))
+
+
+def _settings(module: nn.Module) -> tuple[object, ...]:
+    if isinstance(module, RMSNorm | nn.LayerNorm):
+        return (module.eps,)
+    return (module.by_tanh,) if isinstance(module, GELU) else ()
 
 
 def _function(target: Any) -> str:

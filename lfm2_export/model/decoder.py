@@ -49,13 +49,16 @@ class Decoder(nn.Module, StoresOtherwise):
         `[B, kv_heads, T, head_dim]`, which the caller writes at `position`.
         """
         call = self.call(tokens, position, length)
-        x = self.embed_tokens(tokens)
+        return self.from_embeddings(self.embed_tokens(tokens), call, state, all_logits)
+
+    def from_embeddings(self, x: Tensor, call: Call, state: State, all_logits: bool = False) -> tuple[Tensor, State]:
+        """The same of embeddings `x [B, T, H]`, whatever they stand for; `call` is that of as many tokens."""
         new: State = {}
         for layer in range(len(self.layers)):
             x, changed = self.block(layer)(x, state, call)
             new |= changed
         if not all_logits:
-            x = operators.last_valid(x, length)
+            x = operators.last_valid(x, call.length)
         return self.lm_head(self.embedding_norm(x)), new
 
     @property

@@ -11,8 +11,11 @@ from torch import Tensor
 from lfm2_export.checkpoint import source as places
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.checkpoint.source import Checkpoint
+from lfm2_export.checkpoint.vision_config import VisionConfig
+from lfm2_export.errors import UsageError
 from lfm2_export.model.decoder import Decoder, layouts
 from lfm2_export.model.layout import Stored
+from lfm2_export.model.vision.encoder import VisionEncoder, vision_layouts
 
 
 def open_checkpoint(source: str, revision: str | None = None, base: str | None = None) -> Checkpoint:
@@ -26,13 +29,17 @@ def open_checkpoint(source: str, revision: str | None = None, base: str | None =
     return places.open_checkpoint(source, revision, expected=_expected, base=base)
 
 
-def tensor_shapes(config: LFM2Config) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a checkpoint by name; a tied checkpoint has no head of its own."""
+def tensor_shapes(config: LFM2Config | VisionConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a checkpoint by name, of a decoder or of what is beside one.
+
+    A tied checkpoint has no head of its own.
+    """
     return _expected(config)[0]
 
 
-def _expected(config: LFM2Config) -> list[dict[str, tuple[int, ...]]]:
-    return [{each.name: each.shape for each in way} for way in layouts(config)]
+def _expected(config: LFM2Config | VisionConfig) -> list[dict[str, tuple[int, ...]]]:
+    ways = layouts(config) if isinstance(config, LFM2Config) else vision_layouts(config)
+    return [{each.name: each.shape for each in way} for way in ways]
 
 
 def load_decoder(
@@ -57,16 +64,39 @@ def load_decoder(
     return decoder
 
 
+def load_vision_encoder(checkpoint: Checkpoint) -> VisionEncoder:
+    """The image part of a vision-language checkpoint in fp32, in eval mode, without gradients.
+
+    Raises UsageError for a checkpoint that has none, CheckpointError for NaN or infinity.
+    """
+    if checkpoint.vision is None:
+        raise UsageError(f"{checkpoint.name} is a text model and takes no images")
+    with torch.device("meta"):
+        encoder = VisionEncoder(checkpoint.vision)
+    becomes = {each.name: each for way in vision_layouts(checkpoint.vision) for each in way}
+    for name, tensor in checkpoint.weights.image_tensors():
+        stored = becomes[name]
+        for path, part in zip(stored.parameters, stored.parts(tensor), strict=True):
+            _set(encoder, path, part)
+    return encoder.eval()
+
+
 def _place(decoder: Decoder, stored: Stored, tensor: Tensor, loaded: Callable[[Decoder, str], None]) -> None:
     for path, part in zip(stored.parameters, stored.parts(tensor), strict=True):
-        owner, _, attribute = path.rpartition(".")
-        setattr(decoder.get_submodule(owner), attribute, torch.nn.Parameter(_own(part), requires_grad=False))
+        owner, attribute = _set(decoder, path, part)
         if attribute != "weight":
             continue
         if owner == "embed_tokens" and decoder.config.tie_word_embeddings:
             decoder.lm_head.weight = decoder.embed_tokens.weight
             loaded(decoder, "lm_head")
         loaded(decoder, owner)
+
+
+def _set(model: torch.nn.Module, path: str, part: Tensor) -> tuple[str, str]:
+    """Put a parameter into its place, which is returned: the module's path, and the attribute."""
+    owner, _, attribute = path.rpartition(".")
+    setattr(model.get_submodule(owner), attribute, torch.nn.Parameter(_own(part), requires_grad=False))
+    return owner, attribute
 
 
 def _part(stored: Stored) -> str:

@@ -21,7 +21,7 @@ _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 
 
-def _operator(schema: str) -> Callable[[Callable[_Given, _Result]], Callable[_Given, _Result]]:
+def operator(schema: str) -> Callable[[Callable[_Given, _Result]], Callable[_Given, _Result]]:
     """Define the body as an operator of its own name; callers get the operator."""
 
     def define(body: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
@@ -34,20 +34,20 @@ def _operator(schema: str) -> Callable[[Callable[_Given, _Result]], Callable[_Gi
     return define
 
 
-@_operator("(Tensor x, Tensor weight, float eps) -> Tensor")
+@operator("(Tensor x, Tensor weight, float eps) -> Tensor")
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467)."""
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
 
 
-@_operator("(Tensor x, Tensor weight, float eps) -> Tensor")
+@operator("(Tensor x, Tensor weight, float eps) -> Tensor")
 def head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`rms_norm` of every head of `x [B, T, heads·D]` by itself; weight `[D]`."""
     heads = x.unflatten(-1, (-1, weight.shape[0]))
     return (heads * torch.rsqrt(heads.pow(2).mean(-1, keepdim=True) + eps) * weight).flatten(-2)
 
 
-@_operator("(Tensor tokens, Tensor position, int width, float theta, int turned) -> (Tensor, Tensor)")
+@operator("(Tensor tokens, Tensor position, int width, float theta, int turned) -> (Tensor, Tensor)")
 def rotary(tokens: Tensor, position: Tensor, width: int, theta: float, turned: int) -> tuple[Tensor, Tensor]:
     """cos and sin of RoPE (Su et al. 2021, arXiv:2104.09864) for `tokens [B, T]` behind `position [B]`.
 
@@ -58,7 +58,7 @@ def rotary(tokens: Tensor, position: Tensor, width: int, theta: float, turned: i
     return rotary_tables(positions, width, theta, turned)
 
 
-@_operator("(Tensor x, Tensor cos, Tensor sin) -> Tensor")
+@operator("(Tensor x, Tensor cos, Tensor sin) -> Tensor")
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE of every head of `x [B, T, heads·D]`, halves convention (as Hugging Face's Llama and LFM2)."""
     heads = x.unflatten(-1, (-1, cos.shape[-1]))
@@ -66,7 +66,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (heads * cos.unsqueeze(2) + torch.cat((-second, first), dim=-1) * sin.unsqueeze(2)).flatten(-2)
 
 
-@_operator(
+@operator(
     "(Tensor query, Tensor key, Tensor value, Tensor past_key, Tensor past_value, Tensor position, ScalarType cache)"
     " -> (Tensor, Tensor, Tensor)"
 )
@@ -110,7 +110,7 @@ def attention(
     return mixed.transpose(1, 2).flatten(2), key, value
 
 
-@_operator(
+@operator(
     "(Tensor query, Tensor key, Tensor value, Tensor past_key, Tensor past_value, Tensor position, Tensor? length,"
     " int width) -> (Tensor, Tensor, Tensor)"
 )
@@ -147,14 +147,14 @@ def sliding_attention(
     return mixed, _last_columns(keys, reach, length), _last_columns(values, reach, length)
 
 
-@_operator("(Tensor x, Tensor gate) -> Tensor")
+@operator("(Tensor x, Tensor gate) -> Tensor")
 def gate_heads(x: Tensor, gate: Tensor) -> Tensor:
     """Every head of `x [B, T, heads·D]` times the sigmoid of its `gate [B, T, heads]`."""
     heads = x.unflatten(-1, (gate.shape[-1], -1))
     return (heads * gate.sigmoid().unsqueeze(-1)).flatten(-2)
 
 
-@_operator("(Tensor scores, Tensor? bias, int count, bool normalized, float scale) -> (Tensor, Tensor)")
+@operator("(Tensor scores, Tensor? bias, int count, bool normalized, float scale) -> (Tensor, Tensor)")
 def choose_experts(
     scores: Tensor, bias: Tensor | None, count: int, normalized: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -171,7 +171,7 @@ def choose_experts(
     return weights * scale, chosen
 
 
-@_operator("(Tensor gated, Tensor state, Tensor kernel, Tensor? bias, Tensor? length) -> (Tensor, Tensor)")
+@operator("(Tensor gated, Tensor state, Tensor kernel, Tensor? bias, Tensor? length) -> (Tensor, Tensor)")
 def short_conv(
     gated: Tensor, state: Tensor, kernel: Tensor, bias: Tensor | None, length: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -191,7 +191,7 @@ def short_conv(
     return mixed, _last_columns(columns, width - 1, length)
 
 
-@_operator("(Tensor x, Tensor? length) -> Tensor")
+@operator("(Tensor x, Tensor? length) -> Tensor")
 def last_valid(x: Tensor, length: Tensor | None) -> Tensor:
     """`[B, T, H]` → `[B, H]`: each row's last token before its padding (`length [B]` valid ones; None: all T)."""
     if length is None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfm2_export.checkpoint.config import LFM2Config, read_config
-from lfm2_export.checkpoint.config_keys import LayerType
+from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.checkpoint.config_keys import ARCHITECTURES, LayerType
+from lfm2_export.checkpoint.json_file import read_json
 from lfm2_export.checkpoint.safetensors_file import read_header
 from lfm2_export.checkpoint.shards import SINGLE
 from lfm2_export.checkpoint.source import RANDOM
+from lfm2_export.checkpoint.vision_config import ModelConfig, parse_model_config
+from lfm2_export.checkpoint.weights import within_whole
 from lfm2_export.errors import CheckpointError, UsageError
 from lfm2_export.files import FolderKind, Need, check_free, check_room, staged_folder
 from lfm2_export.model.load import tensor_shapes
 from lfm2_export.progress import Progress, silent
 
+_MAX_CONFIG = 1 << 20
 _STD = 0.02  # transformers' initializer_range
 _SPELLED = {torch.bfloat16: "BF16", torch.float32: "F32"}
-_ARCHITECTURES = {"lfm2": "Lfm2ForCausalLM", "lfm2_moe": "Lfm2MoeForCausalLM", "lfm3": "Lfm3ForCausalLM"}
 
 
 def _released(hidden: int, heads: int, mlp: int, layers: int, attention: tuple[int, ...]) -> LFM2Config:
@@ -105,19 +109,21 @@ def init_checkpoint(
     force: bool = False,
     progress: Progress = silent,
 ) -> None:
-    """Write config.json and a bf16 model.safetensors of `size`: a name in SIZES, the path of a config.json, a config.
+    """Write config.json and a bf16 model.safetensors of `size`: a name, the path of a config.json, a decoder's config.
 
-    The same size and seed give the same bytes. Raises UsageError for an unknown size, an existing folder or a full
-    disk, CheckpointError for a config of another model. Whatever is raised, `folder` is left as it was.
+    Names are in SIZES and VISION_SIZES. The same size and seed give the same bytes. Raises UsageError for an unknown
+    size, an existing folder or a full disk, CheckpointError for a config of another model. Whatever is raised, `folder`
+    is left as it was.
     """
-    config = size if isinstance(size, LFM2Config) else _named(size)
+    document = _document(size) if isinstance(size, LFM2Config) else _named(size)
+    shapes = _shapes(parse_model_config(document, "config.json"))
     check_free(folder, force, KIND)
-    weights = 2 * sum(map(math.prod, tensor_shapes(config).values()))
+    weights = 2 * sum(map(math.prod, shapes.values()))
     check_room(Need(folder.parent, weights, "the weights"))
     try:
         with staged_folder(folder, force, KIND) as staging:
-            (staging / "config.json").write_text(json.dumps(_document(config), indent=2) + "\n", encoding="utf-8")
-            _write_weights(staging / SINGLE, config, seed, progress)
+            (staging / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            _write_weights(staging / SINGLE, shapes, seed, progress)
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror}") from error
 
@@ -134,12 +140,25 @@ def _listed(folder: Path) -> set[str]:
 KIND = FolderKind("init", _listed)
 
 
-def _named(size: str) -> LFM2Config:
-    if size.lower() in SIZES:
-        return SIZES[size.lower()]
+def _named(size: str) -> dict[str, Any]:
+    """The config.json of that name; of one that is given, for a decoder in the newest spelling."""
+    if (name := size.lower()) in SIZES:
+        return _document(SIZES[name])
+    if name in VISION_SIZES:
+        return VISION_SIZES[name]
     if not Path(size).is_file():
-        raise UsageError(f"--size {size}: expected {', '.join(SIZES)} or the path of a config.json")
-    return read_config(Path(size))
+        raise UsageError(f"--size {size}: expected {', '.join((*SIZES, *VISION_SIZES))} or the path of a config.json")
+    document = read_json(Path(size), _MAX_CONFIG)
+    decoder, vision = parse_model_config(document, size)
+    return _document(decoder) if vision is None else document
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of the whole checkpoint, by the file's name for it."""
+    decoder = tensor_shapes(config.decoder)
+    if config.vision is None:
+        return decoder
+    return {within_whole(name): shape for name, shape in decoder.items()} | tensor_shapes(config.vision)
 
 
 def _document(config: LFM2Config) -> dict[str, Any]:
@@ -147,7 +166,7 @@ def _document(config: LFM2Config) -> dict[str, Any]:
     eos = list(config.eos_token_ids)
     own = {"lfm2": {}, "lfm2_moe": _moe_keys(config), "lfm3": _lfm3_keys(config)}[config.model_type]
     return {
-        "architectures": [_ARCHITECTURES[config.model_type]],
+        "architectures": [ARCHITECTURES[config.model_type]],
         "model_type": config.model_type,
         "dtype": "bfloat16",
         "vocab_size": config.vocab_size,
@@ -194,8 +213,7 @@ def _lfm3_keys(config: LFM2Config) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names} | {"rope_parameters": parameters}
 
 
-def _write_weights(path: Path, config: LFM2Config, seed: int, progress: Progress) -> None:
-    shapes = tensor_shapes(config)
+def _write_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int, progress: Progress) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "lfm2_export": RANDOM, "seed": str(seed)}}
     offset = 0
     for name, shape in shapes.items():
@@ -218,10 +236,52 @@ def _dtype(name: str) -> torch.dtype:
 
 def _random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """bf16: ones for norms, zeros for biases, N(0, 0.02) for matrices, seeded by name so that order never matters."""
-    if "norm" in name:
-        return torch.ones(shape, dtype=torch.bfloat16)
     if name.endswith("bias"):
         return torch.zeros(shape, dtype=_dtype(name))
+    if "norm" in name:
+        return torch.ones(shape, dtype=torch.bfloat16)
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.empty(shape, dtype=torch.bfloat16).normal_(0.0, _STD, generator=generator)
+
+
+VISION_SIZES: dict[str, dict[str, Any]] = {
+    "lfm2-vl-450m": {
+        "architectures": ["Lfm2VlForConditionalGeneration"],
+        "model_type": "lfm2_vl",
+        "dtype": "bfloat16",
+        "text_config": _document(SIZES["350m"]),
+        "vision_config": {
+            "model_type": "siglip2_vision_model",
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "num_patches": 256,
+            "patch_size": 16,
+            "vision_use_head": False,
+        },
+        "image_token_id": 396,
+        "downsample_factor": 2,
+        "projector_hidden_size": 2560,
+        "tie_word_embeddings": True,
+    },
+    "lfm3-vl-2b": {
+        "architectures": ["Lfm3VlForConditionalGeneration"],
+        "model_type": "lfm3_vl",
+        "dtype": "bfloat16",
+        "text_config": _document(SIZES["lfm3-1.7b"]),
+        "vision_config": {
+            "model_type": "lfm3_vl_vision",
+            "hidden_size": 1024,
+            "intermediate_size": 2560,
+            "num_hidden_layers": 14,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "patch_size": 16,
+        },
+        "image_token_id": 125_030,
+        "projector_hidden_size": 4096,
+        "tie_word_embeddings": True,
+    },
+}

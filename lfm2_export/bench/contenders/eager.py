@@ -36,8 +36,8 @@ class EagerContender:
     def __init__(self, path: Path) -> None:
         import transformers
 
+        config = read_config(path / "config.json")  # which refuses what is no decoder before weights are looked for
         self._model = transformers.Lfm2ForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
-        config = read_config(path / "config.json")
         self.runtime = f"transformers {transformers.__version__}, torch {torch.__version__}"
         self.window, self.vocab = config.max_position_embeddings, config.vocab_size
         self.size = sum(file.stat().st_size for file in path.glob("*.safetensors"))

@@ -19,6 +19,7 @@ from lfm2_export.model.layers import RMSNorm
 from lfm2_export.model.operators import rotary_tables
 from lfm2_export.model.short_conv import ShortConv
 from lfm2_export.targets.onnx.border import Border
+from lfm2_export.targets.onnx.elementary import head_norm, rms_norm, silu
 from lfm2_export.targets.onnx.experts import choose_experts, experts, routed
 from lfm2_export.targets.onnx.weights import embedding, linear, linear_of_table, linears
 from lfm2_export.targets.onnx_graph import CONTRIB, Graph
@@ -59,17 +60,11 @@ def _linears(to: Site, step: Step, x: str) -> tuple[str, ...]:
 
 
 def _rms_norm(to: Site, step: Step, x: str) -> str:
-    """onnxruntime's own RMSNorm, which it keeps in the default domain; the standard one needs opset 23."""
-    norm: RMSNorm = to.module(step.path)
-    gamma = to.graph.parameter(f"{step.path}.weight", norm.weight)
-    kind, name = "SimplifiedLayerNormalization", f"{step.path}/norm"
-    return to.graph.op(kind, name, x, gamma, axis=-1, epsilon=norm.eps, stash_type=1)
+    return rms_norm(to.graph, step.path, to.module(step.path), x)
 
 
 def _head_norm(to: Site, step: Step, x: str) -> str:
-    width = to.module(step.path).weight.shape[0]
-    heads = to.graph.op("Reshape", f"{step.path}/heads", x, to.graph.ints(0, 0, -1, width))
-    return to.graph.op("Reshape", f"{step.path}/flat", _rms_norm(to, step, heads), to.graph.ints(0, 0, -1))
+    return head_norm(to.graph, step.path, to.module(step.path), x)
 
 
 def _add_norm(to: Site, step: Step, x: str, delta: str) -> tuple[str, str]:
@@ -91,8 +86,7 @@ def _mul(to: Site, step: Step, a: str, b: str) -> str:
 
 
 def _silu(to: Site, step: Step, x: str) -> str:
-    """onnxruntime fuses the sigmoid and its product when it loads the file."""
-    return to.graph.op("Mul", step.output, x, to.graph.op("Sigmoid", f"{step.output}/sigmoid", x))
+    return silu(to.graph, step.output, x)
 
 
 def _rotary(to: Site, step: Step, *_: str) -> tuple[str, ...]:
