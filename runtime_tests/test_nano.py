@@ -14,7 +14,6 @@ from lfm2_export.evaluate.questions import task_accuracy
 from lfm2_export.evaluate.text import evaluation_text
 from lfm2_export.model.load import load_decoder, open_checkpoint
 from lfm2_export.parity.prove import prove
-from lfm2_export.pipeline import export
 from lfm2_export.runtimes.eager import EagerSession
 
 
@@ -30,13 +29,14 @@ def test_it_answers_held_out_questions_in_fp32(name, questions_asked):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "form", "weights"),  # int4 there and int8 here: by hand
-    [("xnnpack-int8", "resident", "nearest"), ("onnx-int4", "explicit", "gptq")],
+    ("name", "made_by"),  # other combinations by hand
+    [
+        ("nano-lfm3", ("xnnpack-int8", "resident")),
+        ("nano-lfm3", ("onnx-int4", "explicit", "weights=gptq")),
+    ],
 )
-def test_nano_lfm3_is_proven_by_its_recipes_gates(recipe, form, weights, tmp_path):
-    changes = [f"form={form}", f"window={WINDOW}", f"weights={weights}"]
-    artifact, _ = export("nano-lfm3", recipe, tmp_path / "made", overrides=changes, verify=False)
-    report = prove(artifact, open_checkpoint("nano-lfm3"), effort=EFFORT)
+def test_it_is_proven_by_its_recipes_gates(name, made_by, make_artifact):
+    report = prove(make_artifact(*made_by, source=name), open_checkpoint(name), effort=EFFORT)
     assert [gate for gate in report.gates if gate.status == "fail"] == []
     assert report.passed
     assert {"quality: mean KLD", "quality: top-1", "quality: task accuracy"} <= {
