@@ -6,6 +6,8 @@ export does (symmetric, one scale per group of inputs); the gradient passes stra
 weights, which are what is saved.
 """
 
+import re
+
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -52,3 +54,9 @@ class Rounding:
         self.switch(False)
         for module, name in self.matrices:
             parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+
+
+def exact_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Returns a copy of the weights, by their plain names, as they are behind any rounding."""
+    hidden = re.compile(r"\.parametrizations\.(\w+)\.original$")
+    return {hidden.sub(r".\1", name): tensor.clone() for name, tensor in model.state_dict().items()}
