@@ -75,12 +75,12 @@ bench: .venv/installed-bench  ## 350M beside llama.cpp, ExecuTorch's own export,
 	PATH="$(CURDIR)/$(BIN):$$PATH" runtime_tests/android/setup.sh .venv/android
 	@touch $@
 
-# a cross compiler, an emulator and ARM64's libraries, unpacked there; root is not needed
-.venv/runner/fetched: .venv/installed runner/fetch.sh
+# a cross compiler, an emulator, ARM64's libraries and a Jinja engine, unpacked there; root is not needed, npm is [test]'s
+.venv/runner/fetched: .venv/installed-test runner/fetch.sh runner/text/package-lock.json
 	runner/fetch.sh .venv/runner $(BIN)/python
 	@touch $@
 
-.venv/installed-runner: .venv/runner/fetched $(wildcard runner/*.cpp runner/*.h) runner/build.sh
+.venv/installed-runner: .venv/runner/fetched $(wildcard runner/*.cpp runner/*.h runner/text/*.cpp runner/text/*.h) runner/build.sh
 	runner/build.sh .venv/runner $(BIN)/python x86_64
 	runner/build.sh .venv/runner $(BIN)/python aarch64
 	@touch $@

@@ -1,6 +1,7 @@
 // Every error that a file or a caller can cause, as one line that says what was wrong.
 #pragma once
 
+#include <cctype>
 #include <stdexcept>
 #include <string>
 
@@ -17,5 +18,10 @@ struct Failure : std::runtime_error {
 struct WindowExceeded : Failure {
   using Failure::Failure;
 };
+
+inline std::string one_line(std::string text) {
+  for (char& letter : text) letter = std::iscntrl(static_cast<unsigned char>(letter)) ? '?' : letter;
+  return text;
+}
 
 }  // namespace lfm2

@@ -1,5 +1,5 @@
-// lfm2_runner: an explicit-state .pte of lfm2-export, run by ExecuTorch's C++ libraries alone. One JSON line on stdout;
-// errors are one line on stderr. Exit codes: 0 done, 1 a golden case failed, 2 misuse or a file that cannot be trusted.
+// lfm2_runner: an explicit-state .pte of lfm2-export, run by ExecuTorch's C++ libraries alone. One JSON line on stdout,
+// or in a chat the replies; errors are one line on stderr. Exit codes: 0 done, 1 a golden case failed, 2 misuse or a file that cannot be trusted.
 #include <getopt.h>
 
 #include <algorithm>
@@ -7,10 +7,13 @@
 #include <chrono>
 #include <cstdio>
 #include <optional>
+#include <set>
 
+#include "chat.h"
 #include "drafts.h"
 #include "failure.h"
 #include "files.h"
+#include "generation.h"
 #include "golden.h"
 #include "json_fields.h"
 #include "memory.h"
@@ -18,24 +21,30 @@
 #include "serve.h"
 #include "session.h"
 #include "state_file.h"
+#include "text_process.h"
 
 namespace lfm2 {
 namespace {
 
 constexpr const char* kUsage =
     "usage: lfm2_runner generate ARTIFACT --tokens 1,2,3 | --tokens-file FILE [options]\n"
+    "       lfm2_runner chat ARTIFACT [options]          text from stdin, a line a turn; replies to stdout\n"
+    "       lfm2_runner text ARTIFACT                    for another process: see text_process.h\n"
     "       lfm2_runner golden ARTIFACT GOLDEN.json [--threads N]\n"
     "       lfm2_runner serve ARTIFACT [--threads N]     for another process: see serve.h\n"
     "\n"
     "generate: continues the tokens and prints the new ones and tok/s, load time and memory as JSON\n"
-    "  --max-new N                 most new tokens [64]\n"
+    "  --max-new N                 most new tokens [64; of a reply in a chat, 256]\n"
     "  --stop 7,8                  tokens that end it [the artifact's own]; --stop none\n"
     "  --greedy                    the likeliest token, always; otherwise\n"
     "  --temperature T             [0.3]   --min-p P [0.15]   --repetition-penalty R [1.05]   --seed N [0]\n"
     "  --draft lookup|ARTIFACT     verify several tokens at once, guessed from what was said or by a smaller model\n"
     "  --load-state FILE           go on from there; the tokens are what comes next\n"
     "  --save-state FILE [--force] where the conversation stands at the end, for later\n"
-    "  --threads N                 [as many as ExecuTorch thinks fit]\n";
+    "  --threads N                 [as many as ExecuTorch thinks fit]\n"
+    "chat: the options above but for states, --draft lookup alone, and\n"
+    "  --system TEXT               [none]\n"
+    "  --on-full stop|forget       where the window is full: refuse the turn, or forget the oldest ones [stop]\n";
 
 using Clock = std::chrono::steady_clock;
 
@@ -45,10 +54,11 @@ struct Options {
   std::string command, artifact, golden;
   std::vector<int64_t> tokens;
   std::optional<std::vector<int64_t>> stop;
-  int64_t max_new = 64;
+  std::optional<int64_t> max_new;
   uint32_t threads = 0;
   Sampling sampling;
-  std::string draft, load, save;
+  std::string draft, load, save, system;
+  bool forget = false;
   bool force = false;
 };
 
@@ -85,13 +95,19 @@ std::vector<int64_t> numbers_in_file(const std::string& path) {
   return numbers(text, "--tokens-file");
 }
 
+// Whether it is the second of two words.
+bool one_of(const std::string& text, const char* first, const char* second, const char* option) {
+  if (text != first && text != second) throw Failure(std::string(option) + " " + text.substr(0, 40) + ": expected " + first + " or " + second);
+  return text == second;
+}
+
 Options parse(int count, char** words) {
-  enum { kTokens = 256, kTokensFile, kMaxNew, kStop, kGreedy, kTemperature, kMinP, kPenalty, kSeed, kDraft, kLoad, kSave, kForce, kThreads };
+  enum { kTokens = 256, kTokensFile, kMaxNew, kStop, kGreedy, kTemperature, kMinP, kPenalty, kSeed, kDraft, kLoad, kSave, kForce, kThreads, kSystem, kOnFull };
   static const option known[] = {{"tokens", 1, nullptr, kTokens}, {"tokens-file", 1, nullptr, kTokensFile}, {"max-new", 1, nullptr, kMaxNew},
                                  {"stop", 1, nullptr, kStop}, {"greedy", 0, nullptr, kGreedy}, {"temperature", 1, nullptr, kTemperature},
                                  {"min-p", 1, nullptr, kMinP}, {"repetition-penalty", 1, nullptr, kPenalty}, {"seed", 1, nullptr, kSeed},
                                  {"draft", 1, nullptr, kDraft}, {"load-state", 1, nullptr, kLoad}, {"save-state", 1, nullptr, kSave}, {"force", 0, nullptr, kForce},
-                                 {"threads", 1, nullptr, kThreads}, {}};
+                                 {"threads", 1, nullptr, kThreads}, {"system", 1, nullptr, kSystem}, {"on-full", 1, nullptr, kOnFull}, {}};
   Options options;
   opterr = 0;
   for (int found; (found = getopt_long(count, words, "", known, nullptr)) != -1;) {
@@ -110,14 +126,17 @@ Options parse(int count, char** words) {
       case kLoad: options.load = value; break;
       case kSave: options.save = value; break;
       case kForce: options.force = true; break;
+      case kSystem: options.system = value; break;
+      case kOnFull: options.forget = one_of(value, "stop", "forget", "--on-full"); break;
       case kThreads: options.threads = static_cast<uint32_t>(number(value, 1, 1024, "--threads")); break;
       default: throw Failure(std::string("unknown or incomplete option ") + words[optind - 1] + "; see lfm2_runner --help");
     }
   }
   const std::vector<std::string> places(words + optind, words + count);
   const size_t wanted = !places.empty() && places[0] == "golden" ? 3 : 2;
-  if (places.size() != wanted || (places[0] != "generate" && places[0] != "golden" && places[0] != "serve")) {
-    throw Failure("expected generate, golden or serve and what they need; see lfm2_runner --help");
+  const std::set<std::string> commands = {"generate", "chat", "text", "golden", "serve"};
+  if (places.size() != wanted || commands.count(places[0]) == 0) {
+    throw Failure("expected generate, chat, text, golden or serve and what they need; see lfm2_runner --help");
   }
   options.command = places[0];
   options.artifact = places[1];
@@ -134,71 +153,37 @@ Json rate(size_t tokens, double seconds) {
   return {{"tokens", tokens}, {"seconds", seconds}, {"tokens_per_second", tokens == 0 ? Json() : Json(static_cast<double>(tokens) / seconds)}};
 }
 
+void check_drafts(const Options& options, const Manifest& manifest) {
+  if (!options.draft.empty() && manifest.max_verified < 2) throw Failure("--draft: the artifact verifies no drafts; export it with options.speculation");
+}
+
 std::unique_ptr<Drafts> drafts_of(const Options& options, const Session& session) {
   if (options.draft.empty()) return nullptr;
   const Manifest& manifest = session.manifest();
-  if (manifest.max_verified < 2) throw Failure("--draft: the artifact verifies no drafts; export it with options.speculation");
+  check_drafts(options, manifest);
   if (options.draft == "lookup") return std::make_unique<Drafts>(std::make_unique<Lookup>());
   if (!options.load.empty()) throw Failure("--draft ARTIFACT cannot go on from --load-state: the smaller model has not seen it");
   return std::make_unique<Drafts>(std::make_unique<SmallerModel>(read_manifest(options.draft), manifest.vocab, options.threads));
 }
 
-std::vector<int64_t> guesses_at(Drafts* drafts, const std::vector<int64_t>& seen, int64_t left, const Session& session) {
-  const Manifest& manifest = session.manifest();
-  const int64_t room = std::min({left, manifest.window - session.position(), manifest.max_verified}) - 1;
-  return drafts == nullptr ? std::vector<int64_t>{} : drafts->propose(seen, room);
-}
-
-bool among(int64_t token, const std::vector<int64_t>& tokens) { return std::find(tokens.begin(), tokens.end(), token) != tokens.end(); }
-
-int generate(const Options& options, Session& session, Json report) {
+int run_generate(const Options& options, Session& session, Json report) {
   if (options.tokens.empty()) throw Failure("generate needs --tokens or --tokens-file");
   const std::vector<int64_t> stop = options.stop.value_or(session.manifest().stop_tokens);
-  std::vector<int64_t> seen, made;
+  std::vector<int64_t> seen;
   if (!options.load.empty()) seen = load_state(options.load, session);
   Sampler sampler(options.sampling);
-  const int64_t vocab = session.manifest().vocab;
   std::unique_ptr<Drafts> drafts = drafts_of(options, session);
   auto started = Clock::now();
   const float* logits = session.feed(options.tokens);
   report["prefill"] = rate(options.tokens.size(), seconds_since(started));
   seen.insert(seen.end(), options.tokens.begin(), options.tokens.end());
-  bool stopped = false;
   started = Clock::now();
-  size_t fed = 0;
-  std::optional<int64_t> drawn;  // the next token, where a draft's verdict has drawn it already
-  while (!stopped && static_cast<int64_t>(made.size()) < options.max_new && session.position() < session.manifest().window) {
-    const auto left = options.max_new - static_cast<int64_t>(made.size());
-    seen.push_back(drawn ? *drawn : sampler(logits, vocab, seen));
-    drawn.reset();
-    const std::vector<int64_t> guesses = guesses_at(drafts.get(), seen, left, session);
-    const size_t first = seen.size() - 1;
-    if (guesses.empty()) {
-      logits = session.feed({seen.back()});  // the stop token too: a next turn goes on from there
-    } else {
-      std::vector<int64_t> row = {seen.back()};
-      row.insert(row.end(), guesses.begin(), guesses.end());
-      logits = session.verify(row);
-      for (size_t i = 0; i < guesses.size() && !among(seen.back(), stop); ++i, logits += vocab) {
-        const int64_t token = sampler(logits, vocab, seen);
-        if (token != guesses[i]) {
-          drawn = token;
-          break;
-        }
-        seen.push_back(token);
-      }
-      session.keep(static_cast<int64_t>(seen.size() - first));
-      drafts->judged(static_cast<int64_t>(guesses.size()), static_cast<int64_t>(seen.size() - first) - 1);
-    }
-    fed += seen.size() - first;
-    stopped = among(seen.back(), stop);
-    made.insert(made.end(), seen.begin() + static_cast<int64_t>(first), seen.end() - (stopped ? 1 : 0));
-  }
-  report["decode"] = rate(fed, seconds_since(started));
+  const Generated made = generate(session, logits, seen, stop, options.max_new.value_or(64), sampler, drafts.get(), [](int64_t) {});
+  report["decode"] = rate(made.fed, seconds_since(started));
   if (!options.save.empty()) save_state(options.save, session, seen, options.force);
   if (drafts) report["draft"] = {{"drafted", drafts->drafted()}, {"accepted", drafts->accepted()}};
-  report["tokens"] = made;
-  report["stopped"] = stopped;
+  report["tokens"] = made.tokens;
+  report["stopped"] = made.stopped;
   report["position"] = session.position();
   report["peak_bytes"] = peak_bytes();
   std::printf("%s\n", report.dump().c_str());
@@ -218,12 +203,31 @@ int golden(const Options& options, Session& session, Json report) {
   return replayed.passed ? 0 : kCheckFailed;
 }
 
+int run_chat(const Options& options) {
+  if (!options.load.empty() || !options.save.empty() || !options.tokens.empty()) throw Failure("chat takes no tokens and no state; see lfm2_runner --help");
+  if (!options.draft.empty() && options.draft != "lookup") throw Failure("chat takes --draft lookup alone");
+  const Manifest manifest = read_manifest(options.artifact);
+  TextProcess text(options.artifact);  // before there are threads and weights
+  start_executorch();
+  Session session(manifest, options.threads);
+  check_drafts(options, manifest);
+  ChatOptions wished{options.system, options.sampling, options.stop.value_or(text.stop_tokens()), options.max_new.value_or(256), options.forget, !options.draft.empty()};
+  chat(session, text, wished);
+  return 0;
+}
+
 int run(int count, char** words) {
   if (count == 2 && std::string(words[1]) == "--help") {
     std::fputs(kUsage, stdout);
     return 0;
   }
   const Options options = parse(count, words);
+  if (options.command == "text") {
+    TextProcess text(options.artifact);
+    serve_text(text);
+    return 0;
+  }
+  if (options.command == "chat") return run_chat(options);
   const uint64_t baseline = resident_bytes();
   const auto started = Clock::now();
   start_executorch();
@@ -233,7 +237,7 @@ int run(int count, char** words) {
     serve(session, report.dump() + "\n");
     return 0;
   }
-  return options.command == "golden" ? golden(options, session, report) : generate(options, session, report);
+  return options.command == "golden" ? golden(options, session, report) : run_generate(options, session, report);
 }
 
 }  // namespace
@@ -244,9 +248,7 @@ int main(int count, char** words) {
   try {
     code = lfm2::run(count, words);
   } catch (const std::exception& error) {  // std::bad_alloc among them
-    std::string line = error.what();
-    for (char& letter : line) letter = std::iscntrl(static_cast<unsigned char>(letter)) ? '?' : letter;  // one line
-    std::fprintf(stderr, "lfm2_runner: %s\n", line.c_str());
+    std::fprintf(stderr, "lfm2_runner: %s\n", lfm2::one_line(error.what()).c_str());
   }
   std::fflush(stdout);
   return code;
