@@ -1,5 +1,6 @@
-// lfm2_runner: an explicit-state .pte of lfm2-export, run by ExecuTorch's C++ libraries alone. One JSON line on stdout,
-// or in a chat the replies; errors are one line on stderr. Exit codes: 0 done, 1 a golden case failed, 2 misuse or a file that cannot be trusted.
+// lfm2_runner: an explicit-state .pte of lfm2-export, run by ExecuTorch's C++ libraries alone. One JSON line on stdout, or
+// in a chat the replies; errors are one line on stderr. Exit codes: 0 done, 1 a golden case failed, 2 misuse or a file
+// that cannot be trusted.
 #include <getopt.h>
 
 #include <algorithm>
@@ -207,10 +208,10 @@ int run_chat(const Options& options) {
   if (!options.load.empty() || !options.save.empty() || !options.tokens.empty()) throw Failure("chat takes no tokens and no state; see lfm2_runner --help");
   if (!options.draft.empty() && options.draft != "lookup") throw Failure("chat takes --draft lookup alone");
   const Manifest manifest = read_manifest(options.artifact);
+  check_drafts(options, manifest);
   TextProcess text(options.artifact);  // before there are threads and weights
   start_executorch();
   Session session(manifest, options.threads);
-  check_drafts(options, manifest);
   ChatOptions wished{options.system, options.sampling, options.stop.value_or(text.stop_tokens()), options.max_new.value_or(256), options.forget, !options.draft.empty()};
   chat(session, text, wished);
   return 0;

@@ -47,9 +47,11 @@ class Processor(Runtime):
 
     def open_session(self, folder: Path, manifest: Manifest, threads: int | None = None) -> RunnerSession:
         """Start an emulated runner for one conversation, on one thread: others would compete for qemu's locks."""
-        command: list[str | Path]
-        command = [_emulator(), "-cpu", self._cpu, "-L", _libraries(), _runner.program("aarch64")]
-        return RunnerSession(self._place, self.version(), command, folder, manifest, threads=1)
+        return RunnerSession(self._place, self.version(), self.command(), folder, manifest, threads=1)
+
+    def command(self) -> list[str | Path]:
+        """Return the words that start the emulated runner. MissingDependencyError without runner or emulator."""
+        return [_emulator(), "-cpu", self._cpu, "-L", _libraries(), _runner.program("aarch64")]
 
     def twin_session(self, folder: Path, manifest: Manifest) -> RunnerSession:
         """Start the same program on this machine's own processor."""

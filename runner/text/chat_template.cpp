@@ -12,7 +12,7 @@ namespace {
 
 constexpr size_t kLongest = 4 << 20;  // bytes of one prompt
 
-// The engine's errors end in a few lines of the template; the first says what is wrong.
+// The engine's errors may go on with a few lines of the template.
 std::string first_line(const std::string& text) {
   const size_t start = text.find_first_not_of('\n');
   return start == std::string::npos ? "no reason given" : text.substr(start, text.find('\n', start) - start);
@@ -20,9 +20,9 @@ std::string first_line(const std::string& text) {
 
 }  // namespace
 
-ChatTemplate::ChatTemplate(const std::string& source, const std::string& where) : source_(source), where_(where) {
+ChatTemplate::ChatTemplate(const std::string& source, const std::string& where) : where_(where) {
   try {
-    const jinja::lexer_result tokens = jinja::lexer().tokenize(source_);
+    const jinja::lexer_result tokens = jinja::lexer().tokenize(source);
     program_ = std::make_unique<jinja::program>(jinja::parse_from_tokens(tokens));
   } catch (const std::exception& error) {
     throw Failure(where_ + ": the chat template fails: " + first_line(error.what()));
@@ -34,7 +34,7 @@ ChatTemplate::~ChatTemplate() = default;
 std::string ChatTemplate::render(const nlohmann::ordered_json& values) const {
   std::string prompt;
   try {
-    jinja::context context(source_);
+    jinja::context context;  // without the source, which would come before the reason in its errors
     jinja::global_from_json(context, values, /*mark_input=*/false);
     const jinja::value parts = jinja::runtime(context).execute(*program_);
     prompt = jinja::runtime::gather_string_parts(parts)->as_string().str();

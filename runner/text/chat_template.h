@@ -21,7 +21,7 @@ class ChatTemplate {
   std::string render(const nlohmann::ordered_json& values) const;
 
  private:
-  std::string source_, where_;
+  std::string where_;
   std::unique_ptr<jinja::program> program_;
 };
 
