@@ -155,7 +155,7 @@ def test_a_full_window_forgets_the_oldest_turns_as_python_does(artifact):
 
 
 def test_a_full_window_stops_and_reset_starts_over(artifact):
-    told = talk(artifact.folder, ["Hello", SAID[0] * 12, "Hello", "/reset", "/what", "", "Hello", "/exit", "Hello"])
+    told = talk(artifact.folder, ["Hello", SAID[0] * 60, "Hello", "/reset", "/what", "", "Hello", "/exit", "Hello"])
     hello = python_talk(artifact, ["Hello", "Hello"], 256)
     assert told.out == "".join([*hello, hello[0]])
     assert told.err.count("the conversation is full: ") == 1
@@ -265,14 +265,7 @@ def test_a_damaged_file_is_one_line(folder, name, content, why):
         ("{{ raise_exception('not like this') }}", "not like this"),
         ("{{ messages | no_such_filter }}", "no_such_filter"),
         ("{{ 2 ** 3 }}", "the chat template fails"),
-        (
-            "{% for a in range(10**9) %}{% for b in range(10**9) %}x{% endfor %}{% endfor %}",
-            "tokenizer or chat template",
-        ),
-        (
-            "{% set n = namespace(x='xxxxxxxx') %}{% for a in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-            "chat template",
-        ),
+        ("{% for a in range(1000000000) %}x{% endfor %}", "chat template"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "tokenizer or chat template was stopped"),
     ],
 )
