@@ -52,7 +52,7 @@ def export(
 ) -> tuple[Artifact, ParityReport | None]:
     """Make an artifact folder and prove it.
 
-    `source` is a checkpoint folder, a hub id, "nano" or "nano-lfm3", or a LoRA adapter, which is merged onto `base` or
+    `source` is a checkpoint folder, a hub id, an embedded model or a LoRA adapter, which is merged onto `base` or
     the one it names; of a vision-language model the decoder alone, by the override `parts=text`. `recipe` is a name or
     a path, `overrides` its `key.path=value` changes (a window that neither they nor a recipe of your own asks for is at
     most the model's positions); `output` defaults to `out/<checkpoint>-<recipe>`. Without `verify` the manifest says

@@ -19,7 +19,7 @@ class Lfm2ExportCommand(BaseOptimumCLICommand):
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
-        parser.add_argument("-m", "--model", default="nano", help="Checkpoint folder, hub id, nano or nano-lfm3.")
+        parser.add_argument("-m", "--model", default="nano", help="Checkpoint folder, hub id, nano, nano-lfm3 or -moe.")
         parser.add_argument("-r", "--recipe", default="xnnpack-int8", help="Recipe name or path.")
         parser.add_argument("--revision", help="Branch, tag or commit of a hub checkpoint.")
         parser.add_argument(

@@ -1,4 +1,4 @@
-"""The embedded checkpoints: a tiny LFM2 and a tiny LFM3, trained from scratch on the small questions of `tasks.py`.
+"""The embedded checkpoints: a tiny LFM2, LFM3 and LFM2-MoE, trained from scratch on the small questions of `tasks.py`.
 
 Each has the layers, tokenizer layout, special tokens and chat template of its big siblings at about a
 thousandth of the size, and it really answers: a broken mask, rotary table, convolution state or
@@ -8,4 +8,5 @@ quantizer shows up as wrong replies to held-out questions, in seconds and withou
 from pathlib import Path
 
 PATH = Path(__file__).resolve().parent
-EMBEDDED = {"nano": PATH, "nano-lfm3": PATH.parent / "nano_lfm3"}  # by the name that opens it
+# by the name that opens it
+EMBEDDED = {"nano": PATH, "nano-lfm3": PATH.parent / "nano_lfm3", "nano-moe": PATH.parent / "nano_moe"}
