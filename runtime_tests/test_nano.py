@@ -19,15 +19,20 @@ from lfm2_export.runtimes.eager import EagerSession
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "questions_asked", "least"),  # of each kind; the mixture continues and spells patterns less well
-    [("nano", 500, 0.95), ("nano-lfm3", 200, 0.95), ("nano-moe", 500, 0.85)],
+    ("name", "questions_asked", "of_all", "of_each"),
+    [
+        ("nano", 500, 0.97, 0.95),
+        ("nano-lfm3", 200, 0.97, 0.95),
+        # it answers 97.0 % of these, of patterns 88.8 %: another CPU's sums may tip an answer
+        ("nano-moe", 500, 0.964, 0.85),
+    ],
 )
-def test_it_answers_held_out_questions_in_fp32(name, questions_asked, least):
+def test_it_answers_held_out_questions_in_fp32(name, questions_asked, of_all, of_each):
     checkpoint = open_checkpoint(name)
     tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
     accuracy = task_accuracy(EagerSession(load_decoder(checkpoint), WINDOW), tokenizer, questions_asked)
-    assert accuracy["all"] >= 0.97
-    assert {kind for kind in KINDS if accuracy[kind] < least} == set()
+    assert accuracy["all"] >= of_all
+    assert {kind for kind in KINDS if accuracy[kind] < of_each} == set()
 
 
 @pytest.mark.slow
