@@ -8,7 +8,7 @@ PYTHON := $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 endif
 BIN := .venv/bin
 
-.PHONY: demo test faults lint nano runner bench clean
+.PHONY: demo test docs pictures faults lint nano runner bench clean
 
 demo: .venv/installed  ## export nano to a .pte and to ONNX, prove both, chat with both
 	$(BIN)/lfm2-export export nano --recipe xnnpack-int8 --output out/demo-xnnpack --force
@@ -19,6 +19,13 @@ demo: .venv/installed  ## export nano to a .pte and to ONNX, prove both, chat wi
 # one thread for each of the two workers: torch's would wait for each other's cores
 test: .venv/installed-test .venv/installed-web .venv/installed-android .venv/installed-runner .venv/installed-runner-asan .venv/installed-oldest .venv/installed-strace .venv/installed-webgpu lint  ## what CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --max-worker-restart=0 --durations=10
+
+docs: .venv/installed-docs  ## README and docs/ as a site, in out/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "python3 -m http.server --bind 127.0.0.1 --directory out/docs 8000"
+
+pictures: .venv/installed  ## those of README and docs, drawn anew
+	$(BIN)/python docs/pictures/make.py
 
 faults: .venv/installed-test .venv/installed-web .venv/installed-strace  ## every command, failed or killed at every change of the disk: hours
 	PYTHONPATH=tests $(BIN)/python -m faults
@@ -50,6 +57,10 @@ bench: .venv/installed-bench  ## 350M beside llama.cpp, ExecuTorch's own export,
 
 .venv/installed-test: .venv/installed
 	$(PYTHON) -m pip --python .venv/bin/python install --quiet --editable ".[test]"
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	$(PYTHON) -m pip --python .venv/bin/python install --quiet --editable ".[docs]"
 	@touch $@
 
 # transformers.js, onnxruntime-web and a Chromium for the web tests; no package's script is run

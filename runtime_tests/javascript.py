@@ -27,6 +27,13 @@ def run(script: str, job: dict[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+def execute(script: Path) -> str:
+    """What a script of one's own prints under Node, in its folder."""
+    return subprocess.run(
+        [_node(), script.name], cwd=script.parent, capture_output=True, text=True, timeout=_SECONDS, check=True
+    ).stdout
+
+
 def need() -> None:
     """Skip (in CI: fail) where Node or the packages are missing."""
     _node()
