@@ -14,11 +14,11 @@ from lfm2_export.checkpoint.config import LFM2Config, to_dict
 from lfm2_export.checkpoint.last_seen import remember
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.environment.resources import check_memory, torch_threads
+from lfm2_export.environment.resources import check_memory, parameters, torch_threads
 from lfm2_export.errors import GateError, RecipeError
 from lfm2_export.files import Need, cache_root, check_free, check_room, staged_folder
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.load import open_checkpoint
+from lfm2_export.model.load import load_vision_encoder, open_checkpoint
 from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.parity.beside import Beside
 from lfm2_export.parity.detail import Detail
@@ -34,6 +34,8 @@ from lfm2_export.quantize.record import FILE, Record, write_record
 from lfm2_export.quantize.scheme import describe
 from lfm2_export.quantize.size import model_bytes
 from lfm2_export.recipes import Recipe
+
+_FP32 = 4  # bytes
 
 
 def export(
@@ -67,7 +69,7 @@ def export(
     target = targets.find(chosen.target)
     progress("checking the checkpoint")
     checkpoint = open_checkpoint(source, revision, base)
-    _check_parts(checkpoint, chosen)
+    images = _takes_images(checkpoint, chosen)
     if not recipes.asks_for_window(recipe, overrides):
         chosen = chosen.within(checkpoint.config)
     chosen.check(checkpoint.config)
@@ -79,7 +81,7 @@ def export(
         check_memory(checkpoint.config, chosen.quantization)
     tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
     with torch_threads(checkpoint.config), staged_folder(output, force, KIND, [checkpoint.place]) as folder:
-        checkpoint.copy_companions(folder)
+        checkpoint.copy_companions(folder, images)
         sequences: TokenSequences = ()
         if chosen.calibration is not None:
             progress(f"choosing calibration tokens ({chosen.calibration.source})")
@@ -90,12 +92,17 @@ def export(
         decoder, record = _quantized(checkpoint, chosen, sequences, folder, progress)
         beside = verify and target.lowers_beside
         with _read_ahead(checkpoint, chosen, tokenizer, effort, detail) if beside else nullcontext() as ahead:
-            lowered = target.lower(decoder, chosen, folder, progress, sequences)
+            if images:
+                encoder = load_vision_encoder(checkpoint)
+                lowered = target.lower_with_images(decoder, encoder, chosen, folder, progress)
+                del encoder
+            else:
+                lowered = target.lower(decoder, chosen, folder, progress, sequences)
             del decoder  # the proof loads its own references
             progress("checksums")
             manifest = Manifest(
                 files=seal(folder),
-                source=_source(checkpoint),
+                source=_source(checkpoint, images),
                 recipe=chosen.model_dump(mode="json"),
                 target=chosen.target,
                 form=chosen.form,
@@ -118,6 +125,8 @@ def export(
 def _needs(output: Path, checkpoint: Checkpoint, recipe: Recipe) -> list[Need]:
     """What will be written, counted low: matrices in the recipe's bits, and for calibrated ones the record of them."""
     size = model_bytes(checkpoint.config, recipe.quantization)
+    if checkpoint.vision is not None and recipe.parts == "all":
+        size += _FP32 * parameters(checkpoint.vision)
     if not recipe.is_calibrated:
         return [Need(output.parent, size, "the artifact's weights")]
     return [
@@ -195,20 +204,33 @@ class ParityError(GateError):
         self.report = report
 
 
-def _check_parts(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Refuse images: no target writes them yet, and a decoder is exported alone only where that was meant."""
-    if checkpoint.vision is not None and recipe.parts == "all":
+def _takes_images(checkpoint: Checkpoint, recipe: Recipe) -> bool:
+    """Whether the image part of a model is exported as well: a decoder goes alone only where that was meant.
+
+    Raises RecipeError where the target cannot write it.
+    """
+    if checkpoint.vision is None or recipe.parts == "text":
+        return False
+    what = f"{recipe.name}: {checkpoint.name} is a vision-language model ({checkpoint.vision.model_type})"
+    if not targets.capabilities(recipe.target).images:
+        able = [name for name in targets.names() if targets.capabilities(name).images]
         raise RecipeError(
-            f"{checkpoint.name} is a vision-language model ({checkpoint.vision.model_type}), and no target writes its "
-            f"image part yet; --set parts=text exports its text decoder alone"
+            f"{what}, and the {recipe.target} target writes no image part ({' and '.join(able)} does); "
+            f"--set parts=text exports its text decoder alone"
         )
+    if targets.find(recipe.target).half(recipe):
+        raise RecipeError(
+            f"{what}, whose image part is written in fp32; --set parts=text exports its text decoder alone in fp16"
+        )
+    return True
 
 
-def _source(checkpoint: Checkpoint) -> Source:
+def _source(checkpoint: Checkpoint, images: bool) -> Source:
     return Source(
         name=checkpoint.name,
         revision=checkpoint.revision,
         weights_sha256=checkpoint.digest(),
+        images_sha256=checkpoint.images_digest() if images else None,
         random_weights=checkpoint.random_weights,
         config=to_dict(checkpoint.config),
         adapter=_adapter(checkpoint),

@@ -14,6 +14,8 @@ _STATE = re.compile(r"\.\d+(\.\w+)?$", re.ASCII)  # the end of a state tensor's 
 _CACHES = ("key.", "value.")
 _GROWS = "past_sequence_length"  # the extent of a cache where it varies from call to call
 VERIFY = "verify"  # the method that verifies a draft, where it is one of its own
+# the methods beside the decoder, which is then given embeddings, of an artifact that takes images
+TOKEN_EMBEDDING, VISION_ENCODER = "embed_tokens", "vision_encoder"
 PROBE = "probe:"  # how the further outputs of a probed method begin; the point follows
 
 
@@ -110,6 +112,7 @@ class Source(_Strict):
     name: str  # folder name, hub id, or an embedded model's
     revision: str | None = None  # hub commit
     weights_sha256: str  # digest over every tensor's name, shape, dtype and bytes
+    images_sha256: str | None = None  # that of the image part, where it was exported
     random_weights: bool = False  # made by `lfm2-export init`: quality figures say nothing
     config: dict[str, Any]  # resolved architecture
     adapter: AdapterSource | None = None
@@ -148,6 +151,11 @@ class Manifest(_Strict):
     effort: Extent = "full"  # of the proof, where there is one
     parity: list[GateResult] = []  # empty: not proven
     unproven: str | None = None  # why these gates are a stand-in's, and its own runtime has not been asked
+
+    @property
+    def takes_images(self) -> bool:
+        """Return whether the image part of a vision-language model is in it."""
+        return any(method.name == VISION_ENCODER for method in self.methods)
 
     @property
     def verdict(self) -> str:

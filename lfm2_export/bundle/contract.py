@@ -50,6 +50,8 @@ def check_manifest(manifest: Manifest, where: str) -> LFM2Config:
     if (failed := next((gate for gate in manifest.parity if gate.status == "fail"), None)) is not None:
         raise BundleError(f"{where}: {failed.name} failed on {failed.runtime}; it must not be shipped")
     _check_recipe(manifest, where)
+    if manifest.takes_images:
+        raise BundleError(f"{where}: takes images, which no bundle holds yet; export with --set parts=text")
     names = [method.name for method in manifest.methods]
     if not 0 < len(names) <= _MAX_METHODS or len(set(names)) != len(names):
         raise BundleError(f"{where}: methods: expected 1 to {_MAX_METHODS} of different names")

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ _COMPANIONS = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+_PROCESSOR = ("preprocessor_config.json", "processor_config.json")  # what becomes of images before the model
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "LICENSE*"]
 Expecting = Callable[[LFM2Config | VisionConfig], Expected]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -83,21 +84,27 @@ class Checkpoint:
 
         Of a vision-language model that of its decoder, as if it were saved alone.
         """
-        digest = hashlib.sha256()
-        for name, tensor in self.tensors():
-            digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-            digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return _digest(self.tensors())
+
+    def images_digest(self) -> str:
+        """The same of the image part's tensors."""
+        return _digest(self.weights.image_tensors())
 
     def companions(self) -> dict[str, Path]:
         """Return the files that an artifact carries along, by name: configs, tokenizer, chat template, licence."""
         return _companions(self.folder)
 
-    def copy_companions(self, folder: Path) -> None:
-        """Copy them into `folder`; the decoder of a vision-language model gets the `config.json` of a decoder."""
+    def copy_companions(self, folder: Path, images: bool = False) -> None:
+        """Copy them into `folder`, and with `images` what the processor reads.
+
+        Without, a vision-language model's decoder gets the `config.json` of a decoder.
+        """
         for name, path in self.companions().items():
             shutil.copyfile(path, folder / name)
-        if self.vision is not None:
+        for name in _PROCESSOR if images else ():
+            if (self.folder / name).is_file():
+                shutil.copyfile(inside(self.folder, name), folder / name)
+        if self.vision is not None and not images:
             config = folder / "config.json"
             document = decoder_document(json.loads(config.read_bytes()), str(config))
             config.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -155,6 +162,14 @@ def _open_adapter(folder: Path, name: str, revision: str | None, expected: Expec
         opened = replace(_open(merged, name, revision, expected, None), adapter=adapter)
         weakref.finalize(opened, stack.pop_all().close)
     return opened
+
+
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _gguf(file: Path) -> str:

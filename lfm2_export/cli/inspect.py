@@ -79,7 +79,9 @@ def _show_checkpoint(folder: Path, as_json: bool) -> None:
     if vision is not None:
         table.add_row("image part", _layers(vision.layer_types))
         table.add_row("", f"hidden size {vision.hidden_size:,}, {counts['vision']:,} weights with the projector")
-    table.add_row("can be exported", "whole" if vision is None else "the decoder alone, with --set parts=text")
+    table.add_row("can be exported", "whole" if vision is None else "whole, as ONNX")
+    if vision is not None:
+        table.add_row("", "the decoder alone, with --set parts=text")
     console.out.print(table)
 
 

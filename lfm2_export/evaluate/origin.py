@@ -24,7 +24,8 @@ def checkpoint_of(artifact: Artifact, given: str | None = None, base: str | None
             )
         given, base = str(seen.folder), base or seen.base
     checkpoint = open_checkpoint(given or source.name, None if given else source.revision, base)
-    if checkpoint.digest() != source.weights_sha256:
+    images = checkpoint.images_digest() if source.images_sha256 is not None else None
+    if (checkpoint.digest(), images) != (source.weights_sha256, source.images_sha256):
         raise ArtifactError(
             f"{checkpoint.folder}: not the weights that {artifact.folder} was made from (digest differs)"
         )

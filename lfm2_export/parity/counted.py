@@ -25,6 +25,7 @@ class Counted(Session):
         self._again, self._work, self._progress = again, work, progress
         self.runtime, self.version, self.window = session.runtime, session.version, session.window
         self.pads, self.has_state, self.verifies = session.pads, session.has_state, session.verifies
+        self.takes_images = session.takes_images
 
     def rest(self) -> None:
         """Let go of the session, conversation and all, until the next call."""
@@ -51,6 +52,14 @@ class Counted(Session):
     def decode(self, token: int) -> np.ndarray:
         logits = self._session.decode(token)
         self._progress.advance(self._work.call(1))
+        return logits
+
+    def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
+        return self._session.encode(patches, rows, columns)
+
+    def prefill_with_images(self, tokens: Sequence[int], images: np.ndarray) -> np.ndarray:
+        logits = self._session.prefill_with_images(tokens, images)
+        self._progress.advance(self._work.call(len(tokens)))
         return logits
 
     def verify(self, tokens: Sequence[int]) -> np.ndarray:

@@ -16,12 +16,14 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.environment.resources import parameters, torch_threads
 from lfm2_export.errors import MissingDependencyError
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.load import load_vision_encoder
 from lfm2_export.parity import stock_runner
 from lfm2_export.parity.beside import Beside
 from lfm2_export.parity.counted import Counted
 from lfm2_export.parity.detail import Detail
 from lfm2_export.parity.effort import Effort, effort_of
 from lfm2_export.parity.fp32 import asked_of_fp32, beside
+from lfm2_export.parity.images import compare_images
 from lfm2_export.parity.laws import LawContext, OtherForm, state_laws
 from lfm2_export.parity.quality import question_2
 from lfm2_export.parity.question_1 import cases_for, gates_of, lowered_from, question_1
@@ -103,6 +105,8 @@ def _prove(
     unpack(decoder).to(subject.device)  # its grids have served, and every call is many times faster without them
     return_at_once(SMALL)
     tolerances = question_1(subject, work, model, opened, cases, counted, references)
+    if artifact.manifest.takes_images:
+        _images(subject, decoder, opened, counted, tolerances)
     other = model.other
     del model, decoder
     _state_laws(subject, work, opened, counted, other, tolerances)
@@ -201,6 +205,22 @@ def _reference(artifact: Artifact, runtime: str) -> Session | None:
 
 def _quantized(subject: Subject) -> Decoder:
     return quantized_model(subject.artifact, subject.checkpoint)
+
+
+def _images(
+    subject: Subject,
+    decoder: Decoder,
+    reports: list[RuntimeReport],
+    sessions: Mapping[str, Counted],
+    tolerances: Mapping[str, float],
+) -> None:
+    """Images, against the same model."""
+    encoder = load_vision_encoder(subject.checkpoint)
+    for report in reports:
+        subject.progress(f"{report.runtime}: images")
+        name = report.runtime
+        report.images = compare_images(sessions[name], encoder, decoder, subject.spoken, tolerances[name])
+        sessions[name].rest()
 
 
 def _state_laws(

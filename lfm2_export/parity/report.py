@@ -10,6 +10,7 @@ from lfm2_export.artifact.manifest import Delegation, Extent, GateResult
 from lfm2_export.evaluate.metrics import QuantizationLoss
 from lfm2_export.parity.cache import CacheFigures
 from lfm2_export.parity.detail import Details
+from lfm2_export.parity.images import ENCODER_LIMIT, ImageFigures
 from lfm2_export.parity.laws import LawResult
 from lfm2_export.parity.lowering import (
     NOISE_RMS,
@@ -45,6 +46,7 @@ class RuntimeReport(BaseModel):
     twin: TwinFigures | None = None  # an emulated processor beside this machine's own
     checks: tuple[Check, ...] = ()  # made on the device when the session was opened
     notes: tuple[str, ...] = ()  # how the session computes, where that is not as usual
+    images: ImageFigures | None = None  # of an artifact that takes images
     greedy: float | None = None  # share of equal greedy continuations
     laws: list[LawResult] = []
     quality_of: str | None = None  # what quality and task accuracy were measured on: the runtime, or its reference
@@ -128,6 +130,9 @@ def judge(report: RuntimeReport, gates: Gates, reference: dict[str, float] | Non
     meaningless = "random weights: their margins and quality say nothing" if random_weights else None
     unclear = "every choice was closer than the allowed error" if report.greedy is None else None
     judged.at_least("lowering: greedy text", report.greedy, gates.lowering.greedy, meaningless or unclear)
+    if report.images is not None:
+        judged.at_most("images: embeddings", report.images.embeddings_error, ENCODER_LIMIT)
+        judged.at_most("images: logits", report.images.logits_error, report.images.limit)
     for law in report.laws:
         judged.at_most(f"law: {law.name}", law.error, law.limit, law.reason)
     if report.quality is not None:

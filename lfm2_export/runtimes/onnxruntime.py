@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from lfm2_export.artifact.manifest import PROBE, Manifest, TensorSpec
+from lfm2_export.artifact.manifest import PROBE, Manifest, MethodSpec, TensorSpec
 from lfm2_export.errors import ArtifactError, MissingDependencyError, one_line
 from lfm2_export.files import scratch_folder
 from lfm2_export.runtimes._agreement import check_graph
 from lfm2_export.runtimes._huge_pages import HugePages
+from lfm2_export.runtimes._images import Images
 from lfm2_export.runtimes.runtime import Runtime
 from lfm2_export.runtimes.session import (
     DraftCost,
@@ -43,6 +44,7 @@ class OnnxRuntime(Runtime):
     name = "onnxruntime"
     targets = ("onnx",)
     taken = "first"
+    takes_images = True
 
     def version(self) -> str:
         """Return the version of the installed onnxruntime. MissingDependencyError if there is none."""
@@ -92,15 +94,21 @@ class OnnxRuntimeSession(Session):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0  # 0: its own choice
         self._configure(options)
-        path = folder / method.file
-        check_graph(path, method, manifest)
-        try:
-            pages = HugePages()
-            with _widened(path) if float_activations else nullcontext(path) as model, _experts_in(float_activations):
-                self._session = onnxruntime.InferenceSession(model, options, providers=list(self._providers))
-        except Exception as error:  # onnxruntime's exceptions have no common base of their own
-            raise ArtifactError(f"{path}: onnxruntime {self.version} cannot load it: {one_line(error)}") from error
+
+        def opened(method: MethodSpec) -> Any:
+            path = folder / method.file
+            check_graph(path, method, manifest)
+            try:
+                with _widened(path) if float_activations else nullcontext(path) as file, _experts_in(float_activations):
+                    return onnxruntime.InferenceSession(file, options, providers=list(self._providers))
+            except Exception as error:  # onnxruntime's exceptions have no common base of their own
+                raise ArtifactError(f"{path}: onnxruntime {self.version} cannot load it: {one_line(error)}") from error
+
+        pages = HugePages()
+        self._session = opened(method)
         pages.adopt()
+        self._images = Images(folder, manifest, opened) if manifest.takes_images else None
+        self.takes_images = self._images is not None
         self.window = manifest.window
         self._position = 0
         self._logits = np.zeros((1, 1, _width(method.outputs, "logits")), dtype=np.float32)
@@ -132,6 +140,17 @@ class OnnxRuntimeSession(Session):
         self._session.run_with_iobinding(self._binding)
         self._position += count
         return self._logits[0, 0].copy()
+
+    def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
+        if self._images is None:
+            return super().encode(patches, rows, columns)  # refuses
+        return self._images.encode(patches, rows, columns)
+
+    def prefill_with_images(self, tokens: Sequence[int], images: np.ndarray) -> np.ndarray:
+        if self._images is None:
+            return super().prefill_with_images(tokens, images)  # refuses
+        with self._images.standing_for(tokens, images):
+            return self.prefill(tokens)
 
     def verify(self, tokens: Sequence[int]) -> np.ndarray:
         """Keys and values go into the buffers; conv states are read there, their columns returned beside them."""
@@ -197,8 +216,9 @@ class OnnxRuntimeSession(Session):
         count, start = len(tokens), self._position
         mask = np.ones((1, start + rows), dtype=np.int64)
         mask[:, start + count :] = 0
+        ids = np.array([[*tokens, *[0] * (rows - count)]], dtype=np.int64)
         return {
-            "input_ids": np.array([[*tokens, *[0] * (rows - count)]], dtype=np.int64),
+            **({"input_ids": ids} if self._images is None else {"inputs_embeds": self._images.embedded(ids)}),
             "attention_mask": mask,
             "position_ids": np.arange(start, start + rows, dtype=np.int64)[None],
         }

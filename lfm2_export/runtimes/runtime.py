@@ -27,6 +27,7 @@ class Runtime(ABC):
     # "on request": only when it is named, since it repeats a target's own kernels on the same file
     taken: ClassVar[Literal["first", "always", "on request"]] = "always"
     computes_on: ClassVar[Literal["CPU", "GPU", "NPU"]] = "CPU"
+    takes_images: ClassVar[bool] = False  # whether it executes artifacts of vision-language models
     # bits of a weight → how many times as far from eager as sums in fp32 its kernels lead, where they sum in fp16
     half_sums: ClassVar[Mapping[int, float]] = {}
     # whether it only computes what a target's own runtime would, where that one is absent: it proves no artifact
@@ -49,6 +50,8 @@ class Runtime(ABC):
         if manifest.target not in self.targets or manifest.form not in self.forms:
             able = f"{' and '.join(self.targets)} in {' or '.join(self.forms)} form"
             return f"it runs {able}, and this is {manifest.target} in {manifest.form} form"
+        if manifest.takes_images and not self.takes_images:
+            return "it takes no images, and this is of a vision-language model"
         return None
 
     def runs(self, manifest: Manifest) -> bool:

@@ -64,6 +64,7 @@ class Session(ABC):
     verifies: int = 0  # the most tokens of a `verify`; 0 where there is none
     draft_cost: DraftCost = DraftCost(0.4, 0.04, 8, 0.9)  # of XNNPACK's integer products
     has_state: bool = True  # whether state() and restore() exist (a resident form hides its state)
+    takes_images: bool = False  # whether encode() and prefill_with_images() exist
     checks: tuple[Check, ...] = ()  # made when it was opened
     notes: tuple[str, ...] = ()  # what a report should say of how it computes
 
@@ -82,6 +83,20 @@ class Session(ABC):
     def decode(self, token: int) -> np.ndarray:
         """Go on with a single token."""
         return self.prefill([token])
+
+    def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
+        """Return the embeddings of an image, `[places, H] float32`, of its `patches [rows·columns, values] float32`.
+
+        UsageError where `takes_images` is False.
+        """
+        raise UsageError(f"{self.runtime} takes no images with this artifact")
+
+    def prefill_with_images(self, tokens: Sequence[int], images: np.ndarray) -> np.ndarray:
+        """Go on as `prefill` does; what stands for images among the tokens is `images [places, H]`, in their order.
+
+        UsageError where `takes_images` is False, or for more or fewer places.
+        """
+        raise UsageError(f"{self.runtime} takes no images with this artifact")
 
     def verify(self, tokens: Sequence[int]) -> np.ndarray:
         """Return the logits after each of the tokens, `[T, vocab] float32`. They are not part of the conversation yet.

@@ -151,6 +151,7 @@ class Capabilities:
     observers: tuple[str, ...] = ()  # that may choose the ranges of int16 activations
     slow_caches: Mapping[str, str] = field(default_factory=dict)  # precision → what it does to speed, and where
     unwritten: Mapping[str, str] = field(default_factory=dict)  # kind of step that it does not write → why not
+    images: bool = False  # whether it writes the image part of a vision-language model
 
     def option(self, recipe: Recipe, name: str) -> Any:
         """Return the recipe's value of an option, or its default."""

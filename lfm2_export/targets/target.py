@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from lfm2_export.checkpoint.config import LFM2Config
     from lfm2_export.model.decoder import Decoder
+    from lfm2_export.model.vision.encoder import VisionEncoder
     from lfm2_export.recipes import Recipe
 
 Methods = Mapping[str, "GraphModule"]  # name → the method, of its input tensors
@@ -83,6 +84,13 @@ class Target(ABC):
         for in them. `sequences` are what static activations are calibrated on; empty when the recipe has none.
         Raises LoweringError when the result is not what the recipe demands.
         """
+
+    def lower_with_images(
+        self, decoder: Decoder, encoder: VisionEncoder, recipe: Recipe, folder: Path, progress: Progress
+    ) -> Lowered:
+        """Write a vision-language model: its decoder, which is given embeddings, what makes them of tokens, and what of
+        images. Called only of a target whose capabilities have images."""
+        raise NotImplementedError(f"the {self.name} target writes no images")
 
     def lower_with_probes(
         self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()

@@ -2,8 +2,9 @@
 
 One file can so serve both. `i` is the layer's index in the network:
 
-- inputs `input_ids [B, T]`, `attention_mask [B, past+T]`, `position_ids [B, T]`, per short convolution
-  `past_conv.i [B, hidden, L]`, per attention `past_key_values.i.key|value [B, kv_heads, past, head_dim]`;
+- inputs `input_ids [B, T]` (of a vision-language model's decoder `inputs_embeds [B, T, hidden]`),
+  `attention_mask [B, past+T]`, `position_ids [B, T]`, per short convolution `past_conv.i [B, hidden, L]`, per attention
+  `past_key_values.i.key|value [B, kv_heads, past, head_dim]`;
   optionally `num_logits_to_keep` (1 unless given, 0 = all T rows), and, where the recipe has speculation,
   `num_states_to_keep` (1 unless given: K = the states behind each of the last K valid tokens, which overlap);
   per sliding attention `past_key_values.i.key|value [B, W-1, kv_heads·head_dim]`, behind those of the others:
@@ -47,16 +48,28 @@ class Border:
     """The inputs and outputs of a graph, and where a call's tokens stand; what no step asks for is not computed."""
 
     def __init__(
-        self, graph: Graph, network: Network, config: LFM2Config, window: int, cache: str, verifies: bool
+        self,
+        graph: Graph,
+        network: Network,
+        config: LFM2Config,
+        window: int,
+        cache: str,
+        verifies: bool,
+        embedded: bool = False,
     ) -> None:
+        """`embedded`: embeddings come in, in the place of tokens."""
         self.window = window
         self._verifies = verifies
         self.cache = cache  # dtype of keys and values, and with them of attention
         self._graph, self._config = graph, config
         graph.output("logits", "float32", _BATCH, 1, config.vocab_size)  # 1: by default; genai reads it as "last only"
-        tokens = graph.input("input_ids", "int64", _BATCH, _TOKENS)
+        if embedded:
+            graph.input("inputs_embeds", "float32", _BATCH, _TOKENS, config.hidden_size)
+        else:
+            graph.input("input_ids", "int64", _BATCH, _TOKENS)
         self._mask = graph.input("attention_mask", "int64", _BATCH, _TOTAL)
         position_ids = graph.input("position_ids", "int64", _BATCH, _TOKENS)
+        tokens = position_ids if embedded else "input_ids"  # where only their number matters
         self._position = graph.op("Gather", "call/position", position_ids, graph.int(0), axis=1)
         seen = graph.op("ReduceSum", "call/seen", self._mask, graph.ints(1), keepdims=0)
         self._length = graph.op("Sub", "call/length", seen, self._position)

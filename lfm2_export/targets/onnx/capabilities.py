@@ -36,6 +36,7 @@ CAPABILITIES = Capabilities(
             caches=("float16",),
         ),
     ),
+    images=True,
     options={
         "precision": OneOf("float32", ("float32", "float16"), "of everything that is no integer"),
         "conv": OneOf(

@@ -11,10 +11,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lfm2_export.artifact.manifest import VISION_ENCODER
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.recipes import Recipe
 
 FOLDER = "onnx"
+DECODER = "decoder_model_merged"  # transformers.js' name of a decoder that is given embeddings
 _SUFFIX = {  # transformers.js' file names by its `dtype`
     **{"fp32": "", "q8": "_quantized", "q4": "_q4"},
     **{"fp16": "_fp16", "q4f16": "_q4f16"},
@@ -34,6 +36,27 @@ def model_file(recipe: Recipe) -> str:
     return f"{FOLDER}/model{_SUFFIX[precision(recipe)]}.onnx"
 
 
+def part_file(recipe: Recipe, part: str) -> str:
+    """Return where a part of a vision-language model lies; the image part is in fp32 whatever the recipe."""
+    suffix = "" if part == VISION_ENCODER else _SUFFIX[precision(recipe)]
+    return f"{FOLDER}/{part}{suffix}.onnx"
+
+
+def adapt_parts_for_transformers_js(folder: Path, recipe: Recipe, config: LFM2Config, chunks: dict[str, int]) -> None:
+    """The same for a vision-language model, whose parts lie in a file each; `chunks` by part."""
+    text = json.loads((folder / "config.json").read_bytes())["text_config"]
+    settings: dict[str, Any] = {
+        "dtype": {part: "fp32" if part == VISION_ENCODER else precision(recipe) for part in chunks}
+    }
+    if any(chunks.values()):
+        files = {Path(part_file(recipe, part)).name: count for part, count in chunks.items() if count}
+        settings["use_external_data_format"] = files
+    spelled: dict[str, Any] = {"model_type": config.model_type, "layer_types": list(config.layer_types)}
+    spelled |= {"conv_L_cache": config.conv_L_cache, "num_key_value_heads": config.num_key_value_heads}
+    _add(folder / "config.json", {"text_config": text | spelled, "transformers.js_config": settings})
+    _add_template(folder)
+
+
 def adapt_for_transformers_js(folder: Path, recipe: Recipe, config: LFM2Config, chunks: int) -> None:
     """Add to `config.json` and `tokenizer_config.json`, where a checkpoint has them, what transformers.js reads there.
 
@@ -44,9 +67,7 @@ def adapt_for_transformers_js(folder: Path, recipe: Recipe, config: LFM2Config, 
     if chunks:
         settings["use_external_data_format"] = {Path(model_file(recipe)).name: chunks}
     _add(folder / "config.json", {"layer_types": list(config.layer_types), "transformers.js_config": settings})
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        _add(folder / "tokenizer_config.json", {"chat_template": template.read_text(encoding="utf-8")})
+    _add_template(folder)
 
 
 def write_genai_config(folder: Path, recipe: Recipe, config: LFM2Config) -> None:
@@ -64,6 +85,12 @@ def write_genai_config(folder: Path, recipe: Recipe, config: LFM2Config) -> None
     search = {"do_sample": False, "max_length": recipe.window, "past_present_share_buffer": True}
     document = {"model": {key: value for key, value in model.items() if value is not None}, "search": search}
     _write(folder / "genai_config.json", document)
+
+
+def _add_template(folder: Path) -> None:
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        _add(folder / "tokenizer_config.json", {"chat_template": template.read_text(encoding="utf-8")})
 
 
 def _add(path: Path, keys: dict[str, Any]) -> None:

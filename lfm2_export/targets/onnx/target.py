@@ -13,7 +13,7 @@ from typing import cast
 
 import onnx
 
-from lfm2_export.artifact.manifest import PROBE, MethodSpec, point_name
+from lfm2_export.artifact.manifest import PROBE, TOKEN_EMBEDDING, VISION_ENCODER, MethodSpec, point_name
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.graph.matrices import matrices
@@ -22,6 +22,7 @@ from lfm2_export.graph.steps import Network, Step, layer_of
 from lfm2_export.graph.walk import probes, walk
 from lfm2_export.model.decoder import Decoder, skeleton
 from lfm2_export.model.sequences import TokenSequences
+from lfm2_export.model.vision.encoder import VisionEncoder
 from lfm2_export.progress import Progress
 from lfm2_export.quantize.scheme import QuantizationRule, rule_for
 from lfm2_export.recipes import Recipe
@@ -31,6 +32,7 @@ from lfm2_export.targets.onnx.border import Border
 from lfm2_export.targets.onnx.capabilities import CAPABILITIES
 from lfm2_export.targets.onnx.passes import fused
 from lfm2_export.targets.onnx.table import TABLE, Site
+from lfm2_export.targets.onnx.vision import token_embedding, vision_graph
 from lfm2_export.targets.onnx_graph import Graph
 from lfm2_export.targets.target import Lowered, Target
 
@@ -76,26 +78,49 @@ class OnnxTarget(Target):
         """Write the same graph, which also returns what goes into and comes out of every module."""
         return self._lower(decoder, recipe, folder, progress, probed=True)
 
+    def lower_with_images(
+        self, decoder: Decoder, encoder: VisionEncoder, recipe: Recipe, folder: Path, progress: Progress
+    ) -> Lowered:
+        """Write the three graphs that transformers.js's class for such a model loads, `onnx/decoder_model_merged…`,
+        `onnx/embed_tokens…` and `onnx/vision_encoder.onnx`."""
+        progress("building the ONNX graphs")
+        graphs = {
+            companions.DECODER: self._graph(decoder, recipe, probed=False, embedded=True),
+            TOKEN_EMBEDDING: token_embedding(decoder, bool(CAPABILITIES.option(recipe, "fused_embedding"))),
+            VISION_ENCODER: vision_graph(encoder),
+        }
+        methods, chunks = [], {}
+        for part, graph in graphs.items():
+            file = companions.part_file(recipe, part)
+            chunks[part] = _save(graph, folder, file, progress)
+            most = recipe.window
+            methods.append(
+                MethodSpec(name=part, file=file, inputs=graph.inputs, outputs=graph.outputs, max_tokens=most)
+            )
+        companions.adapt_parts_for_transformers_js(folder, recipe, decoder.config, chunks)
+        return self._lowered(methods, recipe, decoder.config)
+
     def _lower(self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, probed: bool) -> Lowered:
         progress("building the ONNX graph")
         graph = self._graph(decoder, recipe, probed)
         file = companions.model_file(recipe)
-        progress(f"packing weights into {file}")
-        (folder / file).parent.mkdir(exist_ok=True)
-        chunks = len(graph.save(folder / file)) - 1
+        chunks = _save(graph, folder, file, progress)
         if decoder.config.model_type != "lfm3":  # genai 0.18 has no class for it
             companions.write_genai_config(folder, recipe, decoder.config)
         companions.adapt_for_transformers_js(folder, recipe, decoder.config, chunks)
         method = MethodSpec(
             name="model", file=file, inputs=graph.inputs, outputs=graph.outputs, max_tokens=recipe.window
         )
+        return self._lowered([method], recipe, decoder.config)
+
+    def _lowered(self, methods: list[MethodSpec], recipe: Recipe, config: LFM2Config) -> Lowered:
         return Lowered(
-            methods=[method],
+            methods=methods,
             transport="inplace",
             cache_layout="heads-time",
             versions={"onnx": onnx.__version__, **_installed("onnxruntime")},
-            runtime_requirement=f"onnxruntime>={_oldest(recipe, decoder.config)}",
-            speculation=self._verified(recipe, decoder.config),
+            runtime_requirement=f"onnxruntime>={_oldest(recipe, config)}",
+            speculation=self._verified(recipe, config),
         )
 
     def _verified(self, recipe: Recipe, config: LFM2Config) -> int:
@@ -104,21 +129,25 @@ class OnnxTarget(Target):
             return 0
         return min(recipe.window, cast(int, CAPABILITIES.option(recipe, "speculation")))
 
-    def _graph(self, decoder: Decoder, recipe: Recipe, probed: bool) -> Graph:
-        """The whole graph, for contexts of up to the recipe's window."""
+    def _graph(self, decoder: Decoder, recipe: Recipe, probed: bool, embedded: bool = False) -> Graph:
+        """The whole graph, for contexts of up to the recipe's window; `embedded`: from the embeddings on."""
         network = self.network(decoder.config)
+        lookups = tuple(network.of_kind("embedding"))
+        if embedded:
+            network = network._replace(steps=tuple(step for step in network.steps if step not in lookups))
         graph = Graph("lfm2", real=str(CAPABILITIES.option(recipe, "precision")))
         verifies = self._verified(recipe, decoder.config) > 0
-        border = Border(graph, network, decoder.config, recipe.window, recipe.cache, verifies)
+        border = Border(graph, network, decoder.config, recipe.window, recipe.cache, verifies, embedded)
         site = Site(
             graph,
             border,
             decoder,
-            tables=tuple(step.path for step in network.of_kind("embedding")),
+            tables=() if embedded else tuple(step.path for step in lookups),
             fused_embedding=bool(CAPABILITIES.option(recipe, "fused_embedding")),
             conv=str(CAPABILITIES.option(recipe, "conv")),
         )
-        values = walk(network, border.values, lambda step, inputs: TABLE[step.kind](site, step, *inputs))
+        given = border.values | ({step.output: "inputs_embeds" for step in lookups} if embedded else {})
+        values = walk(network, given, lambda step, inputs: TABLE[step.kind](site, step, *inputs))
         graph.cast("logits", values[network.logits], "float32")
         if probed:
             _add_probes(graph, norm_before_pick(super().network(decoder.config)).steps, values)
@@ -126,6 +155,13 @@ class OnnxTarget(Target):
 
 
 TARGET = OnnxTarget()
+
+
+def _save(graph: Graph, folder: Path, file: str, progress: Progress) -> int:
+    """Write a graph; how many files of weights lie beside it."""
+    progress(f"packing weights into {file}")
+    (folder / file).parent.mkdir(exist_ok=True)
+    return len(graph.save(folder / file)) - 1
 
 
 def _add_probes(graph: Graph, steps: Iterable[Step], values: dict[str, str]) -> None:

@@ -14,14 +14,16 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from lfm2_export.artifact.manifest import TOKEN_EMBEDDING
 from lfm2_export.graph.steps import GRID, PATCHES, Step
 from lfm2_export.graph.trace import trace_vision
 from lfm2_export.graph.walk import walk
+from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.operators import rotary_frequencies
 from lfm2_export.model.vision.encoder import VisionEncoder
 from lfm2_export.targets.onnx.elementary import head_norm, rms_norm, silu
 from lfm2_export.targets.onnx.patch_grid import PatchGrid
-from lfm2_export.targets.onnx.weights import linear
+from lfm2_export.targets.onnx.weights import embedding, linear
 from lfm2_export.targets.onnx_graph import CONTRIB, Graph
 
 
@@ -55,6 +57,15 @@ def vision_graph(encoder: VisionEncoder) -> Graph:
     site = Site(graph, PatchGrid(graph, patches, grid), encoder)
     values = walk(network, {PATCHES: patches, GRID: grid}, lambda step, inputs: TABLE[step.kind](site, step, *inputs))
     _without_padding(site, values[network.logits])
+    return graph
+
+
+def token_embedding(decoder: Decoder, fused: bool) -> Graph:
+    """Return the graph of a decoder's lookup, `input_ids [B, T] int64` → `inputs_embeds [B, T, H]`."""
+    graph = Graph(TOKEN_EMBEDDING)
+    tokens = graph.input("input_ids", "int64", "batch_size", "sequence_length")
+    graph.output("inputs_embeds", "float32", "batch_size", "sequence_length", decoder.config.hidden_size)
+    graph.op("Identity", "inputs_embeds", embedding(graph, "embed_tokens", decoder.embed_tokens, tokens, fused))
     return graph
 
 

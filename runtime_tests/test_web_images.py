@@ -1,0 +1,89 @@
+"""transformers.js's own class for LFM2-VL loads what was exported, and says of images what eager says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import javascript
+import numpy as np
+import pytest
+import torch
+
+from lfm2_export import runtimes
+from lfm2_export.artifact.folder import open_artifact
+from lfm2_export.model.load import load_decoder, load_vision_encoder, open_checkpoint
+from lfm2_export.model.random_init import init_checkpoint
+from lfm2_export.model.state import empty_state
+from lfm2_export.model.vision.images import Image, encode, with_images
+from lfm2_export.pipeline import export
+
+IMAGE_TOKEN, NEW_TOKENS, PATCHES = 3, 8, 20
+GRIDS = [(2, 6), (4, 4)]
+DOCUMENT: dict[str, Any] = {
+    "model_type": "lfm2_vl",
+    "text_config": {
+        "model_type": "lfm2",
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "block_auto_adjust_ff_dim": False,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "max_position_embeddings": 256,
+        "eos_token_id": 7,
+        "pad_token_id": 0,
+    },
+    "vision_config": {
+        "model_type": "siglip2_vision_model",
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 4,
+        "num_patches": 16,
+        "vision_use_head": False,
+    },
+    "image_token_id": IMAGE_TOKEN,
+    "projector_hidden_size": 20,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["onnx-fp32", "onnx-int4"])
+def test_transformers_js_gives_eagers_tokens_of_images(recipe: str, tmp_path: Path) -> None:
+    javascript.need()
+    (tmp_path / "config.json").write_text(json.dumps(DOCUMENT))
+    init_checkpoint(str(tmp_path / "config.json"), tmp_path / "random")
+    export(str(tmp_path / "random"), recipe, tmp_path / "out", overrides=["window=64"], effort="quick")
+    images = [Image(torch.randn(rows * columns, 48), rows, columns) for rows, columns in GRIDS]
+    tokens = [11, *[IMAGE_TOKEN] * 3, 12, 13, *[IMAGE_TOKEN] * 4, 14]
+    padded = torch.randn(len(images), PATCHES, 48)
+    for row, image in zip(padded, images, strict=True):
+        row[: len(image.patches)] = image.patches
+    job = {"folder": str(tmp_path / "out"), "tokens": tokens, "pixels": padded.flatten().tolist(), "patches": PATCHES}
+    found = javascript.run("transformers_images.mjs", job | {"shapes": GRIDS, "newTokens": NEW_TOKENS})
+    assert found["class"] == "Lfm2VlForConditionalGeneration"
+    if recipe == "onnx-fp32":
+        assert found["reply"] == reply(tmp_path / "random", tokens, images)
+    else:  # rounded activations differ between versions of onnxruntime, so only the first choice is compared
+        artifact = open_artifact(tmp_path / "out")
+        session = runtimes.find("onnxruntime").open_session(artifact.folder, artifact.manifest)
+        seen = [session.encode(each.patches.numpy(), each.rows, each.columns) for each in images]
+        assert found["reply"][0] == int(session.prefill_with_images(tokens, np.concatenate(seen)).argmax())
+
+
+@torch.inference_mode()
+def reply(folder: Path, tokens: list[int], images: list[Image]) -> list[int]:
+    """Eager's own, greedy, each time over all that was said; ended by the token that ends."""
+    checkpoint = open_checkpoint(str(folder))
+    encoder, decoder = load_vision_encoder(checkpoint), load_decoder(checkpoint)
+    seen, said = encode(encoder, images), list[int]()
+    while len(said) < NEW_TOKENS and 7 not in said:
+        ids = torch.tensor([[*tokens, *said]])
+        x = with_images(encoder.config, ids, decoder.embed_tokens(ids), seen)
+        call, state = decoder.call(ids, torch.zeros(1, dtype=torch.long)), empty_state(decoder.config, 1)
+        said.append(int(decoder.from_embeddings(x, call, state)[0].argmax()))
+    return said

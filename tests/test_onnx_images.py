@@ -1,0 +1,123 @@
+"""A vision-language model as ONNX, whole: proven with images, equal to transformers, and a broken one is found out."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command import code_of
+from safetensors.torch import load_file, save_file
+from vision_checkpoints import IMAGE_TOKEN, Grids, processed, save_vision, vision_model
+
+from lfm2_export import runtimes
+from lfm2_export.artifact.folder import open_artifact
+from lfm2_export.errors import ArtifactError, BundleError, UsageError
+from lfm2_export.evaluate.origin import checkpoint_of
+from lfm2_export.model.load import open_checkpoint
+from lfm2_export.model.random_init import init_checkpoint
+from lfm2_export.model.vision.images import images_of
+from lfm2_export.pipeline import ParityError, export
+from lfm2_export.runtimes.session import Session
+from lfm2_export.targets.onnx import vision
+
+QUICK: dict[str, Any] = {"overrides": ["window=96"], "effort": "quick"}
+ERROR = 1e-4
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    """A checkpoint, its artifact, and transformers' model."""
+    place = tmp_path_factory.mktemp("images")
+    theirs = save_vision(place / "vision", "lfm2_vl")
+    export(str(place / "vision"), "onnx-fp32", place / "out", **QUICK)
+    return place / "vision", place / "out", theirs
+
+
+@pytest.fixture
+def session(made: tuple[Path, Path, Any]) -> Session:
+    artifact = open_artifact(made[1])
+    return runtimes.find("onnxruntime").open_session(artifact.folder, artifact.manifest)
+
+
+def test_it_is_proven_with_images(made: tuple[Path, Path, Any]) -> None:
+    manifest = open_artifact(made[1]).manifest
+    assert manifest.takes_images
+    gates = {gate.name: gate for gate in manifest.parity}
+    assert {gate.status for gate in gates.values()} <= {"pass", "skipped"}
+    for name in ("images: embeddings", "images: logits", "law: chunked prefill", "law: rejected = never fed"):
+        assert gates[name].status == "pass"
+    assert (made[1] / "onnx" / "vision_encoder.onnx").is_file()
+    assert runtimes.able(manifest) == ["onnxruntime"]
+
+
+@pytest.mark.parametrize("grids", [[(3, 2)], [(1, 4), (2, 2), (3, 1)]], ids=["an image", "three"])
+def test_what_it_says_of_images_is_what_transformers_says(
+    grids: Grids, made: tuple[Path, Path, Any], session: Session
+) -> None:
+    _, _, theirs = made
+    given = processed("lfm2_vl", theirs.config, grids)
+    vision_config = open_checkpoint(str(made[0])).vision
+    assert vision_config is not None
+    images = images_of(vision_config, given)
+    embeddings = [session.encode(each.patches.numpy(), each.rows, each.columns) for each in images]
+    tokens = [11, 12]
+    for each in embeddings:
+        tokens += [IMAGE_TOKEN] * len(each) + [13]
+    logits, reply = session.prefill_with_images(tokens, np.concatenate(embeddings)), list[int]()
+    for _ in range(6):  # greedy; transformers reads everything anew each time
+        with torch.inference_mode():
+            expected = theirs(torch.tensor([tokens + reply]), **given).logits[0, -1].numpy()
+        assert np.abs(logits - expected).max() < ERROR * np.abs(expected).max()
+        reply.append(int(expected.argmax()))
+        assert int(logits.argmax()) == reply[-1]
+        logits = session.decode(reply[-1])
+
+
+def test_places_must_be_as_many_as_the_images_have(session: Session) -> None:
+    with pytest.raises(UsageError, match="has 2 places for image embeddings"):
+        session.prefill_with_images([5, IMAGE_TOKEN, IMAGE_TOKEN], np.zeros((1, 32), dtype=np.float32))
+    assert session.position == 0
+
+
+@pytest.mark.slow
+def test_integers_in_the_decoder_and_lfm3(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(vision_model("lfm3_vl").config.to_json_string())
+    init_checkpoint(str(tmp_path / "config.json"), tmp_path / "random")
+    _, report = export(str(tmp_path / "random"), "onnx-int4", tmp_path / "out", **QUICK)
+    assert report is not None
+    assert report.passed
+    assert report.runtimes[0].images is not None
+    assert 0 < report.runtimes[0].images.embeddings_error < 1e-5
+
+
+def test_an_image_part_that_is_wrong_is_found_out(
+    made: tuple[Path, Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vision.TABLE, "with_positions", lambda to, step, x, grid: x)
+    with pytest.raises(ParityError, match="images: embeddings is"):
+        export(str(made[0]), "onnx-fp32", tmp_path / "out", **QUICK)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_image_part_is_another_checkpoint(made: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(made[0], tmp_path / "other"))
+    artifact = open_artifact(made[1])
+    assert checkpoint_of(artifact, str(other)).vision is not None
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.multi_modal_projector.linear_1.bias"] += 1
+    save_file(tensors, other / "model.safetensors")
+    with pytest.raises(ArtifactError, match="digest differs"):
+        checkpoint_of(artifact, str(other))
+
+
+def test_no_bundle_and_no_other_runtime_takes_it(
+    made: tuple[Path, Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--for", "desktop", "--allow-quick", "-o", str(tmp_path / "app.zip"))
+    assert code_of("bundle", str(made[1]), *arguments) == BundleError.exit_code
+    assert "takes images, which no bundle holds yet" in capsys.readouterr().err
+    assert code_of("parity", str(made[1]), "--checkpoint", str(made[0]), "--runtime", "genai") == 2
