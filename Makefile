@@ -17,7 +17,7 @@ demo: .venv/installed  ## export nano to a .pte and to ONNX, prove both, chat wi
 	$(BIN)/lfm2-export chat out/demo-onnx --prompt "What color is the sky?"
 
 # one thread for each of the two workers: torch's would wait for each other's cores
-test: .venv/installed-test .venv/installed-web .venv/installed-android .venv/installed-runner .venv/installed-runner-asan .venv/installed-oldest .venv/installed-strace .venv/installed-webgpu lint  ## what CI runs
+test: .venv/installed-test .venv/installed-web .venv/installed-android .venv/installed-runner .venv/installed-runner-asan .venv/installed-oldest .venv/installed-strace .venv/installed-vision .venv/installed-webgpu lint  ## what CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --max-worker-restart=0 --durations=10
 
 docs: .venv/installed-docs  ## README and docs/ as a site, in out/docs
@@ -74,6 +74,12 @@ bench: .venv/installed-bench  ## 350M beside llama.cpp, ExecuTorch's own export,
 		test -d .venv/onnxruntime/$$version || $(PYTHON) -m pip --python .venv/bin/python install --quiet --no-deps \
 			--target .venv/onnxruntime/$$version onnxruntime==$$version || exit 1; \
 	done
+	@touch $@
+
+# torchvision apart: PyPI's is built for CUDA, and beside a torch without it transformers could import nothing any more
+.venv/installed-vision: .venv/installed-test pyproject.toml
+	test -d .venv/torchvision/torchvision || $(PYTHON) -m pip --python .venv/bin/python install --quiet --no-deps \
+		--target .venv/torchvision $$(sed -n 's/^ *"\(torchvision==[0-9.]*\)".*/\1/p' pyproject.toml)
 	@touch $@
 
 # a GPU in software for the WebGPU tests: Mesa's Vulkan from Debian's packages, unpacked

@@ -42,6 +42,10 @@ class ArtifactError(Lfm2ExportError):
     """An artifact folder whose manifest, files or checksums do not hold together."""
 
 
+class ImageError(Lfm2ExportError):
+    """A picture that cannot be read, or that a model's processor cannot take."""
+
+
 class StateFileError(Lfm2ExportError):
     """A saved state that is damaged, forged, or of another artifact or window."""
 

@@ -19,7 +19,7 @@ LAYERS = (
     ("errors", "progress"),
     ("files", "extras"),
     ("checkpoint",),
-    ("artifact", "model"),
+    ("artifact", "images", "model"),
     ("graph", "qualcomm", "static_calls"),
     ("quantize",),
     ("recipes",),

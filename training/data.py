@@ -15,7 +15,7 @@ import torch
 from tokenizer import EOS, PAD
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lfm2_export.checkpoint.nano.tasks import KINDS, Question, questions
+from lfm2_export.checkpoint.nano.tasks import Question, questions
 
 PROMPT_WEIGHT = 0.1  # the prompt is mostly random, but its regular parts teach copying early
 _POOL = 16  # batches cut from one pool sorted by length, so that little is padding
@@ -23,8 +23,8 @@ _ROLES = "\nsystem\nuser\nassistant\ntool\nList of tools: ["
 
 MIX = ("recall", "tool", "pattern", "recall", "tool", "chat")  # what is learned late is asked more often
 
-Row = tuple[list[int], int]
-Batch = tuple[torch.Tensor, torch.Tensor]
+Row = tuple[list[int], list[float]]  # token ids, and how much predicting each of them counts
+Batch = tuple[dict[str, torch.Tensor], torch.Tensor]  # what the model is called with, and how much each token counts
 
 
 def texts(asked: list[Question]) -> Iterator[str]:
@@ -37,13 +37,14 @@ def texts(asked: list[Question]) -> Iterator[str]:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, question: Question) -> Row:
-    """Token ids of prompt, reply and end marker, and where the reply begins."""
+    """Token ids of prompt, reply and end marker; the prompt counts little."""
     prompt = tokenizer.apply_chat_template(
         question.messages, tools=question.tools or None, add_generation_prompt=True, tokenize=False
     )
     prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
     reply_ids = tokenizer(question.answer, add_special_tokens=False).input_ids
-    return [*prompt_ids, *reply_ids, EOS], len(prompt_ids)
+    counts = [0.0, *[PROMPT_WEIGHT] * (len(prompt_ids) - 1), *[1.0] * (len(reply_ids) + 1)]
+    return [*prompt_ids, *reply_ids, EOS], counts
 
 
 def collate(rows: list[Row]) -> Batch:
@@ -51,11 +52,24 @@ def collate(rows: list[Row]) -> Batch:
     longest = max(len(ids) for ids, _ in rows)
     batch = torch.full((len(rows), longest), PAD)
     weights = torch.zeros(len(rows), longest)
-    for row, (ids, begin) in enumerate(rows):
+    for row, (ids, counts) in enumerate(rows):
         batch[row, : len(ids)] = torch.tensor(ids)
-        weights[row, 1:begin] = PROMPT_WEIGHT
-        weights[row, begin : len(ids)] = 1.0
-    return batch, weights
+        weights[row, : len(ids)] = torch.tensor(counts)
+    return {"input_ids": batch}, weights
+
+
+def exact(model: PreTrainedModel, batch: Batch) -> list[bool]:
+    """Whether each row's tokens that count fully are the most likely ones after those before them."""
+    inputs, weights = batch
+    best = model(**inputs, use_cache=False).logits[:, :-1].argmax(-1)
+    return ((best == inputs["input_ids"][:, 1:]) | (weights[:, 1:] < 1.0)).all(1).tolist()
+
+
+def shares(marks: list[tuple[str, bool]]) -> dict[str, float]:
+    """(kind, whether it was right) of each question → share of right ones, by kind and as "all"."""
+    kinds = list(dict.fromkeys(kind for kind, _ in marks))
+    right = {kind: [mark for of, mark in marks if of == kind] for kind in kinds} | {"all": [mark for _, mark in marks]}
+    return {kind: sum(known) / len(known) for kind, known in right.items()}
 
 
 def batches(
@@ -76,15 +90,11 @@ def accuracy(
 ) -> dict[str, float]:
     """Share of held-out questions answered exactly, for each kind and for all ("all")."""
     asked = questions(seed, count, split="heldout")
-    right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+    marks: list[tuple[str, bool]] = []
     model.eval()
     for at in range(0, count, 50):
         part = asked[at : at + 50]
-        batch, weights = collate([encode(tokenizer, question) for question in part])
-        best = model(input_ids=batch, use_cache=False).logits[:, :-1].argmax(-1)
-        exact = ((best == batch[:, 1:]) | (weights[:, 1:] < 1.0)).all(1).tolist()
-        for question, correct in zip(part, exact, strict=True):
-            right[question.kind].append(correct)
+        right = exact(model, collate([encode(tokenizer, question) for question in part]))
+        marks += zip((question.kind for question in part), right, strict=True)
     model.train()
-    scores = {kind: sum(marks) / len(marks) for kind, marks in right.items()}
-    return {**scores, "all": sum(map(sum, right.values())) / count}
+    return shares(marks)

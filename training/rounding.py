@@ -33,11 +33,12 @@ class Int4(nn.Module):
 
 
 class Rounding:
-    """Adds the rounding to every layer's matrices; the tied embedding stays exact."""
+    """Adds the rounding to the matrices of every layer of the decoder; the tied embedding stays exact."""
 
     def __init__(self, model: PreTrainedModel, group: int = 128) -> None:
-        linears = [(module, "weight") for module in model.model.modules() if isinstance(module, nn.Linear)]
-        mixtures = [module for module in model.model.modules() if hasattr(module, "gate_up_proj")]
+        decoder = getattr(model.model, "language_model", model.model)
+        linears = [(module, "weight") for module in decoder.modules() if isinstance(module, nn.Linear)]
+        mixtures = [module for module in decoder.modules() if hasattr(module, "gate_up_proj")]
         stacks = [(module, name) for module in mixtures for name in ("gate_up_proj", "down_proj")]
         self.matrices = [*linears, *stacks]
         self.rounds = [Int4(group) for _ in self.matrices]

@@ -5,6 +5,7 @@ markers, the added beginning-of-text token and C++ tokenizer loaders meet what t
 checkpoints; only the learned vocabulary is smaller.
 """
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,6 +21,10 @@ SPECIAL_TOKENS = [
     )
 ]  # fmt: skip
 PAD, BOS, EOS = 0, 1, 7
+IMAGE = "<image>"  # what a chat template writes for an image, and then each of its tokens
+IMAGE_START, IMAGE_END = "<|image_start|>", "<|image_end|>"
+_TILES = [f"<|img_row_{row}_col_{column}|>" for row in range(1, 11) for column in range(1, 11) if row * column <= 10]
+IMAGE_TOKENS = [IMAGE, IMAGE_START, IMAGE_END, "<|img_thumbnail|>", *_TILES]  # by the names LFM2-VL has for them
 
 # Contractions, words with one leading mark, numbers of up to three digits, marks, line ends, spaces.
 SPLIT = "|".join((
@@ -49,6 +54,23 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, BOS)]
     )
+    return tokenizer
+
+
+def with_words(tokenizer: Tokenizer, words: Iterable[str]) -> Tokenizer:
+    """A tokenizer that has each of these words, of one piece with the space before it, as one token more.
+
+    The new merges rank behind all others, so that whatever has none of these words in it is tokenized as before.
+    """
+    for word in words:
+        document = json.loads(tokenizer.to_str())
+        vocabulary, merges = document["model"]["vocab"], document["model"]["merges"]
+        first, *others = tokenizer.encode(word, add_special_tokens=False).tokens
+        for other in others:
+            merges.append([first, other])
+            first += other
+            vocabulary.setdefault(first, len(vocabulary))
+        tokenizer = Tokenizer.from_str(json.dumps(document))
     return tokenizer
 
 

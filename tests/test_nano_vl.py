@@ -1,0 +1,273 @@
+"""The drawn pictures, their questions, and the script that trains a model on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import picture_process
+import pytest
+import torch
+from PIL import Image
+from torchvision_apart import run_with_torchvision
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+from lfm2_export.checkpoint.nano_vl.drawing import draw
+from lfm2_export.checkpoint.nano_vl.scenes import CELL, COLORS, DIGITS, GRIDS, SHAPES, Scene, Thing
+from lfm2_export.checkpoint.nano_vl.tasks import KINDS, picture_questions, split_of
+from lfm2_export.checkpoint.processor_keys import read_processor
+from lfm2_export.checkpoint.vision_config import VisionConfig, read_model_config
+from lfm2_export.errors import CheckpointError, UsageError
+from lfm2_export.images.processor import Pictures, with_pictures
+
+ROOT = Path(__file__).parent.parent
+
+
+def exchanges(question) -> list[tuple[str, str]]:
+    """Every question of a conversation with its answer."""
+    said = [message["content"] for message in question.messages]
+    said[0] = said[0][1]["text"]
+    return list(zip(said[::2], [*said[1::2], question.answer], strict=True))
+
+
+def seen_by(scene: Scene, asked: str) -> str:
+    """The answer, worked out from the scene anew."""
+    things = scene.things
+    if found := re.fullmatch(r"What color is the (\w+)\?", asked):
+        return f"The {found[1]} is {next(thing.color for thing in things if thing.name == found[1])}."
+    if asked == "What color are the digits?":
+        return f"The digits are {things[-1].color}."
+    if found := re.fullmatch(r"What shape is (\w+)\?", asked):
+        return f"The {next(thing.name for thing in things if thing.color == found[1])} is {found[1]}."
+    if found := re.fullmatch(r"How many (?:shapes|digits) do you see\?", asked):
+        return f"I see {len(things)}."
+    if found := re.fullmatch(r"How many (\w+) shapes do you see\?", asked):
+        return f"I see {sum(thing.color == found[1] for thing in things)}."
+    if found := re.fullmatch(r"Where is the (\w+)\?", asked):
+        return (
+            f"The {found[1]} is at the {next(scene.place(thing.cell) for thing in things if thing.name == found[1])}."
+        )
+    if found := re.fullmatch(r"What is at the ([a-z ]+)\?", asked):
+        there = next(thing for thing in things if scene.place(thing.cell) == found[1])
+        return f"The {there.color} {there.name} is at the {found[1]}."
+    assert asked == "What digits do you see?"
+    return f"I see {' '.join(thing.name for thing in things)}."
+
+
+def test_questions_are_the_same_each_time_and_their_answers_are_right():
+    asked = picture_questions(3, 200)
+    assert asked == picture_questions(3, 200)
+    assert asked != picture_questions(4, 200)
+    assert {question.kind for question in asked} == set(KINDS)
+    for question in asked:
+        for said, answer in exchanges(question):
+            assert answer == seen_by(question.scene, said)
+
+
+def test_held_out_scenes_are_not_in_the_training_split():
+    held_out, trained = picture_questions(0, 100, "heldout"), picture_questions(1, 800, "train")
+    assert {split_of(question.scene) for question in held_out} == {"heldout"}
+    assert {split_of(question.scene) for question in trained} == {"train"}
+
+
+@pytest.mark.parametrize("grid", set(GRIDS))
+def test_every_cell_has_a_name_of_its_own(grid):
+    rows, columns = grid
+    scene = Scene(rows, columns, (), 0)
+    names = [scene.place(cell) for cell in range(rows * columns)]
+    assert len(set(names)) == len(names)
+    assert names[0] == "top left"
+    assert names[-1] == "bottom right"
+
+
+@pytest.mark.parametrize("name", [*SHAPES, *DIGITS])
+def test_a_thing_is_drawn_in_its_color_within_its_cell(name):
+    for seed, (color, rgb) in enumerate(COLORS.items()):
+        scene = Scene(2, 3, (Thing(name, color, 4),), seed)
+        pixels = np.asarray(draw(scene)).astype(int)
+        assert pixels.shape == (2 * CELL, 3 * CELL, 3)
+        assert np.array_equal(pixels, np.asarray(draw(scene)))
+        ground = pixels[0, 0]
+        drawn = np.argwhere(np.abs(pixels - ground).max(-1) > 3)
+        assert (drawn >= [CELL, CELL]).all()
+        assert (drawn < [2 * CELL, 2 * CELL]).all()
+        assert (np.abs(pixels - rgb).max(-1) <= 14).sum() > 20
+
+
+def test_things_do_not_look_alike():
+    drawn = {name: np.asarray(draw(Scene(2, 2, (Thing(name, "black", 0),), 5))) for name in (*SHAPES, *DIGITS)}
+    assert len({pixels.tobytes() for pixels in drawn.values()}) == len(drawn)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What a few steps of the training script leave, and what it says."""
+    out = tmp_path_factory.mktemp("taught") / "nano-vl"
+    few = ["--sight", "20", "--steps", "20", "--batch", "4", "--asked", "10", "--threads", "1", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "training" / "nano.py"), "--family", "lfm2_vl", *few],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out, done.stdout
+
+
+def test_a_few_steps_of_training_lower_both_losses(taught):
+    losses = {
+        what: [float(loss) for loss in re.findall(rf"^{what}step \d+ loss ([\d.]+):", taught[1], re.MULTILINE)]
+        for what in ("sight, ", "")
+    }
+    assert [len(found) for found in losses.values()] == [10, 10]
+    for found in losses.values():
+        assert found[-1] < 0.95 * found[0]
+
+
+def test_what_training_saves_is_what_transformers_reads(taught):
+    folder, _ = taught
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert {key: keys for key, keys in loaded.items() if keys} == {}
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 4_000_000
+    assert model.config.image_token_id == tokenizer.convert_tokens_to_ids("<image>")
+    assert max(tokenizer.get_vocab().values()) < model.config.text_config.vocab_size
+    for word in (" circle", " shapes", " center", "<|image_start|>", "<|img_row_2_col_5|>"):
+        assert len(tokenizer(word, add_special_tokens=False).input_ids) == 1
+
+
+def test_nanos_own_words_keep_their_tokens(taught):
+    from lfm2_export.checkpoint.nano import PATH
+    from lfm2_export.checkpoint.nano.tasks import questions
+
+    nano, ours = AutoTokenizer.from_pretrained(PATH), AutoTokenizer.from_pretrained(taught[0])
+    said = [message["content"] for question in questions(0, 200) for message in question.messages]
+    assert nano(said, add_special_tokens=False).input_ids == ours(said, add_special_tokens=False).input_ids
+
+
+@pytest.fixture(scope="module")
+def processed(taught, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[dict[str, Any]]]:
+    """What our processor and transformers' make of lists of pictures, with other settings if any are given."""
+
+    def run(lists: list[list[Image.Image]], **settings: Any) -> list[dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("pictures")
+        for path in taught[0].iterdir():
+            if path.suffix != ".safetensors":
+                (folder / path.name).write_bytes(path.read_bytes())
+        nested = folder / "processor_config.json"
+        document = json.loads(nested.read_text())
+        document["image_processor"] |= settings
+        nested.write_text(json.dumps(document))
+        words = []
+        for at, images in enumerate(lists):
+            paths = [folder / f"{at}-{number}.png" for number in range(len(images))]
+            for path, image in zip(paths, images, strict=True):
+                image.save(path)
+            words.append(",".join(map(str, paths)))
+        return json.loads(run_with_torchvision(Path(picture_process.__file__), str(folder), *words))
+
+    return run
+
+
+def test_our_processor_is_transformers_own_and_what_training_shows(processed, taught, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "training")
+    from vision import patches
+
+    scenes = [question.scene for question in picture_questions(0, 12)]
+    scenes = [next(scene for scene in scenes if scene.grid == grid) for grid in dict.fromkeys(GRIDS)]
+    strange = [Image.new("RGB", (1, 1)), Image.effect_noise((300, 7), 90), Image.effect_noise((97, 61), 90)]
+    found = processed([[draw(scene)] for scene in scenes] + [[image] for image in strange] + [strange])
+    for each in found:
+        assert "error" not in each, each
+        assert each["ours"] == each["library"]
+        assert each["settings"] == json.loads((taught[0] / "preprocessor_config.json").read_text())
+    for scene, each in zip(scenes, found, strict=False):
+        assert each["grids"] == [[2 * scene.rows, 2 * scene.columns]]
+        shown = patches(torch.from_numpy(np.array(draw(scene))[None]))
+        padding = each["ours"]["pixel_values"][0][1] - shown["pixel_values"].shape[1]
+        for name in ("pixel_values", "pixel_attention_mask"):
+            at_the_end = (0, 0) * (shown[name].ndim - 2) + (0, padding)
+            shown[name] = torch.nn.functional.pad(shown[name], at_the_end)
+        assert picture_process.digest(shown).items() <= each["ours"].items()
+
+
+def test_large_pictures_become_tiles_and_elongated_ones_are_refused(processed):
+    published = {"do_image_splitting": True, "min_image_tokens": 64, "max_image_tokens": 256}
+    large, small = Image.effect_noise((1000, 700), 60), Image.effect_noise((200, 100), 60)
+    elongated = [[Image.new("RGB", size)] for size in ((30000, 1), (1, 30000))]
+    tiled, *refused = processed([[large, small], *elongated], **published)
+    assert tiled["ours"] == tiled["library"]
+    assert len(tiled["grids"]) > 4
+    assert tiled["grids"][:-2] == [[32, 32]] * (len(tiled["grids"]) - 2)
+    for each in refused:
+        assert re.fullmatch(r"ImageError: image 1 is too elongated \(.*30000.*\): .*allows 256; crop it", each["error"])
+
+
+@pytest.fixture
+def vision(taught) -> VisionConfig:
+    """The image part of the trained model's config.json."""
+    found = read_model_config(taught[0] / "config.json").vision
+    assert found is not None
+    return found
+
+
+WRONG_SETTINGS = {
+    "encoder_patch_size": (14, "is 14; the model's config.json says 16"),
+    "downsample_factor": (4, "is 4; the model's config.json says 2"),
+    "image_std": ([0, 1, 1], "image_std.0 is 0"),
+    "image_mean": ([0.5, 0.5], "image_mean"),
+    "max_image_tokens": (0, "is 0"),
+    "min_image_tokens": (99, "above its maximum"),
+    "max_tiles": (10**9, "is 1000000000"),
+    "rescale_factor": (float("nan"), "is nan"),
+    "resample": ("bilinear", "'bilinear'"),
+}
+
+
+@pytest.mark.parametrize("key", WRONG_SETTINGS)
+def test_settings_that_do_not_fit_are_refused_in_one_line(key, taught, vision, tmp_path):
+    value, says = WRONG_SETTINGS[key]
+    document = json.loads((taught[0] / "processor_config.json").read_text())
+    document["image_processor"][key] = value
+    (tmp_path / "processor_config.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=re.escape(says)) as caught:
+        read_processor(tmp_path, vision)
+    assert "\n" not in str(caught.value)
+
+
+def test_tiles_must_be_whole_image_tokens(vision, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text('{"tile_size": 500}')
+    with pytest.raises(CheckpointError, match="tile_size is 500; expected a multiple of 32"):
+        read_processor(tmp_path, vision)
+
+
+def test_both_places_of_the_settings_are_read(taught, vision, tmp_path):
+    nested = read_processor(taught[0], vision)
+    (tmp_path / "preprocessor_config.json").write_bytes((taught[0] / "preprocessor_config.json").read_bytes())
+    assert read_processor(tmp_path, vision) == nested
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(CheckpointError, match="has an image processor"):
+        read_processor(tmp_path, vision)
+
+
+def test_places_in_the_prompt_and_pictures_must_agree():
+    two = Pictures(torch.zeros(0), torch.zeros(0), torch.zeros(0), ("[a]", "[b]"))
+    assert with_pictures("x<image>y<image>z", two) == "x[a]y[b]z"
+    assert with_pictures("no place", None) == "no place"
+    for prompt, pictures in (("<image>", two), ("<image><image><image>", two), ("none", two), ("<image>", None)):
+        with pytest.raises(UsageError, match=r"places \(<image>\) for \d images"):
+            with_pictures(prompt, pictures)
+
+
+def test_lfm3_vl_is_refused(vision, taught):
+    with pytest.raises(CheckpointError, match="for LFM2-VL only; this is lfm3_vl"):
+        read_processor(taught[0], replace(vision, model_type="lfm3_vl"))
