@@ -5,9 +5,8 @@ Past and present are bound to the same memory, so a step writes its keys in plac
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ import numpy as np
 
 from lfm2_export.artifact.manifest import PROBE, Manifest, MethodSpec, TensorSpec
 from lfm2_export.errors import ArtifactError, MissingDependencyError, one_line
-from lfm2_export.files import scratch_folder
 from lfm2_export.runtimes._agreement import check_graph
+from lfm2_export.runtimes._float_activations import in_float
 from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes._images import Images
 from lfm2_export.runtimes.runtime import Runtime
@@ -34,7 +33,6 @@ from lfm2_export.runtimes.session import (
 _CONV, _GROWS = "past_conv.", "past_sequence_length"  # how a conv state's name begins; the extent of a cache
 _ROWS, _STATES = "num_logits_to_keep", "num_states_to_keep"  # inputs that only a `verify` gives
 _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
-_EXPERTS = "ORT_QMOE_CPU_QNBIT_GEMM"  # what experts' kernels compute in; unset: as the operator's attribute says
 _QUIET = 3  # onnxruntime's log level: errors only
 
 
@@ -99,7 +97,7 @@ class OnnxRuntimeSession(Session):
             path = folder / method.file
             check_graph(path, method, manifest)
             try:
-                with _widened(path) if float_activations else nullcontext(path) as file, _experts_in(float_activations):
+                with in_float(path) if float_activations else nullcontext(path) as file:
                     return onnxruntime.InferenceSession(file, options, providers=list(self._providers))
             except Exception as error:  # onnxruntime's exceptions have no common base of their own
                 raise ArtifactError(f"{path}: onnxruntime {self.version} cannot load it: {one_line(error)}") from error
@@ -275,52 +273,6 @@ def _bind_count(binding: Any, name: str, count: int) -> None:
 
 def _bind_output(binding: Any, name: str, array: np.ndarray) -> None:
     binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-
-
-@contextmanager
-def _widened(path: Path) -> Iterator[Path]:
-    """A passing copy of the model that computes in fp32: no fp16 tensors, quantized matrices at the fp32 level."""
-    import onnx
-
-    model = onnx.load(path)
-    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
-    for tensor in model.graph.initializer:
-        if tensor.data_type == half:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(_fp32(tensor), tensor.name))
-    for value in (*model.graph.input, *model.graph.output):
-        if value.type.tensor_type.elem_type == half:
-            value.type.tensor_type.elem_type = single
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = 1
-            elif node.op_type == "Cast" and attribute.i == half:
-                attribute.i = single
-    with scratch_folder() as folder:
-        copy = folder / path.name
-        onnx.save(model, copy, save_as_external_data=True, location=f"{path.name}_data")  # it may exceed 2 GiB
-        del model
-        yield copy
-
-
-@contextmanager
-def _experts_in(float_activations: bool) -> Iterator[None]:
-    """Let sessions opened meanwhile multiply int8 experts in fp32: by no attribute of `QMoE`, only by a variable."""
-    before = os.environ.get(_EXPERTS)
-    if float_activations:
-        os.environ[_EXPERTS] = "fp32"
-    try:
-        yield
-    finally:
-        if float_activations:
-            os.environ.pop(_EXPERTS)
-            os.environ.update({} if before is None else {_EXPERTS: before})
-
-
-def _fp32(tensor: Any) -> np.ndarray:
-    from onnx import numpy_helper
-
-    return numpy_helper.to_array(tensor).astype(np.float32)
 
 
 def present_name(name: str) -> str:
