@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -46,7 +45,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if here.startswith("files/"):
         return markdown
     back = posixpath.dirname(here) or "."
-    relinked: Callable[[re.Match[str]], str] = lambda found: posixpath.relpath(_place(found[1], here), back)  # noqa: E731
+
+    def relinked(found: re.Match[str]) -> str:
+        return posixpath.relpath(_place(found[1], here), back)
+
     return _LINK.sub(relinked, markdown)
 
 

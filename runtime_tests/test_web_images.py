@@ -10,6 +10,7 @@ import javascript
 import numpy as np
 import pytest
 import torch
+from vision_checkpoints import SIGLIP2
 
 from lfm2_export import runtimes
 from lfm2_export.artifact.folder import open_artifact
@@ -36,16 +37,7 @@ DOCUMENT: dict[str, Any] = {
         "eos_token_id": 7,
         "pad_token_id": 0,
     },
-    "vision_config": {
-        "model_type": "siglip2_vision_model",
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "patch_size": 4,
-        "num_patches": 16,
-        "vision_use_head": False,
-    },
+    "vision_config": SIGLIP2,
     "image_token_id": IMAGE_TOKEN,
     "projector_hidden_size": 20,
 }

@@ -56,7 +56,7 @@ def test_what_reads_long_text_says_what_single_steps_say(tmp_path: Path, monkeyp
     steps = genai.RUNTIME.open_session(tmp_path, manifest)
     reader = genai.RUNTIME.reading_session(tmp_path, manifest)
     for _ in range(2):  # a second conversation knows nothing of the first
-        for count in (genai.RUNTIME.reads + 3, 1, genai.RUNTIME.reads):
+        for count in (2 * genai.RUNTIME.reads + 3, 1, 5):
             text = tokens(count)
             assert relative(reader.read(text), np.stack([steps.decode(token) for token in text])) < FP32_ERROR
         assert reader.position == steps.position

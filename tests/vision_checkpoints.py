@@ -44,7 +44,7 @@ _LFM3 = _TEXT | {
     "layer_types": ["conv", "full_attention", "sliding_attention"],
     "sliding_window": 6,
 }
-_SIGLIP2: dict[str, Any] = {
+SIGLIP2: dict[str, Any] = {
     "model_type": "siglip2_vision_model",
     "hidden_size": 24,
     "intermediate_size": 40,
@@ -84,7 +84,7 @@ def vision_model(
     """transformers' model of that family, with changes of its decoder's, its tower's and its own configuration."""
     own: dict[str, Any] = {"image_token_id": IMAGE_TOKEN, "projector_hidden_size": 20} | changes
     if family == "lfm2_vl":
-        config = Lfm2VlConfig(text_config=_LFM2 | (text or {}), vision_config=_SIGLIP2 | (tower or {}), **own)
+        config = Lfm2VlConfig(text_config=_LFM2 | (text or {}), vision_config=SIGLIP2 | (tower or {}), **own)
         model = Lfm2VlForConditionalGeneration(config)
     else:
         config = Lfm3VlConfig(text_config=_LFM3 | (text or {}), vision_config=_TOWER | (tower or {}), **own)

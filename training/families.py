@@ -84,13 +84,6 @@ def moe_configuration(hidden: int, layers: int, vocab: int) -> Lfm2MoeConfig:
     )
 
 
-CONFIGURATIONS: dict[str, Callable[[int, int, int], PreTrainedConfig]] = {
-    "lfm2": configuration,
-    "lfm2_moe": moe_configuration,
-    "lfm3": lfm3_configuration,
-}
-
-
 def vl_configuration(text: Lfm2Config, image_token: int) -> Lfm2VlConfig:
     """LFM2-VL's parts in small: a SigLIP2 tower for patches of 16 pixels, and a projector that folds 2 × 2 of them."""
     tower = Siglip2VisionConfig(

@@ -139,7 +139,7 @@ class _ReadingSession(GenaiSession):
         rows: list[np.ndarray] = []
         for start in range(0, len(tokens), RUNTIME.reads):
             self.prefill(tokens[start : start + RUNTIME.reads])
-            rows.append(self._generator.get_output("logits")[0])
+            rows.append(self._generator.get_output("logits")[0].copy())  # the next call may write there
         return np.concatenate(rows)
 
     def _prepare(self, config: Any, folder: Path, file: str) -> None:

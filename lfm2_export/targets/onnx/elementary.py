@@ -1,9 +1,24 @@
-"""What the decoder's graph and the vision encoder's write alike: norms and SiLU."""
+"""What the decoder's graph and the vision encoder's write alike: norms, sums, products and SiLU."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from lfm2_export.graph.steps import Step
 from lfm2_export.model.layers import RMSNorm
 from lfm2_export.targets.onnx_graph import Graph
+
+
+class Place(Protocol):
+    """What such an entry needs of the place where it is written."""
+
+    @property
+    def graph(self) -> Graph:
+        """The graph."""
+
+    def module(self, path: str) -> Any:
+        """Return the network's module of that path."""
 
 
 def rms_norm(graph: Graph, path: str, norm: RMSNorm, x: str) -> str:
@@ -22,3 +37,32 @@ def head_norm(graph: Graph, path: str, norm: RMSNorm, x: str) -> str:
 def silu(graph: Graph, name: str, x: str) -> str:
     """Write `x · sigmoid(x)`, which onnxruntime fuses when it loads the file."""
     return graph.op("Mul", name, x, graph.op("Sigmoid", f"{name}/sigmoid", x))
+
+
+def _rms_norm(to: Place, step: Step, x: str) -> str:
+    return rms_norm(to.graph, step.path, to.module(step.path), x)
+
+
+def _head_norm(to: Place, step: Step, x: str) -> str:
+    return head_norm(to.graph, step.path, to.module(step.path), x)
+
+
+def _add(to: Place, step: Step, a: str, b: str) -> str:
+    return to.graph.op("Add", step.output, a, b)
+
+
+def _mul(to: Place, step: Step, a: str, b: str) -> str:
+    return to.graph.op("Mul", step.output, a, b)
+
+
+def _silu(to: Place, step: Step, x: str) -> str:
+    return silu(to.graph, step.output, x)
+
+
+ELEMENTARY: dict[str, Callable[..., str]] = {
+    "rms_norm": _rms_norm,
+    "head_norm": _head_norm,
+    "add": _add,
+    "mul": _mul,
+    "silu": _silu,
+}

@@ -19,7 +19,7 @@ from lfm2_export.model.layers import RMSNorm
 from lfm2_export.model.operators import rotary_tables
 from lfm2_export.model.short_conv import ShortConv
 from lfm2_export.targets.onnx.border import Border
-from lfm2_export.targets.onnx.elementary import head_norm, rms_norm, silu
+from lfm2_export.targets.onnx.elementary import ELEMENTARY
 from lfm2_export.targets.onnx.experts import choose_experts, experts, routed
 from lfm2_export.targets.onnx.weights import embedding, linear, linear_of_table, linears
 from lfm2_export.targets.onnx_graph import CONTRIB, Graph
@@ -59,14 +59,6 @@ def _linears(to: Site, step: Step, x: str) -> tuple[str, ...]:
     return linears(to.graph, step.path, {path: to.module(path) for path in paths}, x)
 
 
-def _rms_norm(to: Site, step: Step, x: str) -> str:
-    return rms_norm(to.graph, step.path, to.module(step.path), x)
-
-
-def _head_norm(to: Site, step: Step, x: str) -> str:
-    return head_norm(to.graph, step.path, to.module(step.path), x)
-
-
 def _add_norm(to: Site, step: Step, x: str, delta: str) -> tuple[str, str]:
     norm: RMSNorm = to.module(step.path)
     gamma = to.graph.parameter(f"{step.path}.weight", norm.weight)
@@ -75,18 +67,6 @@ def _add_norm(to: Site, step: Step, x: str, delta: str) -> tuple[str, str]:
     outputs = (normed, "", "", total)
     to.graph.op_many(kind, f"{step.path}/{kind}", (x, delta, gamma), outputs, CONTRIB, epsilon=norm.eps)
     return normed, total
-
-
-def _add(to: Site, step: Step, a: str, b: str) -> str:
-    return to.graph.op("Add", step.output, a, b)
-
-
-def _mul(to: Site, step: Step, a: str, b: str) -> str:
-    return to.graph.op("Mul", step.output, a, b)
-
-
-def _silu(to: Site, step: Step, x: str) -> str:
-    return silu(to.graph, step.output, x)
 
 
 def _rotary(to: Site, step: Step, *_: str) -> tuple[str, ...]:
@@ -228,15 +208,11 @@ def _last_valid(to: Site, step: Step, x: str, _: str) -> str:
 
 
 TABLE: dict[str, Callable[..., str | tuple[str, ...]]] = {
+    **ELEMENTARY,
     "embedding": _embedding,
     "linear": _linear,
     "linears": _linears,
-    "rms_norm": _rms_norm,
     "add_norm": _add_norm,
-    "head_norm": _head_norm,
-    "add": _add,
-    "mul": _mul,
-    "silu": _silu,
     "rotary": _rotary,
     "rotary_attention": _rotary_attention,
     "rotary_of_rows": _rotary_of_rows,

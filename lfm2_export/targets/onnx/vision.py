@@ -21,7 +21,7 @@ from lfm2_export.graph.walk import walk
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.operators import rotary_frequencies
 from lfm2_export.model.vision.encoder import VisionEncoder
-from lfm2_export.targets.onnx.elementary import head_norm, rms_norm, silu
+from lfm2_export.targets.onnx.elementary import ELEMENTARY
 from lfm2_export.targets.onnx.patch_grid import PatchGrid
 from lfm2_export.targets.onnx.weights import embedding, linear
 from lfm2_export.targets.onnx_graph import CONTRIB, Graph
@@ -89,26 +89,6 @@ def _layer_norm(to: Site, step: Step, x: str) -> str:
     graph, norm, (eps,) = to.graph, to.module(step.path), cast(tuple[float], step.arguments)
     weight, bias = (graph.parameter(f"{step.path}.{name}", getattr(norm, name)) for name in ("weight", "bias"))
     return graph.op("LayerNormalization", f"{step.path}/norm", x, weight, bias, axis=-1, epsilon=eps)
-
-
-def _rms_norm(to: Site, step: Step, x: str) -> str:
-    return rms_norm(to.graph, step.path, to.module(step.path), x)
-
-
-def _head_norm(to: Site, step: Step, x: str) -> str:
-    return head_norm(to.graph, step.path, to.module(step.path), x)
-
-
-def _add(to: Site, step: Step, a: str, b: str) -> str:
-    return to.graph.op("Add", step.output, a, b)
-
-
-def _mul(to: Site, step: Step, a: str, b: str) -> str:
-    return to.graph.op("Mul", step.output, a, b)
-
-
-def _silu(to: Site, step: Step, x: str) -> str:
-    return silu(to.graph, step.output, x)
 
 
 def _gelu(to: Site, step: Step, x: str) -> str:
@@ -229,13 +209,9 @@ def _adjacent_blocks(to: Site, step: Step, x: str) -> str:
 
 
 TABLE: dict[str, Callable[..., str | tuple[str, ...]]] = {
+    **ELEMENTARY,
     "linear": _linear,
     "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
-    "head_norm": _head_norm,
-    "add": _add,
-    "mul": _mul,
-    "silu": _silu,
     "gelu": _gelu,
     "with_positions": _with_positions,
     "axial_rotary": _axial_rotary,
