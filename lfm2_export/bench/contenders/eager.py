@@ -31,13 +31,13 @@ def load(spec: Spec, threads: int, room: int) -> EagerContender:
 
 
 class EagerContender:
-    """The eager model of transformers, `Lfm2ForCausalLM`, with its own cache."""
+    """The eager model of transformers, of whichever family the checkpoint is, with its own cache."""
 
     def __init__(self, path: Path) -> None:
         import transformers
 
         config = read_config(path / "config.json")  # which refuses what is no decoder before weights are looked for
-        self._model = transformers.Lfm2ForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
         self.runtime = f"transformers {transformers.__version__}, torch {torch.__version__}"
         self.window, self.vocab = config.max_position_embeddings, config.vocab_size
         self.size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
