@@ -33,7 +33,8 @@ def made(folder: Path, paths: list[Path]) -> dict[str, Any]:
     from lfm2_export.checkpoint.vision_config import read_model_config
     from lfm2_export.errors import Lfm2ExportError
     from lfm2_export.images.opening import open_image
-    from lfm2_export.images.processor import ImageProcessor, with_pictures
+    from lfm2_export.images.pictures import with_pictures
+    from lfm2_export.images.processor import load_processor
     from lfm2_export.model.vision.images import images_of
 
     library = AutoProcessor.from_pretrained(folder)
@@ -41,18 +42,19 @@ def made(folder: Path, paths: list[Path]) -> dict[str, Any]:
     vision = read_model_config(folder / "config.json").vision
     assert vision is not None
     try:
-        ours = ImageProcessor.load(folder, vision)
+        ours = load_processor(folder, vision)
         images = [open_image(path) for path in paths]
         pictures = ours.prepare(images)
-        ids = library.tokenizer(with_pictures(prompt, pictures), add_special_tokens=False).input_ids
+        text = with_pictures(prompt, pictures.texts, ours.token.text)
+        ids = library.tokenizer(text, add_special_tokens=False).input_ids
     except Lfm2ExportError as error:
         return {"error": f"{type(error).__name__}: {error}"}
     whole = library(text=[prompt], images=[images], return_tensors="pt", do_convert_rgb=True)
     return {
-        "ours": digest(vars(pictures)) | {"ids": ids},
+        "ours": digest(pictures.tensors) | {"ids": ids},
         "library": digest(whole) | {"ids": whole["input_ids"][0].tolist()},
         "settings": library.image_processor.to_dict(),
-        "grids": [[image.rows, image.columns] for image in images_of(vision, vars(pictures))],
+        "grids": [[image.rows, image.columns] for image in images_of(vision, pictures.tensors)],
     }
 
 

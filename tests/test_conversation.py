@@ -234,7 +234,7 @@ def test_a_turn_refused_or_abandoned_has_not_taken_place(session, decoder, token
     reply.close()
     assert len(chat.messages) == len(messages) + 2
     if chat.session.has_state:
-        assert chat.session.position == len(chat._fed)
+        assert chat.session.position == len(chat._fed.tokens)
         chat.rewind()
         assert chat.messages == messages
     else:

@@ -26,7 +26,7 @@ from lfm2_export.checkpoint.nano_vl.tasks import KINDS, picture_questions, split
 from lfm2_export.checkpoint.processor_keys import read_processor
 from lfm2_export.checkpoint.vision_config import VisionConfig, read_model_config
 from lfm2_export.errors import CheckpointError, UsageError
-from lfm2_export.images.processor import Pictures, with_pictures
+from lfm2_export.images.pictures import with_pictures
 
 ROOT = Path(__file__).parent.parent
 
@@ -260,14 +260,14 @@ def test_both_places_of_the_settings_are_read(taught, vision, tmp_path):
 
 
 def test_places_in_the_prompt_and_pictures_must_agree():
-    two = Pictures(torch.zeros(0), torch.zeros(0), torch.zeros(0), ("[a]", "[b]"))
-    assert with_pictures("x<image>y<image>z", two) == "x[a]y[b]z"
-    assert with_pictures("no place", None) == "no place"
-    for prompt, pictures in (("<image>", two), ("<image><image><image>", two), ("none", two), ("<image>", None)):
+    two = ("[a]", "[b]")
+    assert with_pictures("x<image>y<image>z", two, "<image>") == "x[a]y[b]z"
+    assert with_pictures("no place", (), "<image>") == "no place"
+    for prompt, texts in (("<image>", two), ("<image><image><image>", two), ("none", two), ("<image>", ())):
         with pytest.raises(UsageError, match=r"places \(<image>\) for \d images"):
-            with_pictures(prompt, pictures)
+            with_pictures(prompt, texts, "<image>")
 
 
-def test_lfm3_vl_is_refused(vision, taught):
-    with pytest.raises(CheckpointError, match="for LFM2-VL only; this is lfm3_vl"):
+def test_the_processor_of_another_family_is_refused(vision, taught):
+    with pytest.raises(CheckpointError, match=r"patch_size is 14; the model's config\.json says 16"):
         read_processor(taught[0], replace(vision, model_type="lfm3_vl"))

@@ -18,12 +18,15 @@ from lfm2_export.artifact.folder import Artifact
 from lfm2_export.chat.drafts import Drafts, Source
 from lfm2_export.chat.generation import generate
 from lfm2_export.chat.incremental_snapshot import IncrementalSnapshot
-from lfm2_export.chat.overflow import Message, OnFull, kept, reserved, without_oldest_turn
+from lfm2_export.chat.overflow import OnFull, kept, reserved, without_oldest_turn
+from lfm2_export.chat.prompt import Message, Prompt, for_file, for_template, from_file, pictures_of, said
 from lfm2_export.chat.sampling import Sampler, greedy
 from lfm2_export.chat.saved_state import load_state, save_state
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import StateFileError, UsageError
 from lfm2_export.files import sweep
+from lfm2_export.images.pictures import ImageToken, with_pictures
+from lfm2_export.images.viewing import Picture
 from lfm2_export.runtimes.session import Session, Snapshot
 
 
@@ -41,14 +44,18 @@ class Speed:
     accepted_tokens: int = 0  # of those
     single_tokens: int = 0  # decoded one by one beside the drafts
     single_seconds: float = 0.0
+    images: int = 0  # new ones
+    image_seconds: float = 0.0  # of those, before the prefill
 
     def line(self) -> str:
         """Return `prefill 31 tokens (512 more from cache) at 812 tok/s, decode 12 tokens at 402 tok/s`, for people."""
         prefill = self.prompt_tokens / self.prompt_seconds if self.prompt_seconds else 0.0
         decode = self.new_tokens / self.new_seconds if self.new_seconds else 0.0
         cached = f" ({self.cached_tokens} more from cache)" if self.cached_tokens else ""
+        several = "s" if self.images > 1 else ""
+        seen = f"{self.images} image{several} in {self.image_seconds:.2f} s, " if self.images else ""
         return (
-            f"prefill {self.prompt_tokens} tokens{cached} at {prefill:.0f} tok/s, "
+            f"{seen}prefill {self.prompt_tokens} tokens{cached} at {prefill:.0f} tok/s, "
             f"decode {self.new_tokens} tokens at {decode:.0f} tok/s{self._drafts()}"
         )
 
@@ -64,7 +71,7 @@ class Place:
     """A point between two turns: what had been said, what the session had seen, its state, and the point before."""
 
     messages: tuple[Message, ...]
-    tokens: tuple[int, ...]
+    prompt: Prompt
     snapshot: IncrementalSnapshot
     before: Place | None  # where the last turn began
 
@@ -80,34 +87,38 @@ class Conversation:
     sampler: Sampler = greedy
     source: Source | None = None  # of drafts
     on_full: OnFull = "stop"
+    image_token: ImageToken | None = None  # of a model that takes images
+    pictures: list[Picture] = field(default_factory=list)  # which go with the next message
     speed: Speed = field(default_factory=Speed)
-    _fed: list[int] = field(default_factory=list)  # the tokens behind the session's state
+    _fed: Prompt = field(default_factory=Prompt)  # what is behind the session's state
     _snapshot: IncrementalSnapshot | None = None  # the last one that the session's state goes on from
     _before: Place | None = None  # where the last turn began
     _prefix: Place | None = None  # the system prompt alone
     _branches: dict[str, Place] = field(default_factory=dict)
 
     def reset(self) -> None:
-        """Start over; a system message stays, and so do the branches."""
+        """Start over; a system message stays, and so do the branches. Pictures that wait for a message are dropped."""
         self.messages = [message for message in self.messages if message["role"] == "system"]
-        self._before = None
+        self.pictures, self._before = [], None
         self._forget()
 
     def reply(self, text: str, limit: int) -> Iterator[str]:
-        """Say `text` as the user and stream the answer, at most `limit` tokens.
+        """Say `text` as the user, with the `pictures` that wait, and stream the answer, at most `limit` tokens.
 
         A full window is a WindowExceededError or, with `on_full` "forget", costs the oldest turns.
 
-        A turn that is refused, or abandoned halfway, has not taken place.
+        A turn that is refused, or abandoned halfway, has not taken place: its pictures wait again.
         """
         start = self._here() if self.session.has_state else None
-        said = list(self.messages)
-        self.messages.append({"role": "user", "content": text})
+        before, shown = list(self.messages), self.pictures
+        self.messages.append(said(text, shown))
+        self.pictures = []
         try:
-            yield from self._answer(limit)
+            yield from self._answer(limit, shown)
         except BaseException:
+            self.pictures = shown
             if start is None:
-                self.messages = said
+                self.messages = before
             else:
                 self._return_to(start)
             raise
@@ -143,15 +154,19 @@ class Conversation:
     def save(self, path: Path, artifact: Artifact, force: bool = False) -> None:
         """Write the conversation and its state for `resume`; see `save_state`. A sampler's randomness is not in it."""
         self.need_state()
-        snapshot = self.session.state()
-        save_state(path, snapshot, artifact, self._fed, force, messages=self.messages, tools=self.tools)
+        snapshot, pictures = self.session.state(), [picture.embeddings for picture in pictures_of(self.messages)]
+        messages = for_file(self.messages)
+        save_state(
+            path, snapshot, artifact, self._fed.tokens, force, messages=messages, tools=self.tools, pictures=pictures
+        )
 
     def resume(self, path: Path, artifact: Artifact) -> None:
         """Go on where `save` left off, in this process or another; see `load_state`. Branches stay."""
         self.need_state()
         saved = load_state(path, artifact)
-        self._start_from(saved.snapshot, saved.tokens)
-        self.messages = list(saved.messages)
+        messages = from_file(saved.messages, saved.pictures)
+        self._start_from(saved.snapshot, Prompt(saved.tokens, pictures_of(messages)))
+        self.messages, self.pictures = messages, []
         self.tools = None if saved.tools is None else list(saved.tools)
 
     def cache_prefix(self, path: Path, artifact: Artifact) -> None:
@@ -161,18 +176,19 @@ class Conversation:
         """
         self.need_state()
         tokens = self._prefix_tokens()
+        prefix = Prompt(tuple(tokens))
         if path.exists():
             sweep(path.parent)  # of the run that wrote it, should it have been killed
             saved = load_state(path, artifact)
             if list(saved.tokens) != tokens:
                 raise StateFileError(f"{path}: caches another system prompt; delete it or name another file")
-            self._start_from(saved.snapshot, tokens)
+            self._start_from(saved.snapshot, prefix)
         else:
             self.session.reset()
             self.session.prefill(tokens)
             snapshot = self.session.state()
             save_state(path, snapshot, artifact, tokens)
-            self._start_from(snapshot, tokens)
+            self._start_from(snapshot, prefix)
         self._prefix = self._here()
 
     def need_state(self) -> None:
@@ -183,25 +199,27 @@ class Conversation:
                 "export and executorch or onnxruntime as the runtime"
             )
 
-    def _answer(self, limit: int) -> Iterator[str]:
+    def _answer(self, limit: int, shown: Sequence[Picture]) -> Iterator[str]:
         """The assistant's turn. Whatever happens, `_fed` says what the session has seen."""
         wanted, forgotten = self._wanted(limit)
-        prompt = self._unseen(wanted)
+        known = self._known(wanted)
+        before, prompt = wanted.tokens[:known], wanted.tokens[known:]
+        images = wanted.embeddings_behind(known, self._image_token)
         stream = self.tokenizer.stream()
         answer: list[str] = []
         chosen: list[int] = []
 
         def choose(logits: np.ndarray, seen: Sequence[int]) -> int:
             # not `seen`: a repetition penalty must not depend on what happened to be cached
-            chosen.append(self.sampler(logits, wanted + chosen))
+            chosen.append(self.sampler(logits, [*wanted.tokens, *chosen]))
             return chosen[-1]
 
         drafts = None if self.source is None else Drafts(self.source, self.session.draft_cost)
-        before = wanted[: len(wanted) - len(prompt)]
+        self.speed = Speed(len(prompt), cached_tokens=known, forgotten_turns=forgotten)
+        self.speed.images, self.speed.image_seconds = len(shown), sum(picture.seconds for picture in shown)
         start = time.perf_counter()
-        self.speed = Speed(len(prompt), cached_tokens=len(before), forgotten_turns=forgotten)
         try:
-            for token in generate(self.session, prompt, self.tokenizer.eos_ids, limit, choose, drafts, before):
+            for token in generate(self.session, prompt, self.tokenizer.eos_ids, limit, choose, drafts, before, images):
                 if not self.speed.prompt_seconds:
                     self.speed.prompt_seconds = time.perf_counter() - start
                 self.speed.new_tokens += 1
@@ -209,37 +227,46 @@ class Conversation:
                     answer.append(piece)
                     yield piece
         finally:
-            self._fed = (wanted + chosen)[: self.session.position]
+            whole = wanted._replace(tokens=(*wanted.tokens, *chosen))
+            self._fed = whole.cut(self.session.position, self._image_token)
         self.speed.new_seconds = time.perf_counter() - start - self.speed.prompt_seconds
         if drafts is not None:
             self.speed.drafted_tokens, self.speed.accepted_tokens = drafts.drafted, drafts.accepted
             self.speed.single_tokens, self.speed.single_seconds = drafts.single_steps, drafts.single_seconds
         self.messages.append({"role": "assistant", "content": "".join(answer)})
 
-    def _wanted(self, limit: int) -> tuple[list[int], int]:
-        """The prompt's tokens, and how many of the oldest turns were forgotten to make room for it and its reply."""
+    @property
+    def _image_token(self) -> int | None:
+        return None if self.image_token is None else self.image_token.id
+
+    def _wanted(self, limit: int) -> tuple[Prompt, int]:
+        """The prompt, and how many of the oldest turns were forgotten to make room for it and its reply."""
         wanted, forgotten = self._rendered(), 0
         window = self.session.window
-        if self.on_full == "stop" or len(wanted) + reserved(window, limit) <= window:
+        if self.on_full == "stop" or len(wanted.tokens) + reserved(window, limit) <= window:
             return wanted, forgotten
-        while len(wanted) > kept(window) and (later := without_oldest_turn(self.messages)) is not None:
+        while len(wanted.tokens) > kept(window) and (later := without_oldest_turn(self.messages)) is not None:
             self.messages, forgotten = later, forgotten + 1
             wanted = self._rendered()
         return wanted, forgotten
 
-    def _rendered(self) -> list[int]:
-        return self.tokenizer.encode(self.tokenizer.render(self.messages, tools=self.tools))
+    def _rendered(self) -> Prompt:
+        pictures = pictures_of(self.messages)
+        text = self.tokenizer.render(for_template(self.messages), tools=self.tools)
+        if self.image_token is not None:
+            text = with_pictures(text, [picture.text for picture in pictures], self.image_token.text)
+        return Prompt(tuple(self.tokenizer.encode(text)), pictures)
 
-    def _unseen(self, wanted: list[int]) -> list[int]:
-        """The tokens to feed, once the session is at the latest known state that the prompt goes on from."""
-        goes_on = self._fed and self.session.position == len(self._fed) and _begins(wanted, self._fed)
-        if not goes_on:
-            known = next((p for p in self._places() if p.tokens and _begins(wanted, p.tokens)), None)
+    def _known(self, wanted: Prompt) -> int:
+        """Bring the session to the latest known state that the prompt goes on from; how many tokens it has seen."""
+        fed = self._fed.tokens
+        if not (fed and self.session.position == len(fed) and self._fed.begins(wanted)):
+            known = next((p for p in self._places() if p.prompt.tokens and p.prompt.begins(wanted)), None)
             if known is None:
                 self._forget()
             else:
                 self._restore(known)
-        return wanted[len(self._fed) :]
+        return len(self._fed.tokens)
 
     def _places(self) -> Iterator[Place]:
         """Where the session could go back to, latest first."""
@@ -253,7 +280,7 @@ class Conversation:
     def _here(self) -> Place:
         if self._snapshot is None or self._snapshot.position != self.session.position:
             self._snapshot = IncrementalSnapshot.after(self._snapshot, self.session.state())
-        return Place(tuple(self.messages), tuple(self._fed), self._snapshot, self._before)
+        return Place(tuple(self.messages), self._fed, self._snapshot, self._before)
 
     def _return_to(self, place: Place) -> None:
         self._restore(place)
@@ -262,15 +289,15 @@ class Conversation:
 
     def _restore(self, place: Place) -> None:
         self.session.restore(place.snapshot.snapshot())
-        self._fed, self._snapshot = list(place.tokens), place.snapshot
+        self._fed, self._snapshot = place.prompt, place.snapshot
 
-    def _start_from(self, snapshot: Snapshot, tokens: Sequence[int]) -> None:
+    def _start_from(self, snapshot: Snapshot, prompt: Prompt) -> None:
         self.session.restore(snapshot)
-        self._fed, self._snapshot, self._before = list(tokens), IncrementalSnapshot.after(None, snapshot), None
+        self._fed, self._snapshot, self._before = prompt, IncrementalSnapshot.after(None, snapshot), None
 
     def _forget(self) -> None:
         self.session.reset()
-        self._fed, self._snapshot = [], None
+        self._fed, self._snapshot = Prompt(), None
 
     def _prefix_tokens(self) -> list[int]:
         """Of the system prompt and tools, as far as every conversation begins with them."""
@@ -280,11 +307,6 @@ class Conversation:
         alone = self.tokenizer.render(system, tools=self.tools, add_generation_prompt=False)
         asked = self.tokenizer.render([*system, {"role": "user", "content": "?"}], tools=self.tools)
         prefix, prompt = self.tokenizer.encode(alone), self.tokenizer.encode(asked)
-        if not _begins(prompt, prefix):
+        if not Prompt(tuple(prefix)).begins(Prompt(tuple(prompt))):
             raise UsageError("this chat template does not put the system prompt first, so it cannot be cached")
         return prefix
-
-
-def _begins(whole: Sequence[int], part: Sequence[int]) -> bool:
-    """Whether `whole` goes on from `part`, with at least one token more."""
-    return len(part) < len(whole) and list(whole[: len(part)]) == list(part)

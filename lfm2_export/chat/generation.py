@@ -20,15 +20,19 @@ def generate(
     sampler: Sampler = greedy,
     drafts: Drafts | None = None,
     before: Sequence[int] = (),
+    images: np.ndarray | None = None,
 ) -> Iterator[int]:
     """Feed `prompt` to the session, then yield up to `limit` new tokens; a stop token is fed but not yielded.
+
+    What stands for images in the prompt is `images [places, H]`, in order.
 
     Ends quietly at the window's edge. What was yielded is part of the session's state, the stop token too, so a
     next turn can go on from there. `drafts` change the time it takes and not the tokens; they are looked for in the
     tokens `before` the prompt as well.
     """
     seen, said = list(prompt), [*before, *prompt]
-    logits, token = session.prefill(prompt), None
+    logits = session.prefill(prompt) if images is None else session.prefill_with_images(prompt, images)
+    token = None
     made = 0
     while made < limit:
         if token is None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-Message = dict[str, Any]
+from lfm2_export.chat.prompt import Message
+
 OnFull = Literal["stop", "forget"]  # refuse the turn that does not fit, or forget the oldest ones
 
 

@@ -1,7 +1,8 @@
 """A conversation's state as one file, for another process to go on from: a prefix cache, a chat put aside.
 
-The file is a safetensors file: the snapshot's tensors, and under one metadata key a SHA-256 over all the rest, a space,
-and a JSON document (`_Header`) with the tokens behind the state and the artifact it belongs to. One key, because the
+The file is a safetensors file: the snapshot's tensors, the embeddings of a chat's pictures as `picture.0` and so on,
+and under one metadata key a SHA-256 over all the rest, a space, and a JSON document (`_Header`) with the tokens behind
+the state and the artifact it belongs to. One key, because the
 format leaves the order of several open and the same state must give the same bytes. Whoever reads such a file trusts
 none of it.
 """
@@ -31,6 +32,7 @@ from lfm2_export.runtimes.session import Snapshot, check_snapshot
 FORMAT_VERSION = 1
 _KEY = "lfm2_export_state"
 _HEADER_BYTES = 1 << 20  # for tensor names, tools and a system prompt …
+_PICTURE = "picture."
 _HEADER_BYTES_PER_TOKEN = 256  # … and for each token of the window: its id, and its text as JSON
 
 
@@ -56,12 +58,17 @@ class _Header(BaseModel):
 
 @dataclass(frozen=True)
 class SavedState:
-    """The contents of a state file: the snapshot, the tokens that led to it, and a chat's messages and tools."""
+    """The contents of a state file: the snapshot, the tokens that led to it, and a chat's messages and tools.
+
+    In a message an image's part holds the `text` that stands for it in the prompt; `pictures` are the embeddings of all
+    images, `[places, H] float32` each.
+    """
 
     snapshot: Snapshot
     tokens: tuple[int, ...]
     messages: tuple[dict[str, Any], ...] = ()
     tools: tuple[Any, ...] | None = None
+    pictures: tuple[np.ndarray, ...] = ()
 
 
 def save_state(
@@ -73,10 +80,12 @@ def save_state(
     *,
     messages: Iterable[dict[str, Any]] = (),
     tools: Iterable[Any] | None = None,
+    pictures: Sequence[np.ndarray] = (),
 ) -> None:
     """Write a snapshot of a session of `artifact`, and the `tokens` that it has seen, as one file.
 
-    `messages` and `tools`, plain JSON values, let a chat go on. The same state gives the same bytes; the file appears
+    `messages` and `tools`, plain JSON values, let a chat go on, and the `pictures` of its messages (see `SavedState`)
+    let it begin anew. The same state gives the same bytes; the file appears
     whole or not at all. UsageError when it exists and `force` is not set, when the tokens are not as many as the
     position, when the snapshot does not fit the artifact, or when the system refuses.
     """
@@ -89,7 +98,8 @@ def save_state(
     check_snapshot(snapshot, shapes)
     if wrong := _wrong_dtype(snapshot.tensors, artifact.manifest):
         raise UsageError(f"the snapshot does not fit: {wrong}")
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in snapshot.tensors.items()}
+    shown = {f"{_PICTURE}{number}": rows.astype(np.float32) for number, rows in enumerate(pictures)}
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in (snapshot.tensors | shown).items()}
     header = _Header(
         version=FORMAT_VERSION,
         artifact=artifact_digest(artifact.manifest),
@@ -101,7 +111,7 @@ def save_state(
     )
     text = json.dumps(header.model_dump(), sort_keys=True, separators=(",", ":"))
     data = save(tensors, {_KEY: f"{_checksum(text, tensors)} {text}"})
-    if len(data) > (most := _most_bytes(shapes, artifact.manifest.window)):
+    if len(data) > (most := _most_bytes(shapes, artifact.manifest)):
         raise UsageError(f"cannot write {path}: {len(data)} bytes, at most {most} are read back; shorten the messages")
     write_bytes(path, data, force, KIND)
 
@@ -121,7 +131,7 @@ def load_state(path: Path, artifact: Artifact) -> SavedState:
     another artifact or window, or with tokens that the model does not have.
     """
     shapes = _shapes(artifact.manifest)
-    data, metadata = _read(path, _most_bytes(shapes, artifact.manifest.window))
+    data, metadata = _read(path, _most_bytes(shapes, artifact.manifest))
     if _KEY not in metadata:
         raise StateFileError(f"{path}: not a saved state: no {_KEY} in its metadata")
     checksum, _, text = metadata[_KEY].partition(" ")
@@ -130,13 +140,15 @@ def load_state(path: Path, artifact: Artifact) -> SavedState:
     if _checksum(text, tensors) != checksum:
         raise StateFileError(f"{path}: its checksum does not match; the file was altered or damaged")
     _check_belongs(path, header, artifact.manifest)
-    snapshot = Snapshot(header.position, tensors)
+    pictures = _pictures(path, header, tensors, artifact.manifest)
+    state = {name: tensor for name, tensor in tensors.items() if not name.startswith(_PICTURE)}
+    snapshot = Snapshot(header.position, state)
     try:
         check_snapshot(snapshot, shapes)
     except UsageError as error:
         raise StateFileError(f"{path}: {error}") from error
     tools = None if header.tools is None else tuple(header.tools)
-    return SavedState(snapshot, tuple(header.tokens), tuple(header.messages), tools)
+    return SavedState(snapshot, tuple(header.tokens), tuple(header.messages), tools, pictures)
 
 
 def artifact_digest(manifest: Manifest) -> str:
@@ -216,6 +228,31 @@ def _check_belongs(path: Path, header: _Header, manifest: Manifest) -> None:
         raise StateFileError(f"{path}: token ids outside the vocabulary of {vocab}")
 
 
+def _pictures(
+    path: Path, header: _Header, tensors: Mapping[str, np.ndarray], manifest: Manifest
+) -> tuple[np.ndarray, ...]:
+    """The embeddings of the messages' pictures: one tensor for each, as wide as the model, within the tokens."""
+    parts = [part for message in header.messages for part in _images_in(message)]
+    if any(not isinstance(part.get("text"), str) for part in parts):
+        raise StateFileError(f"{path}: a picture in its messages has no text")
+    count, width = len(parts), int(manifest.source.config["hidden_size"])
+    names = [f"{_PICTURE}{number}" for number in range(count)]
+    if {name for name in tensors if name.startswith(_PICTURE)} != set(names):
+        raise StateFileError(f"{path}: its messages hold {count} pictures, and its tensors are of others")
+    found = tuple(tensors[name] for name in names)
+    if any(rows.ndim != 2 or rows.shape[1] != width or rows.dtype != np.float32 for rows in found):
+        raise StateFileError(f"{path}: a picture is not float32 of the model's width of {width}")
+    if sum(map(len, found)) > header.position:
+        raise StateFileError(f"{path}: its pictures have more places than the conversation has tokens")
+    return found
+
+
+def _images_in(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    return [part for part in parts if isinstance(part, dict) and part.get("type") == "image"]
+
+
 def _checksum(text: str, tensors: Mapping[str, np.ndarray]) -> str:
     """SHA-256 over the header as it is spelled and every tensor's name, dtype, shape and bytes, by name."""
     digest = hashlib.sha256(json.dumps(text).encode())
@@ -229,7 +266,9 @@ def _shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
     return state_shapes(from_dict(manifest.source.config, "manifest.json"), manifest.window)
 
 
-def _most_bytes(shapes: Mapping[str, tuple[int, ...]], window: int) -> int:
+def _most_bytes(shapes: Mapping[str, tuple[int, ...]], manifest: Manifest) -> int:
     """Of any state file of this artifact: the full window in fp32, and a header with room for the conversation."""
     elements = sum(math.prod(shape) for shape in shapes.values())
-    return 4 * elements + _HEADER_BYTES + _HEADER_BYTES_PER_TOKEN * window
+    if manifest.takes_images:
+        elements += manifest.window * int(manifest.source.config["hidden_size"])
+    return 4 * elements + _HEADER_BYTES + _HEADER_BYTES_PER_TOKEN * manifest.window

@@ -53,6 +53,12 @@ class VisionConfig:
     projector_norm: bool = True
     rope_theta: float = 0.0
     conv_kernel_size: int = 0
+    frames: int = 1  # of a video that a patch holds; an image is repeated
+
+    @property
+    def patch_size(self) -> int:
+        """The pixels of a patch in each direction, where there are three colors."""
+        return math.isqrt(self.patch_values // (3 * self.frames))
 
     @property
     def num_hidden_layers(self) -> int:
@@ -184,4 +190,5 @@ def _lfm3(keys: Lfm3VlKeys, where: str) -> dict[str, Any]:
         "merge": tower.spatial_merge_size,
         "rope_theta": tower.rope_parameters.rope_theta,
         "conv_kernel_size": tower.conv_kernel_size,
+        "frames": tower.temporal_patch_size,
     }

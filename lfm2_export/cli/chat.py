@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from lfm2_export.artifact.folder import Artifact
     from lfm2_export.chat.conversation import Conversation
     from lfm2_export.chat.overflow import OnFull
     from lfm2_export.cli.slash import Chat
@@ -22,6 +23,9 @@ def run(
     runtime: Annotated[
         str | None,
         typer.Option(help="executorch, native, onnxruntime, onnxruntime-packed or genai. [the artifact's own]"),
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", help="A picture for the first message (repeatable).")
     ] = None,
     limit: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest reply.")] = 256,
     temperature: Annotated[
@@ -45,12 +49,15 @@ def run(
     import json
     from dataclasses import asdict
 
+    from lfm2_export.artifact.folder import open_artifact
     from lfm2_export.chat.open_drafts import draft_source
     from lfm2_export.chat.sampling import MinPSampler, greedy
     from lfm2_export.chat.saved_state import KIND
     from lfm2_export.cli import console
+    from lfm2_export.cli.slash import check_takes_images
     from lfm2_export.errors import UsageError
     from lfm2_export.files import check_free_file
+    from lfm2_export.images.opening import open_image
 
     if as_json and prompt is None:
         raise UsageError("--json needs --prompt")
@@ -58,7 +65,11 @@ def run(
         raise UsageError("--load-state brings its own system prompt; leave out --system and --prefix-cache")
     if save is not None:
         check_free_file(save, force, KIND)
-    chat = _open(artifact, runtime, force)
+    opened = open_artifact(artifact)
+    if image:
+        check_takes_images(opened)
+    pictures = [(open_image(path), str(path)) for path in image or ()]
+    chat = _open(opened, runtime, force)
     conversation = chat.conversation
     if draft is not None:
         conversation.source = draft_source(draft, conversation.session, chat.artifact)
@@ -72,6 +83,7 @@ def run(
         conversation.messages.append({"role": "system", "content": system})
     if prefix_cache is not None:
         conversation.cache_prefix(prefix_cache, chat.artifact)
+    conversation.pictures = [chat.look(*picture) for picture in pictures]
     if prompt is None:
         _talk(chat, limit)
     elif as_json:
@@ -83,16 +95,18 @@ def run(
         conversation.save(save, chat.artifact, force)
 
 
-def _open(folder: Path, runtime: str | None, force: bool) -> Chat:
+def _open(artifact: Artifact, runtime: str | None, force: bool) -> Chat:
     from lfm2_export import runtimes
-    from lfm2_export.artifact.folder import open_artifact
     from lfm2_export.chat.conversation import Conversation
     from lfm2_export.checkpoint.config import from_dict
     from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+    from lfm2_export.checkpoint.vision_config import read_model_config
     from lfm2_export.cli.slash import Chat
     from lfm2_export.errors import UsageError
+    from lfm2_export.images.pictures import ImageToken
+    from lfm2_export.images.viewing import Viewer
 
-    artifact = open_artifact(folder)
+    folder = artifact.folder
     tokenizer = ChatTokenizer.load(folder, from_dict(artifact.manifest.source.config, f"{folder}: manifest.json"))
     if tokenizer is None or not tokenizer.has_template:
         raise UsageError(f"{folder} has no tokenizer or chat template; chat needs both (parity works without)")
@@ -100,7 +114,13 @@ def _open(folder: Path, runtime: str | None, force: bool) -> Chat:
     runtimes.check_runs(chosen.name, artifact.manifest)
     chosen.version()  # a missing library says so before the model is loaded
     session = chosen.open_session(folder, artifact.manifest)
-    return Chat(Conversation(session, tokenizer), artifact, force)
+    conversation = Conversation(session, tokenizer)
+    vision = read_model_config(folder / "config.json").vision if artifact.manifest.takes_images else None
+    if vision is None:
+        return Chat(conversation, artifact, force)
+    if text := tokenizer.decode([vision.image_token_id], skip_special_tokens=False):
+        conversation.image_token = ImageToken(vision.image_token_id, text)
+    return Chat(conversation, artifact, force, Viewer(folder, vision, session))
 
 
 def _on_full(given: str) -> OnFull:

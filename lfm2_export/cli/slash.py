@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from lfm2_export.errors import UsageError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from lfm2_export.artifact.folder import Artifact
     from lfm2_export.chat.conversation import Conversation
+    from lfm2_export.images.viewing import Picture, Viewer
 
 
 class Chat(NamedTuple):
@@ -19,6 +22,23 @@ class Chat(NamedTuple):
     conversation: Conversation
     artifact: Artifact
     force: bool  # whether /save may replace a file
+    viewer: Viewer | None = None  # of an artifact that takes images
+
+    def look(self, image: Image, name: str) -> Picture:
+        """Return an opened picture as the model sees it. UsageError where it takes none; see `Viewer.look`."""
+        if self.viewer is None:
+            check_takes_images(self.artifact)
+            raise UsageError(f"{self.conversation.session.runtime} takes no images with {self.artifact.folder}")
+        return self.viewer.look(image, name)
+
+
+def check_takes_images(artifact: Artifact) -> None:
+    """Raise UsageError for an artifact without the image part of a vision-language model."""
+    if not artifact.manifest.takes_images:
+        raise UsageError(
+            f"{artifact.folder} takes no images: a text model's, or exported with parts=text; export a vision-language "
+            "checkpoint whole"
+        )
 
 
 class Command(NamedTuple):
@@ -63,6 +83,25 @@ def _switch(chat: Chat, name: str) -> str:
     return f"at {name!r}; {_whereabouts(chat)}"
 
 
+def _image(chat: Chat, file: str) -> str:
+    from lfm2_export.images.opening import open_image
+
+    check_takes_images(chat.artifact)
+    path, waiting = Path(file).expanduser(), chat.conversation.pictures
+    waiting.append(picture := chat.look(open_image(path), str(path)))
+    return f"{path.name}, {len(picture.embeddings)} tokens, goes with the next message{_others(len(waiting) - 1)}"
+
+
+def _drop(chat: Chat, _: str) -> str:
+    count = len(chat.conversation.pictures)
+    chat.conversation.pictures = []
+    return f"dropped {count} waiting picture{'' if count == 1 else 's'}"
+
+
+def _others(count: int) -> str:
+    return f", as {count} before it {'does' if count == 1 else 'do'}" if count else ""
+
+
 def _save(chat: Chat, file: str) -> str:
     path = Path(file).expanduser()
     chat.conversation.save(path, chat.artifact, chat.force)
@@ -81,6 +120,8 @@ def _whereabouts(chat: Chat) -> str:
 
 
 COMMANDS = {
+    "/image": Command("FILE", "a picture for the next message", _image),
+    "/drop": Command("", "drop the pictures that wait for it", _drop),
     "/rewind": Command("", "take back the last turn", _rewind),
     "/branch": Command("NAME", "name this point of the conversation", _branch),
     "/switch": Command("NAME", "go back to a named point", _switch),

@@ -1,1 +1,1 @@
-"""Pictures on their way to a vision encoder: opened with distrust, cut into patches by transformers' own processor."""
+"""Pictures on their way into a prompt: opened with distrust, cut by transformers' own processor, seen by a session."""

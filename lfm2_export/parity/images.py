@@ -10,9 +10,9 @@ import torch
 
 from lfm2_export.evaluate.metrics import relative_error, worst
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.state import empty_state
 from lfm2_export.model.vision.encoder import VisionEncoder
-from lfm2_export.model.vision.images import Image, encode, with_images
+from lfm2_export.model.vision.images import Image, encode
+from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
 ENCODER_LIMIT = 1e-4  # the image part is in fp32
@@ -46,14 +46,14 @@ def compare_images(
     expected = [encode(encoder, [image]).numpy() for image in images]
     found = [session.encode(image.patches.numpy(), image.rows, image.columns) for image in images]
     errors = [relative_error(*both) for both in zip(found, expected, strict=True)]
-    logits = []
-    for chosen in _PROMPTS:
-        tokens = list(_prompt(encoder, [len(expected[number]) for number in chosen], spoken))
-        if len(tokens) > session.window:
-            continue
+    asked = {chosen: _prompt(encoder, [len(expected[number]) for number in chosen], spoken) for chosen in _PROMPTS}
+    fitting = {chosen: tokens for chosen, tokens in asked.items() if len(tokens) <= session.window}
+    eager, logits = EagerSession(decoder, max(map(len, fitting.values()), default=1), encoder), []
+    for chosen, tokens in fitting.items():
         session.reset()
         ours = session.prefill_with_images(tokens, np.concatenate([found[number] for number in chosen]))
-        theirs = _eager(encoder, decoder, tokens, np.concatenate([expected[number] for number in chosen]))
+        eager.reset()
+        theirs = eager.prefill_with_images(tokens, np.concatenate([expected[number] for number in chosen]))
         logits.append(relative_error(ours, theirs))
     session.reset()
     return ImageFigures(len(images), worst(errors), len(logits), worst(logits), limit)
@@ -66,21 +66,10 @@ def _images(encoder: VisionEncoder) -> Iterator[Image]:
         yield Image(torch.randn(rows * columns, encoder.config.patch_values, generator=generator), rows, columns)
 
 
-def _prompt(encoder: VisionEncoder, places: Sequence[int], spoken: Sequence[int]) -> Iterator[int]:
+def _prompt(encoder: VisionEncoder, places: Sequence[int], spoken: Sequence[int]) -> list[int]:
     """Text, an image, text, …: text begins and ends."""
-    image = encoder.config.image_token_id
+    image, tokens = encoder.config.image_token_id, list[int]()
     text = [token for token in spoken if token != image]
     for number, count in enumerate(places):
-        yield from text[number * _BESIDE : (number + 1) * _BESIDE]
-        yield from [image] * count
-    yield from text[-_BESIDE:]
-
-
-def _eager(encoder: VisionEncoder, decoder: Decoder, tokens: Sequence[int], images: np.ndarray) -> np.ndarray:
-    device = decoder.device
-    ids, position = torch.tensor([tokens], device=device), torch.zeros(1, dtype=torch.long, device=device)
-    seen = torch.from_numpy(images).to(device)
-    embeddings = with_images(encoder.config, ids, decoder.embed_tokens(ids), seen)
-    state = empty_state(decoder.config, 1, device=device)
-    logits, _ = decoder.from_embeddings(embeddings, decoder.call(ids, position), state)
-    return np.asarray(logits[0].cpu())
+        tokens += [*text[number * _BESIDE : (number + 1) * _BESIDE], *[image] * count]
+    return [*tokens, *text[-_BESIDE:]]

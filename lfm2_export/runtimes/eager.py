@@ -12,20 +12,27 @@ import torch
 
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import State, empty_state, is_cache, write_slices
+from lfm2_export.model.vision.encoder import VisionEncoder
+from lfm2_export.model.vision.images import Image, encode, with_images
 from lfm2_export.runtimes.session import Session, Snapshot, check_draft, check_kept, check_room, check_snapshot
 
 _VERIFIED = 16  # tokens of a draft
 
 
 class EagerSession(Session):
-    """One conversation with a `Decoder` (fp32 or quantized) in explicit form, on the device that holds it."""
+    """One conversation with a `Decoder` (fp32 or quantized) in explicit form, on the device that holds it.
+
+    With the image part of its model it takes images.
+    """
 
     version = str(torch.__version__)
     pads = True
 
-    def __init__(self, decoder: Decoder, window: int) -> None:
+    def __init__(self, decoder: Decoder, window: int, encoder: VisionEncoder | None = None) -> None:
         self.decoder = decoder
         self.window = window
+        self._encoder, self._images = encoder, torch.zeros(0)
+        self.takes_images = encoder is not None
         self.verifies = min(window, _VERIFIED)
         self.reset()
 
@@ -42,6 +49,21 @@ class EagerSession(Session):
 
     def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
         return self._run(tokens, pad_to, all_logits=False)[0]
+
+    @torch.inference_mode()
+    def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
+        if self._encoder is None:
+            return super().encode(patches, rows, columns)  # refuses
+        return encode(self._encoder, [Image(torch.from_numpy(patches), rows, columns)]).numpy()
+
+    def prefill_with_images(self, tokens: Sequence[int], images: np.ndarray) -> np.ndarray:
+        if self._encoder is None:
+            return super().prefill_with_images(tokens, images)  # refuses
+        self._images = torch.from_numpy(images)
+        try:
+            return self.prefill(tokens)
+        finally:
+            self._images = torch.zeros(0)
 
     def score(self, tokens: Sequence[int]) -> np.ndarray:
         """Go on as `prefill` does; return the logits of every token, `[T, vocab]`: teacher forcing, eager only."""
@@ -92,6 +114,11 @@ class EagerSession(Session):
         rows = torch.tensor([[*tokens, *[0] * max(0, (pad_to or 0) - len(tokens))]], device=device)
         position = torch.tensor([self._position], device=device)
         length = torch.tensor([len(tokens)], device=device)
+        if self._encoder is not None and len(self._images):
+            embedded = self.decoder.embed_tokens(rows)
+            x = with_images(self._encoder.config, rows, embedded, self._images.to(device))
+            call = self.decoder.call(rows, position, length)
+            return self.decoder.from_embeddings(x, call, self._filled(), all_logits)
         computed: tuple[torch.Tensor, State] = self.decoder(rows, position, length, self._filled(), all_logits)
         return computed
 

@@ -1,0 +1,52 @@
+"""A picture as a session sees it: through the processor and the artifact's own image part, once."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lfm2_export.checkpoint.vision_config import VisionConfig
+from lfm2_export.images.pictures import ImageProcessor
+from lfm2_export.images.processor import load_processor
+from lfm2_export.runtimes.session import Session
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """What takes a picture's place in the prompt, and what the image part made of it. Equal only to itself."""
+
+    text: str
+    embeddings: np.ndarray  # [places, H] float32
+    seconds: float = 0.0  # that it took
+
+
+class Viewer:
+    """Shows pictures to one session."""
+
+    def __init__(self, folder: Path, vision: VisionConfig, session: Session) -> None:
+        """`folder` is the artifact's, whose config.json says `vision`. Nothing is read before the first picture."""
+        self._folder, self._vision, self._session = folder, vision, session
+
+    @cached_property
+    def processor(self) -> ImageProcessor:
+        """The folder's processor; see `load_processor`."""
+        return load_processor(self._folder, self._vision)
+
+    def look(self, image: Image, name: str) -> Picture:
+        """Return an RGB picture as the session sees it; raises what `load_processor` and `prepare` do."""
+        from lfm2_export.model.vision.images import images_of
+
+        processor = self.processor
+        start = time.perf_counter()
+        pictures = processor.prepare([image], [name])
+        tiles = images_of(self._vision, pictures.tensors)
+        seen = [self._session.encode(tile.patches.numpy(), tile.rows, tile.columns) for tile in tiles]
+        return Picture(pictures.texts[0], np.concatenate(seen), time.perf_counter() - start)
