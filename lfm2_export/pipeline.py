@@ -12,6 +12,7 @@ from lfm2_export.artifact.folder import KIND, Artifact, open_artifact, seal, wri
 from lfm2_export.artifact.manifest import AdapterSource, Extent, Manifest, Source
 from lfm2_export.checkpoint.config import LFM2Config, to_dict
 from lfm2_export.checkpoint.last_seen import remember
+from lfm2_export.checkpoint.processor_keys import has_processor, read_processor
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.environment.resources import check_memory, parameters, torch_threads
@@ -70,6 +71,8 @@ def export(
     progress("checking the checkpoint")
     checkpoint = open_checkpoint(source, revision, base)
     images = _takes_images(checkpoint, chosen)
+    if images and checkpoint.vision is not None and has_processor(checkpoint.folder):
+        read_processor(checkpoint.folder, checkpoint.vision)  # which must fit
     if not recipes.asks_for_window(recipe, overrides):
         chosen = chosen.within(checkpoint.config)
     chosen.check(checkpoint.config)

@@ -9,8 +9,12 @@ import javascript
 import pytest
 
 from lfm2_export.bench.report import BenchReport, ContenderReport, Speed, Spread
+from lfm2_export.checkpoint.nano_vl.drawing import draw, png
+from lfm2_export.checkpoint.nano_vl.scenes import CELL
+from lfm2_export.checkpoint.nano_vl.tasks import picture_questions
 from lfm2_export.parity.detail import Detail
 from lfm2_export.parity.effort import Effort
+from lfm2_export.parity.pictures import PictureCase, PictureCases
 from lfm2_export.parity.prove import prove
 from lfm2_export.report import outputs
 
@@ -26,9 +30,21 @@ CHARTS = [
 CONTENDERS = ("nano xnnpack-int4", "nano xnnpack-int8", "llama.cpp Q4_0", "my_$model$ <b>")
 
 
+SCENES = [question.scene for question in picture_questions(3, 5)]
+
+
 @pytest.fixture(scope="module")
 def report(make_artifact, nano):
-    return prove(make_artifact("onnx-int8", "explicit"), nano, ["onnxruntime"], QUICK, detail=Detail(drift_samples=8))
+    """Of nano; the pictures and what is said of them are made up."""
+    made = make_artifact("onnx-int8", "explicit")
+    found = prove(made, nano, ["onnxruntime"], QUICK, detail=Detail(drift_samples=8))
+    found.runtimes[0].pictures = PictureCases(
+        cases=[
+            PictureCase(png=png(draw(scene)), question="What?", drawn="A star.", reference="A star.", artifact="A dog.")
+            for scene in SCENES
+        ]
+    )
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +110,7 @@ def test_the_page_in_a_browser(page, scheme, width):
     job = {"file": str(page), "scheme": scheme, "width": width}
     seen = javascript.run("report.mjs", job | ({"screenshot": f"{folder}/{scheme}-{width}.png"} if folder else {}))
     assert (seen["complaints"], seen["scripts"]) == ([], 0)
+    assert seen["pictures"] == [[CELL * scene.columns, CELL * scene.rows] for scene in SCENES]
     assert seen["requests"] == 1  # the page itself
     assert seen["first"] == "verdict"
     assert "Proven" in seen["verdict"]

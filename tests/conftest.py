@@ -13,6 +13,8 @@ from checkpoints import write_tiny
 if TYPE_CHECKING:
     from xnnpack_artifacts import Make
 
+    from lfm2_export.artifact.folder import Artifact
+
 
 @pytest.fixture(scope="session")
 def _tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -34,6 +36,23 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def seeing_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small LFM3-VL with a processor, which needs no torchvision."""
+    from seeing_checkpoints import write_seeing  # imports transformers' models
+
+    return write_seeing(tmp_path_factory.mktemp("seeing") / "lfm3-vl", "lfm3_vl")
+
+
+@pytest.fixture(scope="session")
+def seeing_artifact(seeing_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The same as ONNX, not proven; its window is 128."""
+    from lfm2_export.pipeline import export
+
+    output = tmp_path_factory.mktemp("seeing") / "artifact"
+    return export(str(seeing_checkpoint), "onnx-fp32", output, overrides=["window=128"], verify=False)[0]
 
 
 @pytest.fixture(scope="session")

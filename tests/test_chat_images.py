@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,10 +29,11 @@ from lfm2_export.chat.conversation import Conversation
 from lfm2_export.chat.drafts import Lookup
 from lfm2_export.chat.prompt import said
 from lfm2_export.chat.saved_state import load_state, save_state
+from lfm2_export.checkpoint import nano
 from lfm2_export.checkpoint.processor_keys import parse_processor
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.errors import CheckpointError, StateFileError, WindowExceededError
+from lfm2_export.errors import CheckpointError, StateFileError, UsageError, WindowExceededError
 from lfm2_export.images.pictures import ImageToken
 from lfm2_export.images.viewing import Picture, Viewer
 from lfm2_export.model.decoder import Decoder
@@ -45,9 +47,8 @@ REPLY = " The sky is blue."
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """An LFM3-VL, whose processor needs no torchvision."""
-    return open_checkpoint(str(write_seeing(tmp_path_factory.mktemp("seeing") / "lfm3-vl", "lfm3_vl")))
+def checkpoint(seeing_checkpoint: Path) -> Checkpoint:
+    return open_checkpoint(str(seeing_checkpoint))
 
 
 @pytest.fixture(scope="module")
@@ -253,13 +254,23 @@ def test_drafts_change_nothing(talks, pictures):
     assert drafting.speed.accepted_tokens > 0
 
 
+def test_a_template_without_a_place_for_pictures_is_said_in_one_line(talks, pictures, checkpoint, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (tmp_path / name).write_bytes((checkpoint.folder / name).read_bytes())
+    (tmp_path / "chat_template.jinja").write_bytes((nano.PATH / "chat_template.jinja").read_bytes())
+    talk = next(talks)
+    talk.tokenizer = ChatTokenizer.load(tmp_path, checkpoint.config)
+    with pytest.raises(UsageError, match=r"places \(<image>\) for 0 images, and 1 were given"):
+        say(talk, "What is this?", pictures[0])
+    assert talk.messages == []
+
+
 # the command
 
 
-@pytest.fixture(scope="module")
-def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("exported") / "seeing"
-    return export(str(checkpoint.folder), "onnx-fp32", output, overrides=[f"window={WINDOW}"], verify=False)[0].folder
+@pytest.fixture
+def exported(seeing_artifact: Artifact) -> Path:
+    return seeing_artifact.folder
 
 
 @pytest.fixture
@@ -382,6 +393,14 @@ def test_what_cannot_take_a_picture_says_so_in_one_line(exported, checkpoint, fi
     assert "do not fit the window" in refused(capsys, *long)
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     assert "pip install 'lfm2-export[vision]'" in refused(capsys, *asked(exported, "--image", files[0]))
+
+
+def test_an_export_refuses_a_processor_that_does_not_fit_and_leaves_nothing(checkpoint, tmp_path, capsys):
+    folder = Path(shutil.copytree(checkpoint.folder, tmp_path / "vl"))
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSORS["lfm3_vl"] | {"patch_size": 16}))
+    told = refused(capsys, "export", str(folder), "-r", "onnx-fp32", "-o", str(tmp_path / "out"), "--quiet")
+    assert "preprocessor_config.json: patch_size is 16; the model's config.json says 4" in told
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 WRONG_SETTINGS = {

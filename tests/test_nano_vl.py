@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,12 @@ from lfm2_export.checkpoint.nano_vl.drawing import draw
 from lfm2_export.checkpoint.nano_vl.scenes import CELL, COLORS, DIGITS, GRIDS, SHAPES, Scene, Thing
 from lfm2_export.checkpoint.nano_vl.tasks import KINDS, picture_questions, split_of
 from lfm2_export.checkpoint.processor_keys import read_processor
+from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.checkpoint.vision_config import VisionConfig, read_model_config
 from lfm2_export.errors import CheckpointError, UsageError
+from lfm2_export.evaluate.questions import picture_accuracy
 from lfm2_export.images.pictures import with_pictures
+from lfm2_export.runtimes.session import Session
 
 ROOT = Path(__file__).parent.parent
 
@@ -180,7 +183,7 @@ def processed(taught, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
 def test_our_processor_is_transformers_own_and_what_training_shows(processed, taught, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "training")
-    from vision import patches
+    from vision import processed as trained_on
 
     scenes = [question.scene for question in picture_questions(0, 12)]
     scenes = [next(scene for scene in scenes if scene.grid == grid) for grid in dict.fromkeys(GRIDS)]
@@ -192,7 +195,7 @@ def test_our_processor_is_transformers_own_and_what_training_shows(processed, ta
         assert each["settings"] == json.loads((taught[0] / "preprocessor_config.json").read_text())
     for scene, each in zip(scenes, found, strict=False):
         assert each["grids"] == [[2 * scene.rows, 2 * scene.columns]]
-        shown = patches(torch.from_numpy(np.array(draw(scene))[None]))
+        shown = trained_on(np.array(draw(scene))[None])
         padding = each["ours"]["pixel_values"][0][1] - shown["pixel_values"].shape[1]
         for name in ("pixel_values", "pixel_attention_mask"):
             at_the_end = (0, 0) * (shown[name].ndim - 2) + (0, padding)
@@ -210,6 +213,49 @@ def test_large_pictures_become_tiles_and_elongated_ones_are_refused(processed):
     assert tiled["grids"][:-2] == [[32, 32]] * (len(tiled["grids"]) - 2)
     for each in refused:
         assert re.fullmatch(r"ImageError: image 1 is too elongated \(.*30000.*\): .*allows 256; crop it", each["error"])
+
+
+class Knowing(Session):
+    """Gives the right answers to the held-out questions, one after the other, of which it knows `answers`."""
+
+    runtime, version, window, takes_images = "knowing", "0", 1024, True
+
+    def __init__(self, tokenizer: ChatTokenizer, answers: list[str], image_token: int) -> None:
+        self.answers = iter([[*tokenizer.encode(answer), tokenizer.eos_ids[0]] for answer in answers])
+        self.image_token, self.rest, self.fed = image_token, list[int](), 0
+        self.seen: list[np.ndarray] = []
+
+    position = property(lambda self: self.fed)
+
+    def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
+        assert patches.shape == (rows * columns, 768)
+        self.seen.append(patches)
+        return np.zeros((rows * columns // 4, 1), np.float32)
+
+    def prefill_with_images(self, tokens: Sequence[int], images: np.ndarray) -> np.ndarray:
+        assert list(tokens).count(self.image_token) == len(images)
+        self.rest = next(self.answers)
+        return self.prefill(tokens)
+
+    def prefill(self, tokens: Sequence[int], pad_to: int | None = None) -> np.ndarray:
+        self.fed += len(tokens)
+        return np.eye(1088, dtype=np.float32)[self.rest.pop(0) if self.rest else 0]
+
+    def reset(self) -> None:
+        self.fed = 0
+
+
+@pytest.mark.parametrize("wrong", [0, 3])
+def test_the_share_of_right_answers_about_pictures(wrong, taught):
+    asked = picture_questions(500, 10, "heldout")
+    config, vision = read_model_config(taught[0] / "config.json")
+    tokenizer = ChatTokenizer.load(taught[0], config)
+    answers = ["I see it." if at < wrong else question.answer for at, question in enumerate(asked)]
+    session = Knowing(tokenizer, answers, vision.image_token_id)
+    found = picture_accuracy(session, tokenizer, len(asked))
+    assert found["all"] == 1 - wrong / 10
+    assert set(found) == {"all", *KINDS}
+    assert len({patches.tobytes() for patches in session.seen}) == 10
 
 
 @pytest.fixture

@@ -114,10 +114,12 @@ def test_another_image_part_is_another_checkpoint(made: tuple[Path, Path, Any], 
         checkpoint_of(artifact, str(other))
 
 
-def test_no_bundle_and_no_other_runtime_takes_it(
+def test_no_bundle_without_a_processor_and_no_other_runtime_takes_it(
     made: tuple[Path, Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ("--for", "desktop", "--allow-quick", "-o", str(tmp_path / "app.zip"))
     assert code_of("bundle", str(made[1]), *arguments) == BundleError.exit_code
-    assert "takes images, which no bundle holds yet" in capsys.readouterr().err
+    assert "has neither processor_config.json nor preprocessor_config.json" in capsys.readouterr().err
+    assert code_of("bundle", str(made[1]), "--for", "web", "--allow-quick") == 2
+    assert "the page shows none" in capsys.readouterr().err
     assert code_of("parity", str(made[1]), "--checkpoint", str(made[0]), "--runtime", "genai") == 2

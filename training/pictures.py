@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from data import Batch, Row, batches, collate, exact, shares
-from tokenizer import EOS, IMAGE
+from tokenizer import EOS
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from vision import image_tokens, patches
+from vision import processed
 
 from lfm2_export.checkpoint.nano_vl.drawing import draw
+from lfm2_export.checkpoint.nano_vl.patches import IMAGE, text_of
 from lfm2_export.checkpoint.nano_vl.scenes import GRIDS, Scene
 from lfm2_export.checkpoint.nano_vl.tasks import PictureQuestion, picture_questions
 
@@ -26,7 +27,7 @@ _POOL = 8  # batches cut from one pool sorted by length, before each one of nano
 def encode(tokenizer: PreTrainedTokenizerFast, question: PictureQuestion, every_reply: bool = True) -> Row:
     """Token ids of the whole conversation; what counts is every reply of it, or the last one."""
     prompt = tokenizer.apply_chat_template(question.messages, add_generation_prompt=True, tokenize=False)
-    shown = prompt.replace(IMAGE, image_tokens(question.scene.rows, question.scene.columns))
+    shown = prompt.replace(IMAGE, text_of(*question.scene.grid))
     ids = tokenizer(f"{shown}{question.answer}{tokenizer.eos_token}", add_special_tokens=False).input_ids
     begin = tokenizer("<|im_start|>assistant\n", add_special_tokens=False).input_ids
     counts, replying = [], 0.0
@@ -43,7 +44,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, question: PictureQuestion, every_
 
 def look(scenes: list[Scene]) -> dict[str, torch.Tensor]:
     """What the model is called with for the pictures of scenes of one grid."""
-    return patches(torch.from_numpy(np.stack([np.asarray(draw(scene)) for scene in scenes])))
+    return processed(np.stack([np.asarray(draw(scene)) for scene in scenes]))
 
 
 def picture_batches(

@@ -12,6 +12,8 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from lfm2_export.checkpoint.nano_vl.patches import IMAGE, IMAGE_END, IMAGE_START
+
 SPECIAL_TOKENS = [
     f"<|{name}|>"
     for name in (
@@ -21,8 +23,6 @@ SPECIAL_TOKENS = [
     )
 ]  # fmt: skip
 PAD, BOS, EOS = 0, 1, 7
-IMAGE = "<image>"  # what a chat template writes for an image, and then each of its tokens
-IMAGE_START, IMAGE_END = "<|image_start|>", "<|image_end|>"
 _TILES = [f"<|img_row_{row}_col_{column}|>" for row in range(1, 11) for column in range(1, 11) if row * column <= 10]
 IMAGE_TOKENS = [IMAGE, IMAGE_START, IMAGE_END, "<|img_thumbnail|>", *_TILES]  # by the names LFM2-VL has for them
 

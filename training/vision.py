@@ -3,22 +3,22 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from families import CONTEXT, vl_configuration
-from tokenizer import IMAGE, IMAGE_END, IMAGE_START, IMAGE_TOKENS, with_template, with_words
+from tokenizer import IMAGE_TOKENS, with_template, with_words
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, Lfm2VlForConditionalGeneration, PreTrainedTokenizerFast
 
 from lfm2_export.checkpoint.nano import PATH as NANO
 from lfm2_export.checkpoint.nano_vl import PATH
-from lfm2_export.checkpoint.nano_vl.scenes import CELL
+from lfm2_export.checkpoint.nano_vl.patches import FOLD, IMAGE, PATCH, patches
 
 WORDS = (
     *(" circle", " square", " triangle", " star", " ring", " cross", " shape", " shapes", " digits", " digit"),
     *(" see", " at", " top", " bottom", " left", " right", " center"),
 )
 VOCABULARY = 1088  # nano's 1024 rows and room for words and image tokens, a multiple of 32
-_PATCH, _FOLD = 16, 2
 _TOKENS = (4, 9)  # of a picture: from 2 × 2 cells to 3 × 3
 
 # As `Lfm2VlImageProcessor.save_pretrained` writes it. A picture with fewer tokens than `_TOKENS` says, or more, is
@@ -29,13 +29,13 @@ IMAGE_PROCESSOR = {
     "do_pad": True,
     "do_rescale": True,
     "do_resize": True,
-    "downsample_factor": _FOLD,
-    "encoder_patch_size": _PATCH,
+    "downsample_factor": FOLD,
+    "encoder_patch_size": PATCH,
     "image_mean": [0.5, 0.5, 0.5],
     "image_processor_type": "Lfm2VlImageProcessor",
     "image_std": [0.5, 0.5, 0.5],
     "max_image_tokens": _TOKENS[1],
-    "max_num_patches": _TOKENS[1] * _FOLD**2,
+    "max_num_patches": _TOKENS[1] * FOLD**2,
     "max_pixels_tolerance": 2.0,
     "max_tiles": 10,
     "min_image_tokens": _TOKENS[0],
@@ -66,19 +66,12 @@ def nano_with_eyes() -> tuple[Lfm2VlForConditionalGeneration, PreTrainedTokenize
     return model, tokenizer
 
 
-def image_tokens(rows: int, columns: int) -> str:
-    """What stands in the prompt for a picture of so many cells."""
-    assert CELL == _PATCH * _FOLD
-    return IMAGE_START + IMAGE * (rows * columns) + IMAGE_END
-
-
-def patches(pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+def processed(pictures: np.ndarray) -> dict[str, torch.Tensor]:
     """What the processor makes of pictures `[B, H, W, 3]`, uint8, of a size that it leaves alone; without padding."""
-    count, height, width, channels = pictures.shape
-    rows, columns = height // _PATCH, width // _PATCH
-    cut = pictures.view(count, rows, _PATCH, columns, _PATCH, channels).transpose(2, 3)
+    count, height, width, _ = pictures.shape
+    rows, columns = height // PATCH, width // PATCH
     return {
-        "pixel_values": (cut.reshape(count, rows * columns, -1) - 127.5) / 127.5,
+        "pixel_values": torch.from_numpy(patches(pictures)),
         "pixel_attention_mask": torch.ones(count, rows * columns, dtype=torch.int32),
         "spatial_shapes": torch.tensor([[rows, columns]] * count),
     }

@@ -10,13 +10,15 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from lfm2_export.artifact.folder import MANIFEST
-from lfm2_export.artifact.manifest import Manifest, MethodSpec, TensorSpec
+from lfm2_export.artifact.manifest import TOKEN_EMBEDDING, VISION_ENCODER, Manifest, MethodSpec, TensorSpec
 from lfm2_export.artifact.strict_json import parse_json
 from lfm2_export.bundle.containers import Container
-from lfm2_export.checkpoint.config import LFM2Config, from_dict, parse_config, token_ids
+from lfm2_export.checkpoint.config import LFM2Config, from_dict, token_ids
+from lfm2_export.checkpoint.processor_keys import NESTED, OLDER, parse_processor
+from lfm2_export.checkpoint.vision_config import VisionConfig, parse_model_config
 from lfm2_export.errors import BundleError
 
 _DTYPES = {"float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint16", "uint8", "bool"}
@@ -31,6 +33,14 @@ _MAX_ELEMENTS = 1 << 40
 _MAX_METHODS = 64
 _MAX_CONFIG, _MAX_TOKENIZER = 1 << 20, 64 << 20
 _PROGRAM = b"ET12"  # identifier of ExecuTorch's flatbuffer, at byte 4
+_BESIDE = {TOKEN_EMBEDDING, "token_embedding", VISION_ENCODER}  # what gives embeddings where an artifact takes images
+
+
+class Companions(NamedTuple):
+    """What the files beside a model say of it."""
+
+    eos_ids: list[int]  # tokens that end a reply
+    vision: VisionConfig | None  # of an artifact that takes images
 
 
 def check_manifest(manifest: Manifest, where: str) -> LFM2Config:
@@ -50,11 +60,12 @@ def check_manifest(manifest: Manifest, where: str) -> LFM2Config:
     if (failed := next((gate for gate in manifest.parity if gate.status == "fail"), None)) is not None:
         raise BundleError(f"{where}: {failed.name} failed on {failed.runtime}; it must not be shipped")
     _check_recipe(manifest, where)
-    if manifest.takes_images:
-        raise BundleError(f"{where}: takes images, which no bundle holds yet; export with --set parts=text")
     names = [method.name for method in manifest.methods]
     if not 0 < len(names) <= _MAX_METHODS or len(set(names)) != len(names):
         raise BundleError(f"{where}: methods: expected 1 to {_MAX_METHODS} of different names")
+    beside = _BESIDE & set(names) if manifest.takes_images else set()
+    if manifest.takes_images and (len(beside) != 2 or beside == set(names)):
+        raise BundleError(f"{where}: methods: expected {VISION_ENCODER}, one that embeds tokens, and a decoder")
     for method in manifest.methods:
         if method.file not in manifest.shipped:
             raise BundleError(f"{where}: method {method.name!r:.80} names unlisted file {method.file!r:.120}")
@@ -62,12 +73,16 @@ def check_manifest(manifest: Manifest, where: str) -> LFM2Config:
             raise BundleError(
                 f"{where}: {method.name!r:.80}: max_tokens {method.max_tokens} in a window of {manifest.window}"
             )
-        _check_tensors(method, config, manifest, f"{where}: {method.name!r:.80}")
+        _check_tensors(method, f"{where}: {method.name!r:.80}")
+        if method.name in beside:
+            _check_embeddings(method, config, f"{where}: {method.name!r:.80}")
+        else:
+            _check_decoder(method, config, manifest, f"{where}: {method.name!r:.80}")
     return config
 
 
-def check_files(container: Container, prefix: str, manifest: Manifest, config: LFM2Config) -> list[int]:
-    """Model files of the right kind, a config and a tokenizer that fit; returns the tokens that end a reply.
+def check_files(container: Container, prefix: str, manifest: Manifest, config: LFM2Config) -> Companions:
+    """Model files of the right kind; a config, a tokenizer and for images a processor that fit, and what they say.
 
     `prefix` is where the artifact lies in the container. BundleError or CheckpointError, one line.
     """
@@ -75,16 +90,13 @@ def check_files(container: Container, prefix: str, manifest: Manifest, config: L
         head = bytes(next(container.chunks(prefix + name), memoryview(b""))[:8])
         if head[4:] != _PROGRAM:
             raise BundleError(f"{container.where}: {name}: not an ExecuTorch program of format {_PROGRAM.decode()}")
-    found = _json(container, prefix + "config.json", _MAX_CONFIG)
-    where = f"{container.where}: config.json"
-    if found is not None and _shape(parse_config(found, where)) != _shape(config):
-        raise BundleError(f"{where}: another shape than the manifest's")
+    vision = _check_config(container, prefix, manifest, config)
     tokenizer = _json(container, prefix + "tokenizer.json", _MAX_TOKENIZER)
     if tokenizer is not None and not all(0 <= token < config.vocab_size for token in _vocabulary(tokenizer)):
         raise BundleError(f"{container.where}: tokenizer.json: ids outside the vocabulary of {config.vocab_size}")
     generation = _json(container, prefix + "generation_config.json", _MAX_CONFIG) or {}
     further = token_ids(generation, config.vocab_size, f"{container.where}: generation_config.json")
-    return list(dict.fromkeys(config.eos_token_ids + further))
+    return Companions(list(dict.fromkeys(config.eos_token_ids + further)), vision)
 
 
 def max_error(manifest: Manifest, where: str) -> float:
@@ -98,6 +110,27 @@ def max_error(manifest: Manifest, where: str) -> float:
     return float(value)
 
 
+def _check_config(container: Container, prefix: str, manifest: Manifest, config: LFM2Config) -> VisionConfig | None:
+    """The image part that config.json describes, where the artifact has one: then with a processor that fits it."""
+    where = f"{container.where}: config.json"
+    found = _json(container, prefix + "config.json", _MAX_CONFIG)
+    decoder, vision = (config, None) if found is None else parse_model_config(found, where)
+    if _shape(decoder) != _shape(config):
+        raise BundleError(f"{where}: another shape than the manifest's")
+    if (vision is not None) != manifest.takes_images:
+        raise BundleError(f"{where}: {'of' if vision else 'not of'} a vision-language model, unlike the manifest")
+    if vision is not None:
+        nested = (_json(container, prefix + NESTED, _MAX_CONFIG) or {}).get("image_processor")
+        name, settings = (NESTED, nested) if isinstance(nested, dict) else (OLDER, None)
+        settings = settings or _json(container, prefix + OLDER, _MAX_CONFIG)
+        if settings is None:
+            raise BundleError(
+                f"{container.where}: takes images, and has neither {NESTED} nor {OLDER} to prepare them by"
+            )
+        parse_processor(settings, f"{container.where}: {name}", vision)
+    return vision
+
+
 def _check_recipe(manifest: Manifest, where: str) -> None:
     name = manifest.recipe.get("name")
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
@@ -109,7 +142,7 @@ def _check_recipe(manifest: Manifest, where: str) -> None:
             )
 
 
-def _check_tensors(method: MethodSpec, config: LFM2Config, manifest: Manifest, where: str) -> None:
+def _check_tensors(method: MethodSpec, where: str) -> None:
     for spec in (*method.inputs, *method.outputs):
         sizes = [size for size in spec.shape if not isinstance(size, str)]
         if spec.dtype not in _DTYPES:
@@ -123,6 +156,16 @@ def _check_tensors(method: MethodSpec, config: LFM2Config, manifest: Manifest, w
     for specs in (method.inputs, method.outputs):
         if len({spec.name for spec in specs}) != len(specs):
             raise BundleError(f"{where}: two tensors of one name")
+
+
+def _check_embeddings(method: MethodSpec, config: LFM2Config, where: str) -> None:
+    """What comes before the decoder gives what it takes."""
+    widths = [spec.shape[-1] for spec in method.outputs if spec.shape and spec.dtype in _FLOATS]
+    if widths != [config.hidden_size]:
+        raise BundleError(f"{where}: expected one output, embeddings of width {config.hidden_size}")
+
+
+def _check_decoder(method: MethodSpec, config: LFM2Config, manifest: Manifest, where: str) -> None:
     logits = next((spec for spec in method.outputs if spec.name == "logits"), None)
     if logits is None or not logits.shape or logits.shape[-1] != config.vocab_size or logits.dtype not in _FLOATS:
         raise BundleError(f"{where}: expected an output logits over the vocabulary of {config.vocab_size}")

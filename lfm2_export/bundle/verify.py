@@ -20,7 +20,7 @@ from lfm2_export.artifact.manifest import Extent, FileEntry, Manifest
 from lfm2_export.bundle import signature as signatures
 from lfm2_export.bundle.checksums import sums
 from lfm2_export.bundle.containers import Container, open_container
-from lfm2_export.bundle.contract import check_files, check_manifest, max_error
+from lfm2_export.bundle.contract import Companions, check_files, check_manifest, max_error
 from lfm2_export.bundle.description import BUNDLE, Description, describe, parse_description, web_fields
 from lfm2_export.bundle.golden_schema import check_golden
 from lfm2_export.checkpoint.config import LFM2Config
@@ -118,7 +118,7 @@ def _check_bundle(container: Container, described: Description) -> tuple[Manifes
         raise BundleError(f"{where}: its files are not those that {BUNDLE} lists, in that order")
     _check_sums(container, described.files, {BUNDLE})
     prefix = WEB_MODEL if described.kind == "web" else ""
-    manifest, config, eos_ids = _check_contract(container, prefix)
+    manifest, config, (eos_ids, vision) = _check_contract(container, prefix)
     if missing := {f"{prefix}{name}" for name in manifest.shipped} - described.files.keys():
         raise BundleError(f"{where}: {MANIFEST} lists {min(missing)!r:.120}, which is not there")
     if prefix == "" and (extra := described.files.keys() - manifest.shipped.keys() - {MANIFEST, GOLDEN}):
@@ -132,7 +132,7 @@ def _check_bundle(container: Container, described: Description) -> tuple[Manifes
         raise BundleError(f"{where}: {BUNDLE} says something else than {MANIFEST}")
     data = container.read(GOLDEN, _MAX_SMALL)
     limit = max_error(manifest, str(where))
-    golden = check_golden(data, f"{where}: {GOLDEN}", config.vocab_size, manifest.window, limit)
+    golden = check_golden(data, f"{where}: {GOLDEN}", config.vocab_size, manifest.window, limit, vision)
     return manifest, len(golden.cases)
 
 
@@ -142,7 +142,7 @@ def _check_artifact(container: Container) -> tuple[Manifest, int]:
     return manifest, 0
 
 
-def _check_contract(container: Container, prefix: str) -> tuple[Manifest, LFM2Config, list[int]]:
+def _check_contract(container: Container, prefix: str) -> tuple[Manifest, LFM2Config, Companions]:
     where = str(container.where)
     manifest = parse_manifest(container.read(f"{prefix}{MANIFEST}", MAX_MANIFEST_BYTES), f"{where}: {prefix}{MANIFEST}")
     config = check_manifest(manifest, where)

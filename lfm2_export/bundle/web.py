@@ -48,6 +48,8 @@ def check(artifact: Artifact) -> None:
         )
     if manifest.source.config.get("model_type") == "lfm2_moe":
         raise UsageError(f"{folder}: a mixture of experts: the page's onnxruntime-web 1.30 refuses integer experts")
+    if manifest.takes_images:
+        raise UsageError(f"{folder}: takes images, and the page shows none; export with --set parts=text")
     method = manifest.methods[0]
     if other := {spec.dtype for spec in (*method.inputs, *method.outputs)} - {"float32", "float16", "int64"}:
         raise UsageError(f"{folder}: the page knows float32 and float16, this artifact has {', '.join(other)}")

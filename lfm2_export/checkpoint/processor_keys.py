@@ -88,6 +88,11 @@ class Lfm3VlProcessorKeys(BaseModel):
         return PixelLimits(shortest_edge=least, longest_edge=most)
 
 
+def has_processor(folder: Path) -> bool:
+    """Return whether a checkpoint folder says how images are prepared for it."""
+    return any((folder / name).is_file() for name in (NESTED, OLDER))
+
+
 def read_processor(folder: Path, vision: VisionConfig) -> Lfm2VlProcessorKeys | Lfm3VlProcessorKeys:
     """Return the settings of the image processor in a checkpoint folder.
 

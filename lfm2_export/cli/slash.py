@@ -26,9 +26,8 @@ class Chat(NamedTuple):
 
     def look(self, image: Image, name: str) -> Picture:
         """Return an opened picture as the model sees it. UsageError where it takes none; see `Viewer.look`."""
-        if self.viewer is None:
-            check_takes_images(self.artifact)
-            raise UsageError(f"{self.conversation.session.runtime} takes no images with {self.artifact.folder}")
+        check_takes_images(self.artifact)
+        assert self.viewer is not None  # opened with the artifact
         return self.viewer.look(image, name)
 
 

@@ -1,4 +1,4 @@
-"""Nano's held-out questions, asked of an artifact or of an eager model: the share answered exactly, greedily."""
+"""Nano's held-out questions, about pictures too, asked of an artifact or an eager model: the share answered exactly."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import numpy as np
 
 from lfm2_export.chat.generation import generate
 from lfm2_export.checkpoint.nano.tasks import Question, questions
+from lfm2_export.checkpoint.nano_vl.drawing import draw
+from lfm2_export.checkpoint.nano_vl.patches import FOLD, IMAGE, patches, text_of
+from lfm2_export.checkpoint.nano_vl.tasks import picture_questions
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.evaluate.teacher_forcing import batched
+from lfm2_export.extras import require
+from lfm2_export.images.pictures import with_pictures
 from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.runtimes.session import Session
 
@@ -29,6 +34,24 @@ def task_accuracy(session: Session, tokenizer: ChatTokenizer, count: int) -> dic
             continue
         session.reset()
         reply = tokenizer.decode(generate(session, prompt, tokenizer.eos_ids, limit), skip_special_tokens=False)
+        marks.append((question.kind, reply == question.answer))
+    return _shares(marks) or None
+
+
+def picture_accuracy(session: Session, tokenizer: ChatTokenizer, count: int) -> dict[str, float] | None:
+    """The same of `count` questions about drawn pictures, of a session of nano-vl; needs Pillow."""
+    require("PIL", "pillow", "vision", "asking nano-vl about pictures")
+    marks = []
+    for question in picture_questions(_SEED, count, "heldout"):
+        rows, columns = question.scene.grid
+        text = with_pictures(tokenizer.render(question.messages), [text_of(rows, columns)], IMAGE)
+        prompt = tokenizer.encode(text)
+        limit = len(tokenizer.encode(question.answer)) + 8
+        if len(prompt) + limit > session.window:
+            continue
+        seen = session.encode(patches(np.asarray(draw(question.scene))[None])[0], FOLD * rows, FOLD * columns)
+        session.reset()
+        reply = tokenizer.decode(generate(session, prompt, tokenizer.eos_ids, limit, images=seen), False)
         marks.append((question.kind, reply == question.answer))
     return _shares(marks) or None
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,14 @@ class Picture:
     seconds: float = 0.0  # that it took
 
 
+class Tile(NamedTuple):
+    """What the image part takes at once: a picture, or a part or thumbnail of one."""
+
+    patches: np.ndarray  # [rows·columns, values] float32
+    rows: int
+    columns: int
+
+
 class Viewer:
     """Shows pictures to one session."""
 
@@ -40,13 +48,21 @@ class Viewer:
         """The folder's processor; see `load_processor`."""
         return load_processor(self._folder, self._vision)
 
-    def look(self, image: Image, name: str) -> Picture:
-        """Return an RGB picture as the session sees it; raises what `load_processor` and `prepare` do."""
-        from lfm2_export.model.vision.images import images_of
+    def prepare(self, image: Image, name: str) -> tuple[str, list[Tile]]:
+        """Return what takes an RGB picture's place in the prompt, and its tiles.
 
-        processor = self.processor
+        Raise what `load_processor` and `ImageProcessor.prepare` do; `name` is for errors.
+        """
+        from lfm2_export.model.vision.images import images_of  # torch
+
+        pictures = self.processor.prepare([image], [name])
+        found = images_of(self._vision, pictures.tensors)
+        return pictures.texts[0], [Tile(tile.patches.numpy(), tile.rows, tile.columns) for tile in found]
+
+    def look(self, image: Image, name: str) -> Picture:
+        """Return an RGB picture as the session sees it; raises what `prepare` does."""
+        _ = self.processor  # whose loading is not counted
         start = time.perf_counter()
-        pictures = processor.prepare([image], [name])
-        tiles = images_of(self._vision, pictures.tensors)
-        seen = [self._session.encode(tile.patches.numpy(), tile.rows, tile.columns) for tile in tiles]
-        return Picture(pictures.texts[0], np.concatenate(seen), time.perf_counter() - start)
+        text, tiles = self.prepare(image, name)
+        embeddings = np.concatenate([self._session.encode(*tile) for tile in tiles])
+        return Picture(text, embeddings, time.perf_counter() - start)

@@ -25,6 +25,7 @@ from lfm2_export.parity.effort import Effort, effort_of
 from lfm2_export.parity.fp32 import asked_of_fp32, beside
 from lfm2_export.parity.images import compare_images
 from lfm2_export.parity.laws import LawContext, OtherForm, state_laws
+from lfm2_export.parity.pictures import picture_cases
 from lfm2_export.parity.quality import question_2
 from lfm2_export.parity.question_1 import cases_for, gates_of, lowered_from, question_1
 from lfm2_export.parity.reference import quantized_model, reference_version
@@ -35,8 +36,10 @@ from lfm2_export.parity.work import Work
 from lfm2_export.progress import Progress, silent
 from lfm2_export.quantize.freed_memory import SMALL, return_at_once
 from lfm2_export.quantize.unpack import unpack
+from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
+_SHOWN = 4096  # tokens that a picture with its question and reply has room in, in a report
 _LARGE = 100_000_000  # parameters from which several sessions at once are more than a laptop should give
 
 
@@ -220,6 +223,9 @@ def _images(
         subject.progress(f"{report.runtime}: images")
         name = report.runtime
         report.images = compare_images(sessions[name], encoder, decoder, subject.spoken, tolerances[name])
+        if subject.detail is not None:
+            eager = EagerSession(decoder, min(subject.window, _SHOWN), encoder)
+            report.pictures = picture_cases(subject.artifact, encoder.config, subject.tokenizer, sessions[name], eager)
         sessions[name].rest()
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from lfm2_export import runtimes
 from lfm2_export.evaluate.exact import Exact
 from lfm2_export.evaluate.metrics import Rows, summary
-from lfm2_export.evaluate.questions import task_accuracy
+from lfm2_export.evaluate.questions import picture_accuracy, task_accuracy
 from lfm2_export.evaluate.teacher_forcing import rows_of, rows_read
-from lfm2_export.model.load import load_decoder
+from lfm2_export.model.load import load_decoder, load_vision_encoder
 from lfm2_export.parity import detail as details
 from lfm2_export.parity.cache import CacheFigures, cache_figures, first_sequences
 from lfm2_export.parity.counted import Counted
@@ -39,6 +39,7 @@ def question_2(
     """
     config, tokenizer = subject.config, subject.tokenizer
     exact, *others = fp32
+    asks = picture_accuracy if subject.artifact.manifest.takes_images else task_accuracy
     for report in reports:
         asked = references[report.runtime] if report.runtime in references else sessions[report.runtime]
         report.quality_of = asked.runtime
@@ -53,7 +54,7 @@ def question_2(
                 details.add_cost_by_layer(report.details, subject.residual_stream, streams)
         if tokenizer is not None and subject.has_tasks:
             subject.progress(f"{asked.runtime}: nano's held-out questions", work.questions())
-            report.task_accuracy = task_accuracy(asked, tokenizer, subject.effort.questions)
+            report.task_accuracy = asks(asked, tokenizer, subject.effort.questions)
         sessions[report.runtime].rest()
     cached = first_sequences(subject.text.sequences)
     rounded = others[0] if narrow_cache(subject.recipe, config) else None
@@ -61,8 +62,9 @@ def question_2(
     if tokenizer is None or not subject.has_tasks:
         return None, cache
     subject.progress("eager: nano's held-out questions", work.questions())
-    eager = EagerSession(load_decoder(subject.checkpoint).to(subject.device), subject.window)
-    return task_accuracy(eager, tokenizer, subject.effort.questions), cache
+    encoder = load_vision_encoder(subject.checkpoint) if subject.artifact.manifest.takes_images else None
+    eager = EagerSession(load_decoder(subject.checkpoint).to(subject.device), subject.window, encoder)
+    return asks(eager, tokenizer, subject.effort.questions), cache
 
 
 def _rows(subject: Subject, work: Work, asked: Session, exact: Exact, runtime: str | None) -> Rows:

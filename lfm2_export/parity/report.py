@@ -20,6 +20,7 @@ from lfm2_export.parity.lowering import (
     allowed_step,
     noise_rules,
 )
+from lfm2_export.parity.pictures import PictureCases
 from lfm2_export.parity.trace_result import Trace
 from lfm2_export.recipes import Gates
 from lfm2_export.runtimes.session import Check
@@ -47,6 +48,7 @@ class RuntimeReport(BaseModel):
     checks: tuple[Check, ...] = ()  # made on the device when the session was opened
     notes: tuple[str, ...] = ()  # how the session computes, where that is not as usual
     images: ImageFigures | None = None  # of an artifact that takes images
+    pictures: PictureCases | None = None  # of such an artifact, where a report is asked for
     greedy: float | None = None  # share of equal greedy continuations
     laws: list[LawResult] = []
     quality_of: str | None = None  # what quality and task accuracy were measured on: the runtime, or its reference

@@ -24,6 +24,7 @@ const seen = await page.evaluate(() => ({
     lines: [...chart.querySelectorAll("path")].map((path) => getComputedStyle(path).stroke),
     ink: getComputedStyle(chart.querySelector("text")).fill,
   })),
+  pictures: [...document.images].map((image) => [image.naturalWidth, image.naturalHeight]),
   background: getComputedStyle(document.body).backgroundColor,
   scripts: document.scripts.length,
   sideways: document.documentElement.scrollWidth > document.documentElement.clientWidth,

@@ -3,6 +3,8 @@
 Everything is drawn twice as large and halved, so that edges are smooth; digits are strokes.
 """
 
+import base64
+import io
 import math
 import random
 from typing import TYPE_CHECKING
@@ -45,6 +47,13 @@ def draw(scene: Scene) -> "Image":
     for thing in scene.things:
         _draw_thing(canvas, scene, thing, rng)
     return image.reduce(_SCALE)
+
+
+def png(image: "Image") -> str:
+    """Return a picture as PNG in base64."""
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()
 
 
 def _draw_thing(canvas: "ImageDraw", scene: Scene, thing: Thing, rng: random.Random) -> None:
