@@ -27,8 +27,8 @@ _FEW = 8  # tokens to make text of that repeats itself without a pattern
 class Rightly:
     """Guesses that are the text's own next tokens, each with the given probability, wrong otherwise."""
 
-    def __init__(self, text: Sequence[int], start: int, rate: float) -> None:
-        self._text, self._start, self._rate, self._random = text, start, rate, random.Random(0)
+    def __init__(self, text: Sequence[int], start: int, rate: float, seed: int = 0) -> None:
+        self._text, self._start, self._rate, self._random = text, start, rate, random.Random(seed)
 
     def __call__(self, seen: Sequence[int], most: int) -> list[int]:
         at = len(seen) - self._start

@@ -10,10 +10,12 @@ namespace {
 
 constexpr size_t kLongest = 4, kShortest = 2;  // run of tokens that is looked up
 constexpr double kMemory = 0.1;                // weight of each guess that is judged
-constexpr double kDraft = 0.4, kRow = 0.04;    // of a step: what a draft costs, and each guess of it,
+constexpr double kDraft = 0.45, kRow = 0.02;   // of a step: what a draft costs, and each guess of it,
 constexpr double kBlock = 0.9;                 // and every further block of rows
 constexpr int64_t kBlockRows = 8;
-constexpr int64_t kProbe = 32;  // calls after which a source that was not worth asking is asked again
+constexpr double kEarned = 0.01, kMost = 8;    // steps that drafts may lose: more with each call, and in all
+
+double cost(int64_t guesses) { return kDraft + kRow * static_cast<double>(guesses) + kBlock * static_cast<double>(guesses / kBlockRows); }
 
 // How many guesses, each right with that probability, give the most tokens for the time; 0 for none.
 int64_t best_length(double acceptance, int64_t most) {
@@ -21,7 +23,7 @@ int64_t best_length(double acceptance, int64_t most) {
   double best = 1, expected = 1, power = 1;
   for (int64_t guesses = 1; guesses <= most; ++guesses) {
     expected += power *= acceptance;
-    const double gain = expected / (1 + kDraft + kRow * static_cast<double>(guesses) + kBlock * static_cast<double>(guesses / kBlockRows));
+    const double gain = expected / (1 + cost(guesses));
     if (gain > best) best = gain, length = guesses;
   }
   return length;
@@ -75,18 +77,16 @@ Tokens SmallerModel::guess(const Tokens& seen, int64_t most) {
 }
 
 Tokens Drafts::propose(const Tokens& seen, int64_t most) {
-  const int64_t length = best_length(acceptance_, most);
-  if (length == 0 && since_ < kProbe) {
-    ++since_;
-    return {};
-  }
-  since_ = 0;
-  return most > 0 ? source_->guess(seen, std::min<int64_t>(length == 0 ? 2 : length, most)) : Tokens{};
+  credit_ = std::min(kMost, credit_ + kEarned);
+  int64_t length = best_length(acceptance_, most);
+  if (length == 0) length = best_length(kPrior, most);
+  return length > 0 && cost(length) <= credit_ ? source_->guess(seen, length) : Tokens{};
 }
 
 void Drafts::judged(int64_t drafted, int64_t accepted) {
   drafted_ += drafted;
   accepted_ += accepted;
+  credit_ = std::min(kMost, credit_ + static_cast<double>(accepted) - cost(drafted));
   for (int64_t right = 0; right < accepted; ++right) acceptance_ += kMemory * (1 - acceptance_);
   if (accepted < drafted) acceptance_ -= kMemory * acceptance_;
 }

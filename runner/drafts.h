@@ -40,12 +40,12 @@ class SmallerModel : public Source {
   Session session_;
 };
 
-// A source, and how long its drafts are, by how many guesses were right lately.
+// A source, and how long its drafts are, by how many guesses were right lately; they pay for themselves.
 class Drafts {
  public:
   explicit Drafts(std::unique_ptr<Source> source) : source_(std::move(source)) {}
 
-  // Guesses at what follows, at most that many; none where it does not pay.
+  // Guesses at what follows, at most that many; none that there is no credit for. Once for each call.
   std::vector<int64_t> propose(const std::vector<int64_t>& seen, int64_t most);
   void judged(int64_t drafted, int64_t accepted);
 
@@ -55,8 +55,9 @@ class Drafts {
  private:
   std::unique_ptr<Source> source_;
   int64_t drafted_ = 0, accepted_ = 0;
-  int64_t since_ = 0;       // calls since the source was asked
-  double acceptance_ = 0.6;  // before anything is known
+  static constexpr double kPrior = 0.6;  // acceptance before anything is known
+  double acceptance_ = kPrior;
+  double credit_ = 2;  // steps that drafts may lose, at first
 };
 
 }  // namespace lfm2

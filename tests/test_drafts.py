@@ -163,6 +163,15 @@ class TestLookup:
         assert lookup(said, 2) == [3, 4]
 
 
+def _said(drafts: Drafts, draw: np.random.Generator, rate: float) -> tuple[int, float]:
+    """Tokens of a call whose guesses are each right with that probability, and the steps that it takes beyond them."""
+    guesses = drafts.propose((), 15)
+    right = next((n for n, wrong in enumerate(draw.random(len(guesses)) >= rate) if wrong), len(guesses))
+    if guesses:
+        drafts.judged(len(guesses), right)
+    return right + 1, drafts.cost.of(len(guesses)) - right if guesses else 0.0
+
+
 class TestLength:
     @pytest.mark.parametrize("cost", COSTS)
     def test_grows_with_acceptance(self, cost: DraftCost) -> None:
@@ -180,7 +189,29 @@ class TestLength:
             if guesses:
                 spent += drafts.cost.of(len(guesses))
                 drafts.judged(len(guesses), 0)
-        assert spent < 0.03 * 1000
+        assert spent < 0.013 * 1000
+
+    @pytest.mark.parametrize("cost", COSTS)
+    @pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.5, 0.9])
+    def test_no_reply_loses_more_than_its_credit(self, cost: DraftCost, rate: float) -> None:
+        """Two steps and a hundredth of the calls, at whatever call it ends."""
+        for seed in range(20):
+            drafts, draw, lost = Drafts(fixed(*[1] * 15), cost), np.random.default_rng(seed), 0.0
+            for call in range(1, 400):
+                if call == 200:
+                    rate = 0.0  # whatever was saved before
+                lost += _said(drafts, draw, rate)[1]
+                assert lost < 2 + 0.01 * call + 1e-9
+
+    @pytest.mark.parametrize(("cost", "faster"), zip(COSTS, (1.15, 1.15), strict=True))
+    def test_half_right_is_not_given_up(self, cost: DraftCost, faster: float) -> None:
+        tokens = lost = 0.0
+        for seed in range(40):
+            drafts, draw = Drafts(fixed(*[1] * 15), cost), np.random.default_rng(seed)
+            for _ in range(100):
+                said, spent = _said(drafts, draw, 0.5)
+                tokens, lost = tokens + said, lost + spent
+        assert tokens / (tokens + lost) > faster
 
     def test_comes_back_when_text_repeats_again(self) -> None:
         drafts = Drafts(fixed(1, 1, 1, 1, 1, 1, 1))

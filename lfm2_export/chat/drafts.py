@@ -91,15 +91,16 @@ class SmallerModel:
 
 
 _PRIOR, _MEMORY = 0.6, 0.1  # acceptance before anything is known, and the weight of each guess that is judged
-_PROBE = 32  # tokens after which a source that was not worth asking is asked again
+_CREDIT, _EARNED, _MOST = 2.0, 0.01, 8.0  # steps that drafts may lose: at first, more with each call, and in all
 
 
 @dataclass
 class Drafts:
     """A source, how long its drafts are, and what became of them.
 
-    The length is the one with the most tokens for the time, by the share of guesses that were right lately; where even
-    one guess does not pay, the source is left alone for a while.
+    The length is the one with the most tokens for the time, by the share of guesses that were right lately. Drafts pay
+    for themselves, out of a credit that right guesses fill up again: however wrong a source is, a reply takes no more
+    than two steps and one in a hundred longer, and one that is right half the time is not given up for a few misses.
     """
 
     source: Source
@@ -110,22 +111,20 @@ class Drafts:
     single_steps: int = 0
     single_seconds: float = 0.0
     acceptance: float = field(default=_PRIOR, repr=False)
-    _since: int = field(default=0, repr=False)  # calls since the source was asked
+    credit: float = field(default=_CREDIT, repr=False)  # steps
 
     def propose(self, seen: Sequence[int], most: int) -> list[int]:
-        """Return guesses at what follows, at most that many; none where it does not pay."""
-        length = best_length(self.acceptance, most, self.cost)
-        if not length and self._since < _PROBE:
-            self._since += 1
-            return []
-        self._since = 0
-        return self.source(seen, min(length or 2, most)) if most > 0 else []
+        """Return guesses at what follows, at most that many; none that there is no credit for. Once for each call."""
+        self.credit = min(_MOST, self.credit + _EARNED)
+        length = best_length(self.acceptance, most, self.cost) or best_length(_PRIOR, most, self.cost)
+        return self.source(seen, length) if length and self.cost.of(length) <= self.credit else []
 
     def judged(self, drafted: int, accepted: int) -> None:
         """Take note of how many guesses of a draft were right. Behind the first wrong one none is judged."""
         self.calls += 1
         self.drafted += drafted
         self.accepted += accepted
+        self.credit = min(_MOST, self.credit + accepted - self.cost.of(drafted))
         for right in [1.0] * accepted + [0.0] * (accepted < drafted):
             self.acceptance += _MEMORY * (right - self.acceptance)
 

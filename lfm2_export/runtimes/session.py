@@ -62,7 +62,7 @@ class Session(ABC):
     window: int  # tokens
     pads: bool = False  # whether prefill accepts `pad_to`
     verifies: int = 0  # the most tokens of a `verify`; 0 where there is none
-    draft_cost: DraftCost = DraftCost(0.4, 0.04, 8, 0.9)  # of XNNPACK's integer products
+    draft_cost: DraftCost = DraftCost(0.45, 0.02, 8, 0.9)  # of XNNPACK's integer products
     has_state: bool = True  # whether state() and restore() exist (a resident form hides its state)
     takes_images: bool = False  # whether encode() and prefill_with_images() exist
     checks: tuple[Check, ...] = ()  # made when it was opened

@@ -2,7 +2,7 @@
 const SIZES = [4, 3, 2]; // of the runs of last tokens that are looked up
 const [PRIOR, MEMORY] = [0.6, 0.1]; // acceptance before anything is known, and the weight of each guess that is judged
 const GUESS = 0.23; // what each guess costs, in steps
-const PROBE = 32; // tokens after which a source that was not worth asking is asked again
+const [CREDIT, EARNED, MOST] = [2, 0.01, 8]; // steps that drafts may lose: at first, more with each call, and in all
 
 /** What followed the longest run of last tokens the last time it occurred; again and again, where it is short. */
 export class Lookup {
@@ -23,33 +23,30 @@ export class Lookup {
   }
 }
 
-/** A source, and how long its drafts are, by how many guesses were right lately. */
+/** A source, and how long its drafts are, by how many guesses were right lately; they pay for themselves. */
 export class Drafts {
   drafted = 0;
   accepted = 0;
   #source;
   #acceptance = PRIOR;
-  #since = 0; // calls since the source was asked
+  #credit = CREDIT; // steps
 
   constructor(source = new Lookup()) {
     this.#source = source;
   }
 
-  /** Guesses at what follows, at most that many; none where it does not pay. */
+  /** Guesses at what follows, at most that many; none that there is no credit for. Once for each call. */
   propose(seen, most) {
-    const length = bestLength(this.#acceptance, most);
-    if (!length && this.#since < PROBE) {
-      this.#since += 1;
-      return [];
-    }
-    this.#since = 0;
-    return most > 0 ? this.#source.guess(seen, Math.min(length || 2, most)) : [];
+    this.#credit = Math.min(MOST, this.#credit + EARNED);
+    const length = bestLength(this.#acceptance, most) || bestLength(PRIOR, most);
+    return length && GUESS * length <= this.#credit ? this.#source.guess(seen, length) : [];
   }
 
   /** Take note of how many guesses of a draft were right. Behind the first wrong one none is judged. */
   judged(drafted, accepted) {
     this.drafted += drafted;
     this.accepted += accepted;
+    this.#credit = Math.min(MOST, this.#credit + accepted - GUESS * drafted);
     for (let right = 0; right < accepted; right++) this.#acceptance += MEMORY * (1 - this.#acceptance);
     if (accepted < drafted) this.#acceptance -= MEMORY * this.#acceptance;
   }

@@ -24,43 +24,40 @@ class Lookup {
 
 /**
  * Guesses at the next tokens, which a program verifies together: as `lfm2_export/chat/drafts.py`, which says why. How many
- * are made depends on how many were right lately.
+ * are made depends on how many were right lately; they pay for themselves.
  */
 class Drafts(private val source: Lookup = Lookup()) {
     var drafted = 0
         private set
     var accepted = 0
         private set
-    private var acceptance = 0.6 // before anything is known
-    private var since = 0 // calls since the source was asked
+    private var acceptance = PRIOR
+    private var credit = CREDIT // steps
 
-    /** Guesses at what follows, at most that many; none where it does not pay. */
+    /** Guesses at what follows, at most that many; none that there is no credit for. Once for each call. */
     fun propose(seen: List<Int>, most: Int): List<Int> {
-        val length = bestLength(most)
-        if (length == 0 && since < PROBE) {
-            since++
-            return emptyList()
-        }
-        since = 0
-        return if (most > 0) source.guess(seen, minOf(if (length == 0) 2 else length, most)) else emptyList()
+        credit = minOf(MOST, credit + EARNED)
+        val length = bestLength(acceptance, most).takeIf { it > 0 } ?: bestLength(PRIOR, most)
+        return if (length > 0 && cost(length) <= credit) source.guess(seen, length) else emptyList()
     }
 
     /** Take note of how many guesses of a draft were right. Behind the first wrong one none is judged. */
     fun judged(drafted: Int, accepted: Int) {
         this.drafted += drafted
         this.accepted += accepted
+        credit = minOf(MOST, credit + accepted - cost(drafted))
         repeat(accepted) { acceptance += MEMORY * (1 - acceptance) }
         if (accepted < drafted) acceptance -= MEMORY * acceptance
     }
 
     /** How many guesses give the most tokens for the time; 0 for none. */
-    private fun bestLength(most: Int): Int {
+    private fun bestLength(acceptance: Double, most: Int): Int {
         var best = 1.0
         var length = 0
         var expected = 1.0
         for (guesses in 1..most) {
             expected += acceptance.pow(guesses)
-            val gain = expected / (1 + DRAFT + ROW * guesses + BLOCK * (guesses / BLOCK_ROWS))
+            val gain = expected / (1 + cost(guesses))
             if (gain > best) {
                 best = gain
                 length = guesses
@@ -69,12 +66,17 @@ class Drafts(private val source: Lookup = Lookup()) {
         return length
     }
 
+    private fun cost(guesses: Int) = DRAFT + ROW * guesses + BLOCK * (guesses / BLOCK_ROWS)
+
     private companion object {
+        const val PRIOR = 0.6 // acceptance before anything is known
         const val MEMORY = 0.1 // weight of each guess that is judged
-        const val DRAFT = 0.4 // of a step: what a draft costs,
-        const val ROW = 0.04 // each guess of it,
+        const val DRAFT = 0.45 // of a step: what a draft costs,
+        const val ROW = 0.02 // each guess of it,
         const val BLOCK = 0.9 // and every further block
         const val BLOCK_ROWS = 8 // of rows
-        const val PROBE = 32 // calls after which a source that was not worth asking is asked again
+        const val CREDIT = 2.0 // steps that drafts may lose: at first,
+        const val EARNED = 0.01 // more with each call,
+        const val MOST = 8.0 // and in all
     }
 }
