@@ -248,15 +248,18 @@ def test_the_page_drafts_as_python_does():
     assert {len(draft) for draft in drafts} >= {0, 2, 7}
 
 
-def test_the_page_says_the_same_with_drafts(demo, make_artifact, tokenizer):
+@pytest.mark.parametrize("source", ["nano", "nano-lfm3"])
+def test_the_page_says_the_same_with_drafts(source, demo, make_artifact):
     """Nano's answers, said once more: the last line counts what Python's lookup counts."""
     turns = ["My name is Anna.", *["What is my name?"] * 3]
-    artifact = make_artifact("onnx-fp32", "explicit")
+    artifact = make_artifact("onnx-fp32", "explicit", source=source)
+    checkpoint = open_checkpoint(source)
+    tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
     session = runtimes.find("onnxruntime").open_session(artifact.folder, artifact.manifest)
     plain, conversation = Conversation(session, tokenizer), Conversation(session, tokenizer, source=Lookup())
     expected = ["".join(plain.reply(turn, 256)) for turn in turns]
     assert ["".join(conversation.reply(turn, 256)) for turn in turns] == expected
-    job = {"folder": str(demo("onnx-fp32")), "turns": turns, "scheme": "light", "drafts": True}
+    job = {"folder": str(demo("onnx-fp32", source)), "turns": turns, "scheme": "light", "drafts": True}
     seen = javascript.run("demo.mjs", job)
     assert (seen["problems"], seen["complaints"]) == ([], [])
     assert seen["replies"] == expected

@@ -10,9 +10,8 @@ import numpy as np
 import onnx_artifacts
 import pytest
 import xnnpack_artifacts
-from decoders import random_decoder, relative, state_error, tokens
+from decoders import LFM3, LFM3_SHAPES, random_decoder, relative, state_error, tokens
 from onnx_artifacts import lower as lower_onnx
-from test_family_targets import LFM3
 from xnnpack_artifacts import Made
 from xnnpack_artifacts import lower as lower_xnnpack
 
@@ -23,7 +22,8 @@ from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 from lfm2_export.targets.xnnpack.target import TARGET as XNNPACK
 
-DRAFT = 6
+DRAFT = 6  # more than LFM3's window here
+SHORT = "sliding alone, window 2, one KV head"
 LAWS = ("verified = decoded", "rejected = never fed")
 ERROR = 2e-5
 
@@ -33,9 +33,9 @@ def _xnnpack(folder: Path, name: str, **shape: Any) -> Session:
     return lower_xnnpack(xnnpack_artifacts.recipe(name, options=options), folder, **shape).session()
 
 
-def _onnx(folder: Path, name: str, **options: object) -> Session:
+def _onnx(folder: Path, name: str, shape: dict[str, Any] | None = None, **options: object) -> Session:
     made_by = onnx_artifacts.recipe(name, options={"speculation": DRAFT, **options})
-    return onnxruntime.RUNTIME.open_session(folder, lower_onnx(random_decoder(), made_by, folder))
+    return onnxruntime.RUNTIME.open_session(folder, lower_onnx(random_decoder(**shape or {}), made_by, folder))
 
 
 MAKERS: dict[str, Callable[[Path], Session]] = {
@@ -45,6 +45,8 @@ MAKERS: dict[str, Callable[[Path], Session]] = {
     "xnnpack-int4": lambda folder: _xnnpack(folder, "xnnpack-int4"),
     "onnx-fp32": lambda folder: _onnx(folder, "onnx-fp32"),
     "onnx-fp32 plain conv": lambda folder: _onnx(folder, "onnx-fp32", conv="plain"),
+    "onnx-fp32 with sliding layers": lambda folder: _onnx(folder, "onnx-fp32", LFM3),
+    "onnx-fp32 of sliding layers, window 2": lambda folder: _onnx(folder, "onnx-fp32", LFM3_SHAPES[SHORT]),
     "onnx-int8": lambda folder: _onnx(folder, "onnx-int8"),
 }
 
@@ -68,7 +70,7 @@ def test_laws_hold(session: Session) -> None:
     assert laws["rejected = never fed"].error == 0
 
 
-@pytest.mark.parametrize("name", ["eager", "xnnpack-fp32", "onnx-fp32", "onnx-fp32 plain conv"])
+@pytest.mark.parametrize("name", [each for each in MAKERS if "int" not in each])
 def test_rows_are_those_of_single_steps(sessions: dict[str, Session], name: str) -> None:
     session = sessions[name]
     session.reset()

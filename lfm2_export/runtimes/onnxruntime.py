@@ -5,7 +5,7 @@ Past and present are bound to the same memory, so a step writes its keys in plac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from lfm2_export.runtimes.session import (
     check_snapshot,
 )
 
-_CONV, _GROWS = "past_conv.", "past_sequence_length"  # how a conv state's name begins; the extent of a cache
+_GROWS = "past_sequence_length"  # the extent of a cache
 _ROWS, _STATES = "num_logits_to_keep", "num_states_to_keep"  # inputs that only a `verify` gives
 _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 _QUIET = 3  # onnxruntime's log level: errors only
@@ -111,7 +111,8 @@ class OnnxRuntimeSession(Session):
         self._position = 0
         self._logits = np.zeros((1, 1, _width(method.outputs, "logits")), dtype=np.float32)
         states = sorted((spec for spec in method.inputs if spec.name.startswith("past_")), key=_layer)
-        self._sliding = {spec.name for spec in states if not spec.name.startswith(_CONV) and _GROWS not in spec.shape}
+        # what a call replaces whole, by its input's name: where its axis of tokens is; 1 in what slides
+        self._axes = {spec.name: 2 if _is_conv(spec.name) else 1 for spec in states if _GROWS not in spec.shape}
         types = {given.name: _NUMPY[given.type] for given in self._session.get_inputs()}
         self._buffers = {spec.name: np.zeros(_shape(spec, self.window), dtype=types[spec.name]) for spec in states}
         self._probes = method.probes
@@ -151,7 +152,7 @@ class OnnxRuntimeSession(Session):
             return self.prefill(tokens)
 
     def verify(self, tokens: Sequence[int]) -> np.ndarray:
-        """Keys and values go into the buffers; conv states are read there, their columns returned beside them."""
+        """Keys and values go into the buffers; what a call replaces is read there, its columns returned beside them."""
         if not self.verifies:
             return super().verify(tokens)  # refuses
         check_draft(len(tokens), self.verifies)
@@ -160,9 +161,10 @@ class OnnxRuntimeSession(Session):
         self._verified = 0
         # made by onnxruntime: it refuses a buffer of more rows than the one that the graph declares, for genai
         self._verifying.bind_output("logits", "cpu")
-        for name, buffer in self._convolutions():
-            _, hidden, columns = buffer.shape  # one more than the state has
-            self._columns[name] = np.empty((1, hidden, columns - 1 + count), dtype=buffer.dtype)
+        for name, axis in self._axes.items():
+            shape = [*self._buffers[name].shape]
+            shape[axis] += count - 1  # as many states, each a column further on
+            self._columns[name] = np.empty(shape, dtype=self._buffers[name].dtype)
             _bind_output(self._verifying, present_name(name), self._columns[name])
         _bind_count(self._verifying, _STATES, count)
         _bind_count(self._verifying, _ROWS, count)
@@ -176,9 +178,9 @@ class OnnxRuntimeSession(Session):
     def keep(self, count: int) -> None:
         """What was let go of lies in the caches behind the position, where no call looks."""
         check_kept(count, self._verified)
-        for name, _ in self._convolutions() if count else ():
-            state = self._filled(name, self._position)
-            state[...] = self._columns[name][:, :, count : count + state.shape[2]]
+        for name, axis in self._axes.items() if count else ():
+            buffer = self._buffers[name]
+            buffer[...] = self._columns[name].take(range(count - 1, count - 1 + buffer.shape[axis]), axis)
         self._position += count
         self._verified = 0
 
@@ -190,9 +192,8 @@ class OnnxRuntimeSession(Session):
     def reset(self) -> None:
         """What is replaced whole starts from zero; of a cache attention sees only columns below the position."""
         self._position = self._verified = 0
-        for name, buffer in self._buffers.items():
-            if name.startswith(_CONV) or name in self._sliding:
-                buffer.fill(0)
+        for name in self._axes:
+            self._buffers[name].fill(0)
 
     def state(self) -> Snapshot:
         filled = {self._contract_name(name): self._filled(name, self._position) for name in self._buffers}
@@ -221,21 +222,17 @@ class OnnxRuntimeSession(Session):
             "position_ids": np.arange(start, start + rows, dtype=np.int64)[None],
         }
 
-    def _convolutions(self) -> Iterator[tuple[str, np.ndarray]]:
-        """The buffer of each conv state, by its input's name."""
-        return ((name, buffer) for name, buffer in self._buffers.items() if name.startswith(_CONV))
-
     def _filled(self, name: str, position: int) -> np.ndarray:
         """The part of a buffer that is state: the last L-1 columns of a conv state, `position` columns of a cache."""
         buffer = self._buffers[name]
-        if name in self._sliding:
+        if self._axes.get(name) == 1:
             return buffer.transpose(0, 2, 1)
-        return buffer[:, :, 1:] if name.startswith(_CONV) else buffer[:, :, :position]
+        return buffer[:, :, 1:] if _is_conv(name) else buffer[:, :, :position]
 
     def _contract_name(self, name: str) -> str:
         """`past_conv.3` → `conv_state.3`; `past_key_values.5.key` → `key.5` or, where it slides, `sliding_key.5`."""
         _, layer, *kind = name.split(".")
-        sliding = "sliding_" if name in self._sliding else ""
+        sliding = "sliding_" if kind and name in self._axes else ""
         return f"{sliding}{kind[0]}.{layer}" if kind else f"conv_state.{layer}"
 
     def _bind_buffers(self) -> None:
@@ -255,9 +252,13 @@ class OnnxRuntimeSession(Session):
         binding.bind_output("logits", "cpu")
         for name, buffer in self._buffers.items():
             _bind_input(binding, name, buffer)
-            if not name.startswith(_CONV):
+            if name not in self._axes:
                 _bind_output(binding, present_name(name), buffer)
         return binding
+
+
+def _is_conv(name: str) -> bool:
+    return name.startswith("past_conv.")
 
 
 def _bind_input(binding: Any, name: str, array: np.ndarray) -> None:

@@ -99,7 +99,7 @@ class WebGpuSession(DeviceSession):
         refuse([node for node in fallen if node.name not in _ON_CPU], "WebGPU")
         self._chunk: int | None = None
         self.notes = (f"nodes on the CPU: {', '.join(map(str, fallen))}",) if fallen else ()
-        keys = [buffer for name, buffer in self._buffers.items() if _is_key(name) and name not in self._sliding]
+        keys = [buffer for name, buffer in self._buffers.items() if _is_key(name) and name not in self._axes]
         for _, heads, _, width in {buffer.shape for buffer in keys}:
             self._take(try_attention(Heads(heads, width, keys[0].dtype == np.float16), _device()))
 

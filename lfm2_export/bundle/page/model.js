@@ -95,10 +95,11 @@ export class Model {
   keep(count) {
     const outputs = this.#verified;
     // keys and values of the others lie behind the position, where no call looks
-    const state = this.#states.map(({ past, present, shape }) => [
-      past,
-      past.startsWith("past_conv.") ? this.#columns(outputs[present], count - 1, shape[2]) : outputs[present],
-    ]);
+    const state = this.#states.map(({ past, present, shape }) => {
+      if (shape.length === 4) return [past, outputs[present]];
+      const axis = past.startsWith("past_conv.") ? 2 : 1; // of tokens, in what each call replaces
+      return [past, this.#columns(outputs[present], axis, count - 1, shape[axis])];
+    });
     this.#keep(Object.fromEntries(state));
     this.position += count;
   }
@@ -110,7 +111,7 @@ export class Model {
     return floats(outputs.logits);
   }
 
-  /** What the graph gives: logits of the last `kept` tokens, and the conv states behind each of them. */
+  /** What the graph gives: logits of the last `kept` tokens, and the states behind each of them. */
   #run(tokens, kept) {
     const total = this.position + tokens.length;
     if (total > this.window) throw new RangeError(`${total} tokens do not fit ${this.window}`);
@@ -125,11 +126,14 @@ export class Model {
     });
   }
 
-  /** Some columns of a tensor of three dimensions. */
-  #columns({ type, data, dims: [batch, rows, all] }, start, size) {
-    const cut = new data.constructor(batch * rows * size);
-    for (let row = 0; row < batch * rows; row++) cut.set(data.subarray(row * all + start, row * all + start + size), row * size);
-    return new this.#ort.Tensor(type, cut, [batch, rows, size]);
+  /** Some columns of a tensor, along one of its axes. */
+  #columns({ type, data, dims }, axis, start, size) {
+    const width = dims.slice(axis + 1).reduce((product, each) => product * each, 1);
+    const cut = [];
+    for (let row = 0; row < data.length; row += dims[axis] * width) cut.push(data.subarray(row + start * width, row + (start + size) * width));
+    const whole = new data.constructor(cut.length * size * width);
+    cut.forEach((part, index) => whole.set(part, index * size * width));
+    return new this.#ort.Tensor(type, whole, dims.with(axis, size));
   }
 
   /** A new state; what the old one holds on the GPU is freed. */

@@ -9,7 +9,8 @@ One file can so serve both. `i` is the layer's index in the network:
   `num_states_to_keep` (1 unless given: K = the states behind each of the last K valid tokens, which overlap);
   per sliding attention `past_key_values.i.key|value [B, W-1, kv_heads·head_dim]`, behind those of the others:
   transformers.js reads the length of a conversation off the first;
-- outputs `logits [B, kept, vocab]`, `present_conv.i [B, hidden, L-1+K]`, `present.i.key|value`.
+- outputs `logits [B, kept, vocab]`, `present_conv.i [B, hidden, L-1+K]`, `present.i.key|value`, of sliding attention
+  `[B, W-2+K, kv_heads·head_dim]`.
 
 Row b's call starts at `position_ids[b, 0]` and holds as many valid tokens as its mask has ones from there on; the
 rest is right padding, which touches no conv state and writes its keys beyond the valid ones, where the next call
@@ -17,8 +18,8 @@ overwrites them. With past and present bound to the same buffer, GroupQueryAtten
 several rows of several tokens each on top of a past: a batch prefills in one call and then decodes, a single row
 may be cut at will. A conv state has L columns here although L-1 are enough: the first is ignored when it comes in.
 
-A draft is verified by a call that keeps the logits and states of all its T tokens: of the L-1+T columns of a conv state
-those from n to n+L-2, counted from 0, are the state as of the first n tokens.
+A draft is verified by a call that keeps the logits and states of all its T tokens. As many columns as came in, from n-1
+on, are the state as of the first n: of a convolution L, of sliding attention W-1.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class Border:
         elif kind.startswith("sliding_"):
             _, width, columns = shape
             self._graph.input(past, self._graph.real, _BATCH, columns, width)
-            self._graph.output(present, self._graph.real, _BATCH, columns, width)
+            kept = "sliding_columns" if self._verifies else columns
+            self._graph.output(present, self._graph.real, _BATCH, kept, width)
         else:
             _, hidden, columns = shape
             self._graph.input(past, self._graph.real, _BATCH, hidden, columns + 1)
@@ -122,18 +124,22 @@ class Border:
         They end with each row's last valid token. For a row without one the first index is -1, any column: what it
         reads is the ignored one.
         """
-        graph = self._graph
-        ends = graph.op("Unsqueeze", "call/conv_ends", self._length, graph.ints(1, 2))
-        offsets = graph.op("Unsqueeze", "call/conv_offsets", self._conv_offsets(), graph.ints(1))
-        return graph.op("Add", "call/conv_columns", ends, offsets)
+        return self._columns("conv", -1, self._config.conv_L_cache - 1)
 
-    def _conv_offsets(self) -> str:
-        """`[columns] int64`: those rows, counted from a row's number of valid tokens; the last is L-2."""
-        graph, width = self._graph, self._config.conv_L_cache
-        if not self._verifies:
-            return graph.ints(*range(-1, width - 1))
-        first = graph.op("Sub", "call/conv_first", graph.int(0), self._states)
-        return graph.op("Range", "call/conv_range", first, graph.int(width - 1), graph.int(1))
+    def _columns(self, kind: str, first: int, end: int) -> str:
+        """`[B, columns, 1] int64`: those from `first` to before `end`, counted from a row's number of valid tokens.
+
+        They are one state; each further one that is wanted begins a column earlier.
+        """
+        graph = self._graph
+        ends = graph.op("Unsqueeze", f"call/{kind}_ends", self._length, graph.ints(1, 2))
+        if self._verifies:
+            start = graph.op("Sub", f"call/{kind}_first", graph.int(first + 1), self._states)
+            offsets = graph.op("Range", f"call/{kind}_range", start, graph.int(end), graph.int(1))
+        else:
+            offsets = graph.constant(f"call/{kind}_range", np.arange(first, end, dtype=np.int64))
+        listed = graph.op("Unsqueeze", f"call/{kind}_offsets", offsets, graph.ints(1))
+        return graph.op("Add", f"call/{kind}_columns", ends, listed)
 
     @cached_property
     def _states(self) -> str:
@@ -143,10 +149,7 @@ class Border:
     @cached_property
     def sliding_columns(self) -> str:
         """`[B, W-1, 1] int64`: which columns of (past W-1, this call's T) are the new state of a sliding attention."""
-        graph = self._graph
-        ends = graph.op("Unsqueeze", "call/sliding_ends", self._length, graph.ints(1, 2))
-        offsets = graph.constant("call/sliding_offsets", np.arange(self._reach, dtype=np.int64)[:, None])
-        return graph.op("Add", "call/sliding_columns", ends, offsets)
+        return self._columns("sliding", 0, self._reach)
 
     @cached_property
     def sliding_mask(self) -> str:

@@ -120,14 +120,8 @@ class OnnxTarget(Target):
             cache_layout="heads-time",
             versions={"onnx": onnx.__version__, **_installed("onnxruntime")},
             runtime_requirement=f"onnxruntime>={_oldest(recipe, config)}",
-            speculation=self._verified(recipe, config),
+            speculation=_verified(recipe),
         )
-
-    def _verified(self, recipe: Recipe, config: LFM2Config) -> int:
-        """The most tokens of a draft. None where attention slides: its states are given for the last token alone."""
-        if "sliding_attention" in self.network(config).kinds():
-            return 0
-        return min(recipe.window, cast(int, CAPABILITIES.option(recipe, "speculation")))
 
     def _graph(self, decoder: Decoder, recipe: Recipe, probed: bool, embedded: bool = False) -> Graph:
         """The whole graph, for contexts of up to the recipe's window; `embedded`: from the embeddings on."""
@@ -136,7 +130,7 @@ class OnnxTarget(Target):
         if embedded:
             network = network._replace(steps=tuple(step for step in network.steps if step not in lookups))
         graph = Graph("lfm2", real=str(CAPABILITIES.option(recipe, "precision")))
-        verifies = self._verified(recipe, decoder.config) > 0
+        verifies = _verified(recipe) > 0
         border = Border(graph, network, decoder.config, recipe.window, recipe.cache, verifies, embedded)
         site = Site(
             graph,
@@ -162,6 +156,11 @@ def _save(graph: Graph, folder: Path, file: str, progress: Progress) -> int:
     progress(f"packing weights into {file}")
     (folder / file).parent.mkdir(exist_ok=True)
     return len(graph.save(folder / file)) - 1
+
+
+def _verified(recipe: Recipe) -> int:
+    """The most tokens of a draft."""
+    return min(recipe.window, cast(int, CAPABILITIES.option(recipe, "speculation")))
 
 
 def _add_probes(graph: Graph, steps: Iterable[Step], values: dict[str, str]) -> None:
