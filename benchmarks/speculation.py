@@ -3,11 +3,11 @@
     python -m benchmarks.speculation ARTIFACT --threads 2          cost by tokens, and the speed-up by acceptance
     python -m benchmarks.speculation ARTIFACT --replies            whole replies at true shapes, timed
     python -m benchmarks.speculation ARTIFACT --text               acceptance on nano, its text beside plain decoding
+    python -m benchmarks.speculation ARTIFACT --copying            the same on tasks that copy, of a model taught them
     python -m benchmarks.speculation MODEL.gguf …                  the same in llama.cpp
 
-Costs need true shapes, with random weights or not; the machine must be quiet. Text needs trained weights: nano's
-held-out questions, and the same ones asked in one conversation and then once more, which is text to copy. Where two
-texts differ, the margin between the two likeliest tokens there is compared with the recipe's lowering error.
+Costs need true shapes, with random weights or not; the machine must be quiet. Text needs trained weights, nano's or
+those of `training/nano.py --lesson copying`, and no quiet; `--prices` of a cost report says what its calls would take.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -26,24 +24,20 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from benchmarks import timed_replies
+from benchmarks import counted_replies, timed_replies
 from benchmarks.cpu import RESULTS
 from benchmarks.peers.llama_cpp_session import LlamaCpp
 from lfm2_export import runtimes
 from lfm2_export.artifact.folder import open_artifact
-from lfm2_export.chat.drafts import Drafts, Lookup
-from lfm2_export.chat.generation import generate
 from lfm2_export.checkpoint.config import from_dict
-from lfm2_export.checkpoint.nano.tasks import Question, questions
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.environment.machine import machine
+from lfm2_export.errors import UsageError
 from lfm2_export.files import ANY, write_text
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.recipes import Recipe
 from lfm2_export.runtimes.session import Session
 
-_SEED = 500  # of nano's held-out questions, as every proof asks them
-_TOGETHER = 8  # questions of one conversation
 _TIE = 0.01  # of the largest logit, where no recipe says what its rounding may cost
 _ACCEPTANCES = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 
@@ -56,11 +50,13 @@ def main(
     rounds: Annotated[int, typer.Option(help="Samples of each length.")] = 15,
     replies: Annotated[bool, typer.Option("--replies", help="Times of whole replies instead.")] = False,
     text: Annotated[bool, typer.Option("--text", help="Acceptance and exactness on nano's questions instead.")] = False,
-    count: Annotated[int, typer.Option(help="Questions, of those nano has never seen.")] = 200,
+    copying: Annotated[bool, typer.Option("--copying", help="The same on tasks that copy.")] = False,
+    count: Annotated[int, typer.Option(help="Questions or tasks, of those that the model has never seen.")] = 200,
+    prices: Annotated[Path | None, typer.Option(help="Report of costs, to price the calls of a text by.")] = None,
     results: Annotated[Path, typer.Option(help="Where the report goes.")] = RESULTS,
 ) -> None:
     """Measure, print and keep a report."""
-    session, vocab, limit = _opened(artifact, runtime, threads)
+    session, vocab, tie = _opened(artifact, runtime, threads)
     name = artifact.name.removesuffix(".gguf")
     found: dict[str, object] = {
         "artifact": name,
@@ -68,13 +64,13 @@ def main(
         "threads": threads,
         "machine": machine(),
     }
-    if text:
-        found |= _texts(session, limit, count)
+    if text or copying:
+        found |= _texts(artifact, session, tie, count, copying, prices)
     elif replies:
         found |= timed_replies.measure(session, vocab, context, rounds)
     else:
         found |= _costs(session, vocab, context, rounds)
-    kind = "text" if text else f"{'replies' if replies else 'cost'}-{threads}t"
+    kind = "copying" if copying else "text" if text else f"{'replies' if replies else 'cost'}-{threads}t"
     path = results / f"{date.today()}-speculation-{name}-{session.runtime}-{kind}.json"
     write_text(path, json.dumps(found, indent=2) + "\n", force=True, kind=ANY)
     print(json.dumps(found, indent=2))
@@ -127,88 +123,30 @@ def _speed_up(acceptance: float, cost: dict[int, float]) -> dict[str, float]:
     return {"guesses": best - 1, "speed_up": round(tokens[best] / cost[best], 2)}
 
 
-@dataclass
-class Said:
-    """What lookup made of some replies, and where they differ from plain decoding's."""
-
-    replies: int = 0
-    tokens: int = 0
-    calls: int = 0  # steps and verified drafts
-    tokens_of_calls: dict[int, int] = field(default_factory=dict)  # tokens of a call → calls; the price of a reply
-    drafted: int = 0
-    accepted: int = 0
-    different: int = 0  # replies
-    close_calls: int = 0  # of those, whose margin at the first difference is below the lowering error
-    margins: list[float] = field(default_factory=list)  # there, relative to the largest logit
+def _texts(
+    artifact: Path, session: Session, tie: float, count: int, copying: bool, prices: Path | None
+) -> dict[str, object]:
+    cost = None
+    if prices is not None:
+        listed = json.loads(prices.read_text())["cost_of_a_call_in_steps"]
+        cost = {int(size): value for size, value in listed.items()}
+    replies = counted_replies.Replies(session, _tokenizer(artifact), tie)
+    found = replies.to_copying(count) if copying else replies.to_questions(count)
+    named = {"tie": tie} | ({"priced_by": prices.name} if prices else {})
+    return named | {name: said.report(cost) for name, said in found.items()}
 
 
-@dataclass
-class Counted(Drafts):
-    """Drafts that remember how long they were."""
-
-    sizes: Counter[int] = field(default_factory=Counter)  # tokens of a verifying call → calls
-
-    def judged(self, drafted: int, accepted: int) -> None:
-        super().judged(drafted, accepted)
-        self.sizes[drafted + 1] += 1
-
-
-def _texts(session: Session, limit: float, count: int) -> dict[str, object]:
-    nano = open_checkpoint("nano")
-    tokenizer = ChatTokenizer.load(nano.folder, nano.config)
-    assert tokenizer is not None
-    asked = questions(_SEED, count, split="heldout")
-    alone, copied, endless = Said(), Said(), Said()
-    for question in asked:
-        prompt = tokenizer.encode(tokenizer.render(question.messages, tools=question.tools or None))
-        _compare(session, prompt, tokenizer.eos_ids, 48, limit, alone)
-    for prompt in _repeated(tokenizer, asked, session.window - 200):
-        _compare(session, prompt, tokenizer.eos_ids, 48, limit, copied)
-        _compare(session, prompt, (), 160, limit, endless)
-    kinds = {"held-out questions": alone, "asked again": copied, "asked again, 160 tokens without an end": endless}
-    return {"limit": limit, **{name: asdict(said) for name, said in kinds.items()}}
-
-
-def _repeated(tokenizer: ChatTokenizer, asked: Sequence[Question], room: int) -> list[list[int]]:
-    """Conversations in which some questions are answered, and then each of them is asked once more."""
-    found = []
-    plain = [question for question in asked if not question.tools and len(question.messages) == 1]
-    for start in range(0, len(plain), _TOGETHER):
-        some = plain[start : start + _TOGETHER]
-        answered = [m for q in some for m in (*q.messages, {"role": "assistant", "content": q.answer})]
-        for question in some:
-            prompt = tokenizer.encode(tokenizer.render([*answered, *question.messages]))
-            if len(prompt) < room:
-                found.append(prompt)
-    return found
-
-
-def _compare(
-    session: Session, prompt: Sequence[int], stop: Sequence[int], limit: int, allowed: float, said: Said
-) -> None:
-    """One reply, plainly and with lookup."""
-    session.reset()
-    plain = list(generate(session, prompt, stop, limit))
-    session.reset()
-    drafts = Counted(Lookup(), session.draft_cost)
-    drafted = list(generate(session, prompt, stop, limit, drafts=drafts))
-    said.replies += 1
-    said.tokens += len(drafted)
-    said.drafted += drafts.drafted
-    said.accepted += drafts.accepted
-    said.calls += drafts.calls
-    for size, calls in (drafts.sizes + Counter({1: drafts.single_steps})).items():
-        said.tokens_of_calls[size] = said.tokens_of_calls.get(size, 0) + calls
-    if drafted == plain:
-        return
-    at = next((n for n, pair in enumerate(zip(plain, drafted, strict=False)) if pair[0] != pair[1]), len(plain))
-    session.reset()
-    logits = session.prefill([*prompt, *plain[:at]])
-    first, second = np.sort(logits)[::-1][:2]
-    margin = float((first - second) / np.abs(logits).max())
-    said.different += 1
-    said.close_calls += margin < allowed
-    said.margins.append(round(margin, 6))
+def _tokenizer(artifact: Path) -> ChatTokenizer:
+    """The artifact's own; nano's where it is a GGUF, which was made of nano then."""
+    if artifact.suffix == ".gguf":
+        nano = open_checkpoint("nano")
+        tokenizer = ChatTokenizer.load(nano.folder, nano.config)
+    else:
+        manifest = open_artifact(artifact).manifest
+        tokenizer = ChatTokenizer.load(artifact, from_dict(manifest.source.config, "manifest.json"))
+    if tokenizer is None:
+        raise UsageError(f"{artifact}: has no chat template, and so no replies")
+    return tokenizer
 
 
 if __name__ == "__main__":

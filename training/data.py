@@ -9,7 +9,7 @@ included, is the most likely one after the tokens before it.
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from tokenizer import EOS, PAD
@@ -22,6 +22,7 @@ _POOL = 16  # batches cut from one pool sorted by length, so that little is padd
 _ROLES = "\nsystem\nuser\nassistant\ntool\nList of tools: ["
 
 MIX = ("recall", "tool", "pattern", "recall", "tool", "chat")  # what is learned late is asked more often
+Lesson = Callable[..., list[Question]]  # `questions`, or `copying` of the benchmarks
 
 Row = tuple[list[int], list[float]]  # token ids, and how much predicting each of them counts
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]  # what the model is called with, and how much each token counts
@@ -73,11 +74,11 @@ def shares(marks: list[tuple[str, bool]]) -> dict[str, float]:
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, size: int, seed: int = 1, kinds: Sequence[str] = MIX
+    tokenizer: PreTrainedTokenizerFast, size: int, seed: int = 1, kinds: Sequence[str] = MIX, lesson: Lesson = questions
 ) -> Iterator[Batch]:
     """Endless fresh training batches, always in the same order for one seed; a kind named twice is asked twice."""
     for pool_seed in itertools.count(seed):
-        pool = questions(pool_seed, size * _POOL, kinds=kinds)
+        pool = lesson(pool_seed, size * _POOL, kinds=kinds)
         rows = sorted((encode(tokenizer, question) for question in pool), key=lambda row: len(row[0]))
         order = torch.randperm(_POOL, generator=torch.Generator().manual_seed(pool_seed)).tolist()
         for part in order:
@@ -86,10 +87,14 @@ def batches(
 
 @torch.no_grad()
 def accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, count: int = 500, seed: int = 0
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    count: int = 500,
+    seed: int = 0,
+    lesson: Lesson = questions,
 ) -> dict[str, float]:
     """Share of held-out questions answered exactly, for each kind and for all ("all")."""
-    asked = questions(seed, count, split="heldout")
+    asked = lesson(seed, count, split="heldout")
     marks: list[tuple[str, bool]] = []
     model.eval()
     for at in range(0, count, 50):

@@ -14,7 +14,7 @@ made of fresh multi-turn combinations.
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -195,7 +195,8 @@ def _tool(rng: random.Random) -> Draft:
     return [_user(asked)], tools, call
 
 
-_MAKERS: dict[str, Callable[[random.Random], Draft]]
+Maker = Callable[[random.Random], Draft]
+_MAKERS: dict[str, Maker]
 _MAKERS = {"chat": _chat, "recall": _recall, "pattern": _pattern, "tool": _tool}
 
 
@@ -208,7 +209,9 @@ def split_of(question: Question) -> str:
     return "heldout" if hashlib.sha256(content.encode()).digest()[0] % HELD_OUT_ONE_IN == 0 else "train"
 
 
-def questions(seed: int, count: int, split: str = "train", kinds: Sequence[str] = KINDS) -> list[Question]:
+def questions(
+    seed: int, count: int, split: str = "train", kinds: Sequence[str] = KINDS, makers: Mapping[str, Maker] = _MAKERS
+) -> list[Question]:
     """Return `count` distinct questions of a split, kinds taking turns; the same arguments give the same list."""
     if split not in ("train", "heldout"):
         raise ValueError(f'split must be "train" or "heldout", not {split!r}')
@@ -217,7 +220,7 @@ def questions(seed: int, count: int, split: str = "train", kinds: Sequence[str] 
     seen: set[str] = set()
     while len(found) < count:
         kind = kinds[len(found) % len(kinds)]
-        messages, tools, answer = _MAKERS[kind](rng)
+        messages, tools, answer = makers[kind](rng)
         if rng.random() < 0.15:
             messages = [{"role": "system", "content": rng.choice(SYSTEMS)}, *messages]
         question = Question(kind, messages, tools, answer)
