@@ -10,16 +10,17 @@ from pathlib import Path
 from lfm2_export import recipes, targets
 from lfm2_export.artifact.folder import KIND, Artifact, open_artifact, seal, write_manifest
 from lfm2_export.artifact.manifest import AdapterSource, Extent, Manifest, Source
-from lfm2_export.checkpoint.config import LFM2Config, to_dict
+from lfm2_export.checkpoint.config import to_dict
 from lfm2_export.checkpoint.last_seen import remember
 from lfm2_export.checkpoint.processor_keys import has_processor, read_processor
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.environment.resources import check_memory, parameters, torch_threads
+from lfm2_export.checkpoint.vision_config import VisionConfig
+from lfm2_export.environment.resources import check_memory, torch_threads
 from lfm2_export.errors import GateError, RecipeError
 from lfm2_export.files import Need, cache_root, check_free, check_room, staged_folder
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.load import load_vision_encoder, open_checkpoint
+from lfm2_export.model.load import open_checkpoint
 from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.parity.beside import Beside
 from lfm2_export.parity.detail import Detail
@@ -31,12 +32,11 @@ from lfm2_export.quantize.calibrated import load_calibrated
 from lfm2_export.quantize.calibration import calibration_sequences, write_sequences
 from lfm2_export.quantize.coverage import uncovered
 from lfm2_export.quantize.freed_memory import return_at_once
+from lfm2_export.quantize.images import describe_images, image_bytes, image_rules, load_quantized_encoder
 from lfm2_export.quantize.record import FILE, Record, write_record
-from lfm2_export.quantize.scheme import describe
+from lfm2_export.quantize.scheme import QuantizationRule, describe
 from lfm2_export.quantize.size import model_bytes
 from lfm2_export.recipes import Recipe
-
-_FP32 = 4  # bytes
 
 
 def export(
@@ -71,6 +71,8 @@ def export(
     progress("checking the checkpoint")
     checkpoint = open_checkpoint(source, revision, base)
     images = _takes_images(checkpoint, chosen)
+    if images and checkpoint.vision is not None:
+        chosen = _seeing(chosen, checkpoint.vision)
     if images and checkpoint.vision is not None and has_processor(checkpoint.folder):
         read_processor(checkpoint.folder, checkpoint.vision)  # which must fit
     if not recipes.asks_for_window(recipe, overrides):
@@ -96,7 +98,7 @@ def export(
         beside = verify and target.lowers_beside
         with _read_ahead(checkpoint, chosen, tokenizer, effort, detail) if beside else nullcontext() as ahead:
             if images:
-                encoder = load_vision_encoder(checkpoint)
+                encoder = load_quantized_encoder(checkpoint, _image_rule(chosen))
                 lowered = target.lower_with_images(decoder, encoder, chosen, folder, progress)
                 del encoder
             else:
@@ -110,7 +112,7 @@ def export(
                 target=chosen.target,
                 form=chosen.form,
                 window=chosen.window,
-                quantization=_described(checkpoint.config, chosen, record),
+                quantization=_described(checkpoint, chosen, record, images),
                 chat=tokenizer is not None and tokenizer.has_template,
                 **lowered._asdict(),
             )
@@ -129,7 +131,7 @@ def _needs(output: Path, checkpoint: Checkpoint, recipe: Recipe) -> list[Need]:
     """What will be written, counted low: matrices in the recipe's bits, and for calibrated ones the record of them."""
     size = model_bytes(checkpoint.config, recipe.quantization)
     if checkpoint.vision is not None and recipe.parts == "all":
-        size += _FP32 * parameters(checkpoint.vision)
+        size += image_bytes(checkpoint.vision, _image_rule(recipe))
     if not recipe.is_calibrated:
         return [Need(output.parent, size, "the artifact's weights")]
     return [
@@ -151,10 +153,18 @@ def _quantized(
     return decoder, record
 
 
-def _described(config: LFM2Config, recipe: Recipe, record: Record) -> dict[str, str]:
+def _described(checkpoint: Checkpoint, recipe: Recipe, record: Record, images: bool) -> dict[str, str]:
     """How matrices are quantized, by class; experts that calibration showed too little are named."""
-    few = uncovered(record, config)
-    return describe(recipe.quantization, config) | ({"expert by mse": few} if few else {})
+    found = describe(recipe.quantization, checkpoint.config)
+    if few := uncovered(record, checkpoint.config):
+        found["expert by mse"] = few
+    if images and checkpoint.vision is not None:
+        found["vision"] = describe_images(checkpoint.vision, _image_rule(recipe))
+    return found
+
+
+def _image_rule(recipe: Recipe) -> QuantizationRule | None:
+    return targets.capabilities(recipe.target).image_rule(recipe)
 
 
 def _kept(checkpoint: Checkpoint, recipe: Recipe, sequences: TokenSequences) -> Path:
@@ -223,9 +233,19 @@ def _takes_images(checkpoint: Checkpoint, recipe: Recipe) -> bool:
         )
     if targets.find(recipe.target).half(recipe):
         raise RecipeError(
-            f"{what}, whose image part is written in fp32; --set parts=text exports its text decoder alone in fp16"
+            f"{what}, whose image part computes in fp32; --set parts=text exports its text decoder alone in fp16"
         )
     return True
+
+
+def _seeing(recipe: Recipe, vision: VisionConfig) -> Recipe:
+    """The recipe with the precision of its image part. Raises RecipeError where the target or the shape lacks it."""
+    has = targets.capabilities(recipe.target).vision
+    precision = next(iter(has)) if recipe.vision is None else recipe.vision
+    if precision not in has:
+        raise RecipeError(f"{recipe.name}: vision: {precision}; the {recipe.target} target has {' or '.join(has)}")
+    image_rules(vision, has[precision])
+    return recipe.model_copy(update={"vision": precision})
 
 
 def _source(checkpoint: Checkpoint, images: bool) -> Source:

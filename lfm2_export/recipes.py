@@ -19,7 +19,14 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError, field_error, nearest, one_line
 from lfm2_export.quantize.calibration import Calibration
 from lfm2_export.quantize.method import CALIBRATED, Method
-from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme, check_rules, has_integers, needs_calibration
+from lfm2_export.quantize.scheme import (
+    Precision,
+    QuantizationRule,
+    WeightScheme,
+    check_rules,
+    has_integers,
+    needs_calibration,
+)
 
 _PACKAGE = Path(__file__).parent
 FOLDER = next(p for p in (_PACKAGE / "_recipes", _PACKAGE.parent / "recipes") if p.is_dir())
@@ -54,6 +61,7 @@ class QualityGates(BaseModel):
     mean_kld: float = Field(gt=0)  # nats per token
     top1: float = Field(ge=0, le=1)  # agreement of the argmax
     task_drop: float = Field(default=0.02, ge=0, le=1)  # accuracy lost on nano's questions (nano only)
+    vision_kld: float = Field(default=0.005, gt=0)  # what the image part's precision costs alone, nats per token
 
 
 class Gates(BaseModel):
@@ -77,6 +85,7 @@ class Recipe(BaseModel):
     summary: str
     target: str
     parts: Literal["all", "text"] = "all"  # of a vision-language model: "text" is its decoder alone
+    vision: Precision | None = None  # of its image part, as the target's capabilities say; None: the first of those
     form: Literal["explicit", "resident"] = "explicit"
     window: int = Field(default=2048, ge=_LEAST_WINDOW)  # tokens of KV cache
     cache: Literal["float32", "bfloat16", "float16"] = "float32"  # precision of the KV cache

@@ -9,7 +9,10 @@ from typing import Any
 import javascript
 import numpy as np
 import pytest
+import shown_process
 import torch
+from seeing_checkpoints import noise, write_seeing
+from torchvision_apart import run_with_torchvision
 from vision_checkpoints import SIGLIP2
 
 from lfm2_export import runtimes
@@ -37,9 +40,9 @@ DOCUMENT: dict[str, Any] = {
         "eos_token_id": 7,
         "pad_token_id": 0,
     },
-    "vision_config": SIGLIP2,
+    "vision_config": SIGLIP2 | {"hidden_size": 32, "intermediate_size": 48},
     "image_token_id": IMAGE_TOKEN,
-    "projector_hidden_size": 20,
+    "projector_hidden_size": 32,
 }
 
 
@@ -65,6 +68,30 @@ def test_transformers_js_gives_eagers_tokens_of_images(recipe: str, tmp_path: Pa
         session = runtimes.find("onnxruntime").open_session(artifact.folder, artifact.manifest)
         seen = [session.encode(each.patches.numpy(), each.rows, each.columns) for each in images]
         assert found["reply"][0] == int(session.prefill_with_images(tokens, np.concatenate(seen)).argmax())
+
+
+def test_the_page_takes_pictures_and_says_of_them_what_eager_says(tmp_path: Path) -> None:
+    """PNG files of sizes that no processor resizes, one chosen and two dropped; one is transparent."""
+    javascript.need()
+    folder = write_seeing(tmp_path / "seeing", "lfm2_vl")
+    export(str(folder), "onnx-fp32", tmp_path / "out", overrides=["window=128"], verify=False)
+    files = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for file, picture in zip(files, (noise(1), noise(2, 3, 1), noise(3, 1, 2)), strict=True):
+        if file == files[2]:
+            picture.putalpha(picture.convert("L"))
+        picture.save(file)
+    turns = [("What is this?", files)]  # with random weights a reply fills the window
+    places = [str(path) for path in (folder, tmp_path / "out", tmp_path / "web", javascript.NODE_MODULES)]
+    expected = run_with_torchvision(Path(shown_process.__file__), *places, json.dumps(turns))
+    said, shown = zip(*turns, strict=True)
+    job = {"folder": str(tmp_path / "web"), "turns": said, "pictures": shown, "scheme": "light"}
+    seen = javascript.run("demo.mjs", job)
+    assert (seen["problems"], seen["complaints"]) == ([], [])
+    assert seen["replies"] == json.loads(expected)
+    assert seen["said"] == [["What is this?", 3]]
+    assert seen["parity"]["verdict"] == "Parity: pass"
+    assert [row[1] for row in seen["parity"]["rows"]] == ["same tokens"] * 5
+    assert all(float(row[3]) < 1e-5 for row in seen["parity"]["rows"])
 
 
 @torch.inference_mode()

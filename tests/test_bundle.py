@@ -145,7 +145,7 @@ class TestNpm:
         )
         self._npm(tmp_path / "bin", body, monkeypatch)
         for number in "12":
-            npm.copy_pieces(tmp_path / number, None)
+            npm.copy_pieces(tmp_path / number, None, npm.PIECES)
             assert (tmp_path / number / "onnxruntime.mjs").read_bytes() == b"onnxruntime.mjs"
         assert sorted(log.read_text().split()) == sorted({f"{p.package}@{p.version}" for p in npm.PIECES})
         assert not list(tmp_path.rglob("escaped.py"))
@@ -157,13 +157,13 @@ class TestNpm:
     ) -> None:
         self._npm(tmp_path / "bin", "echo 'npm error network' >&2; exit 1", monkeypatch)
         with pytest.raises(MissingDependencyError, match="npm error network"):
-            npm.copy_pieces(tmp_path / "runtime", None)
+            npm.copy_pieces(tmp_path / "runtime", None, npm.PIECES)
         assert not [path for path in cache.rglob("*") if path.is_file()]
 
     def test_no_npm_says_what_to_do(self, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(MissingDependencyError, match="--node-modules"):
-            npm.copy_pieces(tmp_path / "runtime", None)
+            npm.copy_pieces(tmp_path / "runtime", None, npm.PIECES)
 
 
 _SMALL_FILES = """

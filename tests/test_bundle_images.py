@@ -21,7 +21,7 @@ from lfm2_export.bundle.archive import measure
 from lfm2_export.bundle.pack import bundle
 from lfm2_export.bundle.verify import verify
 from lfm2_export.checkpoint.vision_config import read_model_config
-from lfm2_export.errors import BundleError
+from lfm2_export.errors import BundleError, UsageError
 from lfm2_export.images.processor import load_processor
 
 Contents = dict[str, bytes]
@@ -48,6 +48,11 @@ def test_it_holds_the_processor_and_cases_with_pictures(packed: Path, contents: 
     found = verify(packed)
     assert (found.kind, found.golden_cases) == ("desktop", 5)
     assert [len(case.get("pictures", [])) for case in golden(contents)["cases"]] == [0, 0, 0, 1, 2]
+
+
+def test_a_page_for_lfm3_vl_is_refused_by_name(seeing_artifact: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"an LFM3-VL: transformers\.js has no class"):
+        bundle(seeing_artifact, "web", tmp_path / "web")
 
 
 def test_cases_with_pictures_can_be_replayed(seeing_artifact: Artifact, contents: Contents) -> None:

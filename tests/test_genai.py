@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime_genai as og
 import pytest
 from checkpoints import MOE
 from decoders import random_decoder, relative, tokens
 from onnx_artifacts import FP32_ERROR, WINDOW, lower, recipe
+from seeing_checkpoints import noise, write_seeing
 
 from lfm2_export.errors import ArtifactError, UsageError, WindowExceededError
+from lfm2_export.pipeline import export
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.runtimes import genai, onnxruntime
+from lfm2_export.runtimes.session import Session
 from lfm2_export.targets import onnx_graph
 
 MIXTURE: dict[str, Any] = MOE | {"moe_intermediate_size": 96}
@@ -113,3 +117,39 @@ def test_a_broken_model_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="cannot load") as caught:
         genai.RUNTIME.open_session(tmp_path, manifest)
     assert "\n" not in str(caught.value)
+
+
+def test_its_own_pipeline_sees_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its class for LFM2-VL, from files of one size and text on; both token embeddings read one table."""
+    monkeypatch.setattr(onnx_graph, "EMBEDDED_BYTES", 1000)
+    folder = write_seeing(tmp_path / "seeing", "lfm2_vl")
+    artifact, _ = export(str(folder), "onnx-fp32", tmp_path / "out", overrides=["window=64"], verify=False)
+    tables = {path.name for path in (tmp_path / "out" / "onnx").glob("embed_tokens*")}
+    assert tables == {"embed_tokens.onnx", "embed_tokens.onnx_data", "embed_tokens_with_images.onnx"}
+    pictures, files = [noise(1), noise(2)], [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    for picture, file in zip(pictures, files, strict=True):
+        picture.save(file)
+    model = og.Model(str(tmp_path / "out"))
+    given = model.create_multimodal_processor()("Hello <image> and <image>?", images=og.Images.open(*files))
+    parameters = og.GeneratorParams(model)
+    parameters.set_search_options(max_length=64, do_sample=False)
+    generator = og.Generator(model, parameters)
+    generator.set_inputs(given)
+    logits = np.array(generator.get_logits()).reshape(-1, 1088)[-1]
+    tokens = [int(token) for token in generator.get_sequence(0)]
+    session = onnxruntime.RUNTIME.open_session(tmp_path / "out", artifact.manifest)
+    seen = []
+    for picture in pictures:
+        rows, columns = (side // 4 for side in picture.size[::-1])
+        pixels = np.asarray(picture, np.float32).reshape(rows, 4, columns, 4, 3).transpose(0, 2, 1, 3, 4)
+        seen.append(session.encode(pixels.reshape(rows * columns, -1) / 127.5 - 1, rows, columns))
+    expected = session.prefill_with_images(tokens, np.concatenate(seen))
+    assert tokens.count(992) == len(np.concatenate(seen)) == 8
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert np.abs(logits - session_without(session, tokens)).max() > 1e-4
+
+
+def session_without(session: Session, tokens: list[int]) -> np.ndarray:
+    """The logits where no image is seen."""
+    session.reset()
+    return session.prefill_with_images(tokens, np.zeros((8, 32), np.float32))

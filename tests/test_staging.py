@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from checkpoints import tiny_config
 from command import code_of
+from vision_checkpoints import save_vision
 
 from lfm2_export.errors import UsageError
 from lfm2_export.files import (
@@ -30,6 +32,7 @@ from lfm2_export.files import (
 )
 from lfm2_export.files.interrupts import Stopped, orderly_end, uninterrupted
 from lfm2_export.model.random_init import init_checkpoint
+from lfm2_export.pipeline import export
 
 Contents = Callable[[Path], dict[str, bytes]]
 KIND = FolderKind("test", lambda _: {"one"})
@@ -50,12 +53,23 @@ def hidden_in(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name.endswith(hidden.SUFFIX)]
 
 
-def writing(folder: Path, **options: object) -> subprocess.Popen[str]:
-    """A true `init` of 700 MB, under way."""
-    words = [sys.executable, "-m", "lfm2_export", "init", "--size", "350m", "-o", str(folder / "big"), "-q"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
+class Writing(NamedTuple):
+    """A command, a file of its output that is there before it ends, and a shorter run that writes such an output."""
+
+    words: list[str]
+    file: str
+    next: Callable[[Path], object]
+
+
+INIT = Writing(["init", "--size", "350m"], "model.safetensors", lambda folder: init_checkpoint(tiny_config(), folder))
+
+
+def writing(folder: Path, what: Writing = INIT) -> subprocess.Popen[str]:
+    """A run under way."""
+    words = [sys.executable, "-m", "lfm2_export", *what.words, "-o", str(folder / "big"), "-q"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
-    while not any((path / hidden.NEW / "model.safetensors").exists() for path in hidden_in(folder)):
+    while not any((path / hidden.NEW / what.file).exists() for path in hidden_in(folder)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -72,11 +86,26 @@ def test_a_signal_that_ends_the_run_leaves_nothing(number: str, code: int, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture(params=["init", "export with images"])
+def command(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Writing:
+    if request.param == "init":
+        return INIT
+    folder = tmp_path_factory.mktemp("vision") / "model"
+    save_vision(folder, "lfm2_vl")
+    words = ["export", str(folder), "-r", "onnx-int4", "--set", "vision=fp16", "--set", "window=96"]
+    changes = ["vision=fp16", "window=96"]
+    return Writing(
+        words,
+        "onnx/vision_encoder_fp16.onnx",
+        lambda output: export(str(folder), "onnx-int4", output, overrides=changes, verify=False),
+    )
+
+
 def test_what_a_killed_run_leaves_is_shown_and_swept_by_the_next_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Writing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine").write_text("untouched")
-    process = writing(tmp_path)
+    process = writing(tmp_path, command)
     process.send_signal(signal.SIGSTOP)  # it keeps its lock
     monkeypatch.chdir(tmp_path)
     (left,) = hidden_in(tmp_path)
@@ -92,11 +121,12 @@ def test_what_a_killed_run_leaves_is_shown_and_swept_by_the_next_one(
     process.kill()
     process.communicate()
     assert state()[0].startswith("left by a run that was killed")
-    assert state()[1] >= (left / hidden.NEW / "model.safetensors").stat().st_size
+    assert state()[1] >= (left / hidden.NEW / command.file).stat().st_size
     code_of("doctor")
     assert left.name in capsys.readouterr().out.replace("\n", "")
-    init_checkpoint(tiny_config(), tmp_path / "next")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside", "mine", "next"]
+    command.next(tmp_path / "big")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside", "big", "mine"]
+    assert (tmp_path / "big" / command.file).is_file()
 
 
 def test_a_folder_that_only_looks_like_a_leftover_stays(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lfm2_export.artifact.manifest import FileEntry, Manifest
+from lfm2_export.artifact.manifest import FileEntry, Manifest, MethodSpec
 from lfm2_export.artifact.strict_json import check_version, parse_json
 from lfm2_export.errors import BundleError, field_error
 from lfm2_export.files import FolderKind
@@ -38,7 +38,8 @@ class Description(BaseModel):
     window: int = Field(ge=1)  # tokens
     runtime_requirement: str  # what the app must link
     eos_ids: list[int]  # tokens that end a reply
-    model: dict[str, Any] | None = None  # the ONNX file, its external data, and bytes of both
+    model: dict[str, Any] | None = None  # the decoder's ONNX file, its external data, and bytes of all files to load
+    parts: dict[str, Any] | None = None  # what stands before the decoder of a model that takes images, likewise
     states: list[dict[str, Any]] | None = None  # the state's inputs, outputs, types and shapes
     versions: dict[str, str] | None = None  # of the JavaScript libraries
     files: dict[str, FileEntry]  # all but bundle.json itself, sorted
@@ -96,20 +97,32 @@ KIND = FolderKind("bundle", _listed)
 
 def web_fields(manifest: Manifest) -> dict[str, Any]:
     """Return what the web page reads beside the rest: which files to load, and the state's tensors."""
-    method = manifest.methods[0]
-    data = sorted((name for name in manifest.files if name.startswith(f"{method.file}_data")), key=_chunk)
+    decoder, *others = manifest.methods
+    files = {method.name: _files(manifest, method) for method in manifest.methods}
+    everything = [name for file, data in files.values() for name in (file, *data)]
     return {
         "model": {
-            "file": method.file,
-            "data": data,
-            "bytes": sum(manifest.files[name].size for name in (method.file, *data)),
+            **_spelled(files[decoder.name]),
+            "bytes": sum(manifest.files[name].size for name in everything),
         },
+        "parts": {method.name: _spelled(files[method.name]) for method in others} or None,
         "states": [
             {"past": spec.name, "present": _present(spec.name), "dtype": spec.dtype, "shape": spec.shape}
-            for spec in method.inputs
+            for spec in decoder.inputs
             if spec.name.startswith("past_")
         ],
     }
+
+
+def _files(manifest: Manifest, method: MethodSpec) -> tuple[str, list[str]]:
+    """A method's file, and the external data beside it in order."""
+    data = (name for name in manifest.files if name.startswith(f"{method.file}_data"))
+    return method.file, sorted(data, key=_chunk)
+
+
+def _spelled(files: tuple[str, list[str]]) -> dict[str, Any]:
+    file, data = files
+    return {"file": file, "data": data}
 
 
 def _present(past: str) -> str:

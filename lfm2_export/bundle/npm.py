@@ -12,6 +12,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ class Piece(NamedTuple):
     target: str
     sha256: str
     licence: str  # as the package states it
+    imports: tuple[tuple[str, str], ...] = ()  # packages that it imports, and the bundle's file that takes their place
 
 
 PIECES = (
@@ -80,19 +82,30 @@ PIECES = (
         "MIT",
     ),
 )
+PICTURES = (
+    Piece(
+        "@huggingface/transformers",
+        "4.3.2",
+        "dist/transformers.web.min.js",
+        "transformers.mjs",
+        "ecaf2c7dce4bcbe882d1ec6e67c2f537720e0e47169e5f7e60f2c019fba91682",
+        "Apache-2.0",
+        imports=(("onnxruntime-common", "../loaded_ort.js"), ("onnxruntime-web/webgpu", "../loaded_ort.js")),
+    ),
+)  # further ones of a page that takes pictures
 _SECONDS = 600
-_KIND = FolderKind("bundle", lambda _: {f"{piece.package}/{piece.file}" for piece in PIECES})
+_KIND = FolderKind("bundle", lambda _: {f"{piece.package}/{piece.file}" for piece in (*PIECES, *PICTURES)})
 
 
-def copy_pieces(folder: Path, node_modules: Path | None) -> None:
-    """Write every piece into `folder`.
+def copy_pieces(folder: Path, node_modules: Path | None, pieces: Sequence[Piece]) -> None:
+    """Write these pieces into `folder`, an import of a package turned into one of a file of the bundle.
 
     Raises UsageError for a file that is missing or not the pinned one, MissingDependencyError where npm is needed and
     absent or fails.
     """
-    source = node_modules or _cached()
+    source = node_modules or _cached(pieces)
     folder.mkdir()
-    for piece in PIECES:
+    for piece in pieces:
         path = source / piece.package / piece.file
         if not path.is_file() or sha256(path) != piece.sha256:
             raise UsageError(
@@ -100,13 +113,16 @@ def copy_pieces(folder: Path, node_modules: Path | None) -> None:
                 f"{piece.package}@{piece.version}: npm install --ignore-scripts {piece.package}@{piece.version}"
             )
         shutil.copyfile(path, folder / piece.target)
-    lines = {f"{p.package} {p.version}, {p.licence}, https://www.npmjs.com/package/{p.package}" for p in PIECES}
+        for package, file in piece.imports:
+            text = (folder / piece.target).read_text(encoding="utf-8")
+            (folder / piece.target).write_text(text.replace(f'from"{package}"', f'from"{file}"'), encoding="utf-8")
+    lines = {f"{p.package} {p.version}, {p.licence}, https://www.npmjs.com/package/{p.package}" for p in pieces}
     (folder / "LICENCES.txt").write_text("\n".join(sorted(lines)) + "\n", encoding="utf-8")
 
 
-def _cached() -> Path:
+def _cached(pieces: Sequence[Piece]) -> Path:
     """A folder laid out like `node_modules`, filled by npm the first time."""
-    wanted = sorted({(piece.package, piece.version) for piece in PIECES})
+    wanted = sorted({(piece.package, piece.version) for piece in pieces})
     folder = cache_root() / "npm" / "+".join(f"{name.replace('/', '_')}-{version}" for name, version in wanted)
     if folder.is_dir():
         return folder
@@ -118,7 +134,7 @@ def _cached() -> Path:
         )
     with scratch_folder() as downloads, staged_folder(folder, force=True, kind=_KIND) as staging:
         for name, version in wanted:
-            _unpack(_pack(npm, f"{name}@{version}", downloads), staging / name)
+            _unpack(_pack(npm, f"{name}@{version}", downloads), staging / name, pieces)
     return folder
 
 
@@ -135,10 +151,10 @@ def _pack(npm: str, package: str, folder: Path) -> Path:
     raise MissingDependencyError(f"npm could not fetch {package}: {reason}")
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def _unpack(archive: Path, folder: Path, pieces: Sequence[Piece]) -> None:
     """The wanted members alone, written by us: an archive's own paths and links are never followed."""
     with tarfile.open(archive) as tar:
-        for piece in PIECES:
+        for piece in pieces:
             if folder.parts[-len(Path(piece.package).parts) :] != Path(piece.package).parts:
                 continue
             try:

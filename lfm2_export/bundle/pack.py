@@ -190,7 +190,7 @@ def _check_unchanged(artifact: Artifact, prefix: str, measured: Mapping[str, Sum
 
 def _description(artifact: Artifact, kind: str, tokenizer: ChatTokenizer, measured: Mapping[str, Sums]) -> Description:
     files = {name: FileEntry(size=found.size, sha256=found.sha256) for name, found in measured.items()}
-    fields = {**web_fields(artifact.manifest), "versions": web.versions()} if kind == "web" else {}
+    fields = {**web_fields(artifact.manifest), "versions": web.versions(artifact.manifest)} if kind == "web" else {}
     return describe(kind, artifact.manifest, tokenizer.eos_ids, files, **fields)
 
 

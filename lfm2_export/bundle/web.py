@@ -27,16 +27,20 @@ def gather(manifest: Manifest, scratch: Path, node_modules: Path | None) -> dict
         folder.mkdir()
         for part in page.iterdir():  # one by one: the error of `copytree` does not say which of the system's it was
             shutil.copyfile(part, folder / part.name)
-    npm.copy_pieces(folder / "runtime", node_modules)
+    npm.copy_pieces(folder / "runtime", node_modules, _pieces(manifest))
     caches = [spec.shape for spec in manifest.methods[0].inputs if spec.name.endswith(".key") and len(spec.shape) == 4]
     for heads in {Heads(int(shape[1]), int(shape[3])) for shape in caches}:  # what slides has another operator
         (folder / _ATTENTION).write_bytes(model(heads))
     return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
 
 
-def versions() -> dict[str, str]:
+def versions(manifest: Manifest) -> dict[str, str]:
     """The pinned JavaScript packages."""
-    return {piece.package: piece.version for piece in npm.PIECES}
+    return {piece.package: piece.version for piece in _pieces(manifest)}
+
+
+def _pieces(manifest: Manifest) -> tuple[npm.Piece, ...]:
+    return npm.PIECES + (npm.PICTURES if manifest.takes_images else ())
 
 
 def check(artifact: Artifact) -> None:
@@ -48,8 +52,8 @@ def check(artifact: Artifact) -> None:
         )
     if manifest.source.config.get("model_type") == "lfm2_moe":
         raise UsageError(f"{folder}: a mixture of experts: the page's onnxruntime-web 1.30 refuses integer experts")
-    if manifest.takes_images:
-        raise UsageError(f"{folder}: takes images, and the page shows none; export with --set parts=text")
+    if manifest.takes_images and manifest.source.config.get("model_type") == "lfm3":
+        raise UsageError(f"{folder}: an LFM3-VL: transformers.js has no class and so no processor for it")
     method = manifest.methods[0]
     if other := {spec.dtype for spec in (*method.inputs, *method.outputs)} - {"float32", "float16", "int64"}:
         raise UsageError(f"{folder}: the page knows float32 and float16, this artifact has {', '.join(other)}")

@@ -14,7 +14,8 @@ def run(
     size: Annotated[
         str,
         typer.Option(
-            help="350m, 700m, 1.2b, 2.6b, lfm2-8b-a1b, lfm3-1.7b, lfm2-vl-450m, lfm3-vl-2b, or a config.json's path."
+            help="350m, 700m, 1.2b, 2.6b, lfm2-8b-a1b, lfm3-1.7b, lfm2-vl-450m, lfm2-vl-1.6b, lfm3-vl-2b, or a "
+            "config.json's path."
         ),
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to make. [lfm2-SIZE-random]")] = None,

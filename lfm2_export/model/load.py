@@ -64,8 +64,12 @@ def load_decoder(
     return decoder
 
 
-def load_vision_encoder(checkpoint: Checkpoint) -> VisionEncoder:
+def load_vision_encoder(
+    checkpoint: Checkpoint, loaded: Callable[[VisionEncoder, str], None] = lambda *_: None
+) -> VisionEncoder:
     """The image part of a vision-language checkpoint in fp32, in eval mode, without gradients.
+
+    `loaded(encoder, path)` is told of each module whose weight is there, and may replace it by something smaller.
 
     Raises UsageError for a checkpoint that has none, CheckpointError for NaN or infinity.
     """
@@ -77,7 +81,9 @@ def load_vision_encoder(checkpoint: Checkpoint) -> VisionEncoder:
     for name, tensor in checkpoint.weights.image_tensors():
         stored = becomes[name]
         for path, part in zip(stored.parameters, stored.parts(tensor), strict=True):
-            _set(encoder, path, part)
+            owner, attribute = _set(encoder, path, part)
+            if attribute == "weight":
+                loaded(encoder, owner)
     return encoder.eval()
 
 

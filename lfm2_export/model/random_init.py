@@ -245,18 +245,19 @@ def _random_tensor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.empty(shape, dtype=torch.bfloat16).normal_(0.0, _STD, generator=generator)
 
 
-VISION_SIZES: dict[str, dict[str, Any]] = {
-    "lfm2-vl-450m": {
+def _lfm2_vl(decoder: str, hidden: int, mlp: int, layers: int, heads: int) -> dict[str, Any]:
+    """A released size of LFM2-VL: a SigLIP2 tower before one of the decoders."""
+    return {
         "architectures": ["Lfm2VlForConditionalGeneration"],
         "model_type": "lfm2_vl",
         "dtype": "bfloat16",
-        "text_config": _document(SIZES["350m"]),
+        "text_config": _document(SIZES[decoder]),
         "vision_config": {
             "model_type": "siglip2_vision_model",
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
+            "hidden_size": hidden,
+            "intermediate_size": mlp,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
             "num_patches": 256,
             "patch_size": 16,
             "vision_use_head": False,
@@ -265,7 +266,12 @@ VISION_SIZES: dict[str, dict[str, Any]] = {
         "downsample_factor": 2,
         "projector_hidden_size": 2560,
         "tie_word_embeddings": True,
-    },
+    }
+
+
+VISION_SIZES: dict[str, dict[str, Any]] = {
+    "lfm2-vl-450m": _lfm2_vl("350m", 768, 3072, 12, 12),
+    "lfm2-vl-1.6b": _lfm2_vl("1.2b", 1152, 4304, 27, 16),
     "lfm3-vl-2b": {
         "architectures": ["Lfm3VlForConditionalGeneration"],
         "model_type": "lfm3_vl",

@@ -1,75 +1,136 @@
-"""Does an artifact see what eager sees? Its image part over many grids, and prompts with images, against that model."""
+"""Does an artifact see what eager sees, and what does its image part's precision cost?
+
+Question 1 asks its image part over many grids, and prompts with images, against the same quantized model. Question 2
+asks the image part alone: the artifact, shown images as its own image part makes them, and as fp32's does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from lfm2_export.evaluate.metrics import relative_error, worst
+from lfm2_export.checkpoint.source import Checkpoint
+from lfm2_export.checkpoint.vision_config import VisionConfig
+from lfm2_export.evaluate.metrics import quantization_loss, relative_error, worst
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.vision.encoder import VisionEncoder
+from lfm2_export.model.load import load_vision_encoder
+from lfm2_export.model.vision.encoder import VisionEncoder, vision_skeleton
 from lfm2_export.model.vision.images import Image, encode
+from lfm2_export.quantize.images import load_quantized_encoder
+from lfm2_export.quantize.scheme import QuantizationRule
+from lfm2_export.quantize.unpack import unpack_encoder
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
-ENCODER_LIMIT = 1e-4  # the image part is in fp32
+ENCODER_LIMIT = 1e-4  # of an image part whose products round no input
 _BLOCKS = ((1, 1), (1, 7), (7, 1), (4, 4), (3, 5), (16, 16), (2, 24))  # rows and columns of embeddings
 _PROMPTS = ((0,), (3, 4, 0), (4,), (0, 1, 2))  # which of them a prompt holds, as far as they fit the window
 _BESIDE = 2  # tokens of text around each image
+_AFTER = 8  # tokens of text that follow a prompt, whose logits question 2 compares as well
 _SEED = 2026
+
+
+class Seen(NamedTuple):
+    """An image and its embeddings `[places, H]`: by the artifact's image part in eager, and by fp32's."""
+
+    image: Image
+    stored: np.ndarray
+    exact: np.ndarray
 
 
 @dataclass(frozen=True)
 class ImageFigures:
-    """How far an artifact is from eager. Errors are relative to eager's largest value."""
+    """How far an artifact is from eager, errors relative to eager's largest value; and its image part from fp32's."""
 
     images: int
     embeddings_error: float
+    embeddings_limit: float
     prompts: int
     logits_error: float
-    limit: float  # of the logits
+    logits_limit: float
+    kld: float  # mean, nats per token: what the image part's precision costs
+
+
+def look(checkpoint: Checkpoint, rule: QuantizationRule | None) -> list[Seen]:
+    """Return images of many grids as the image part under that rule sees them, and as fp32's does.
+
+    Pixels are noise, as bright as a processor makes them. One image part is in memory at a time.
+    """
+    assert checkpoint.vision is not None
+    images = list(_images(checkpoint.vision))
+    stored = _embedded(as_stored(checkpoint, rule), images)
+    exact = stored if rule is None else _embedded(load_vision_encoder(checkpoint), images)
+    return [Seen(*each) for each in zip(images, stored, exact, strict=True)]
+
+
+def as_stored(checkpoint: Checkpoint, rule: QuantizationRule | None) -> VisionEncoder:
+    """Return the image part under that rule, in eager."""
+    return unpack_encoder(load_quantized_encoder(checkpoint, rule))
 
 
 @torch.inference_mode()
 def compare_images(
-    session: Session, encoder: VisionEncoder, decoder: Decoder, spoken: Sequence[int], limit: float
+    session: Session,
+    seen: Sequence[Seen],
+    vision: VisionConfig,
+    decoder: Decoder,
+    spoken: Sequence[int],
+    limits: tuple[float, float],
 ) -> ImageFigures:
-    """Compare the image part on images of many grids, and logits after prompts that hold some of them.
+    """Compare the image part on all images, and logits after prompts that hold some of them.
 
-    `decoder` is what the artifact's was lowered from, `spoken` the text around images, `limit` the error that logits
-    may have. Pixels are noise, as bright as a processor makes them.
+    `decoder` is what the artifact's was lowered from, `spoken` the text around images, `limits` the errors that
+    embeddings and logits may have.
     """
-    images = list(_images(encoder))
-    expected = [encode(encoder, [image]).numpy() for image in images]
-    found = [session.encode(image.patches.numpy(), image.rows, image.columns) for image in images]
-    errors = [relative_error(*both) for both in zip(found, expected, strict=True)]
-    asked = {chosen: _prompt(encoder, [len(expected[number]) for number in chosen], spoken) for chosen in _PROMPTS}
-    fitting = {chosen: tokens for chosen, tokens in asked.items() if len(tokens) <= session.window}
-    eager, logits = EagerSession(decoder, max(map(len, fitting.values()), default=1), encoder), []
+    found = [session.encode(image.patches.numpy(), image.rows, image.columns) for image, _, _ in seen]
+    errors = [relative_error(ours, each.stored) for ours, each in zip(found, seen, strict=True)]
+    after = list(spoken[:_AFTER])
+    asked = {chosen: _prompt(vision, [len(found[number]) for number in chosen], spoken) for chosen in _PROMPTS}
+    fitting = {chosen: tokens for chosen, tokens in asked.items() if len(tokens) + len(after) <= session.window}
+    eager = EagerSession(decoder, max(map(len, fitting.values()), default=1), vision_skeleton(vision))
+    logits: list[float] = []
+    read: list[np.ndarray] = []
+    exact: list[np.ndarray] = []
     for chosen, tokens in fitting.items():
-        session.reset()
-        ours = session.prefill_with_images(tokens, np.concatenate([found[number] for number in chosen]))
-        eager.reset()
-        theirs = eager.prefill_with_images(tokens, np.concatenate([expected[number] for number in chosen]))
-        logits.append(relative_error(ours, theirs))
+        (theirs,) = _read(eager, tokens, [], [seen[number].stored for number in chosen])
+        ours = _read(session, tokens, after, [found[number] for number in chosen])
+        logits.append(relative_error(ours[0], theirs))
+        read += ours
+        exact += _read(session, tokens, after, [seen[number].exact for number in chosen])
     session.reset()
-    return ImageFigures(len(images), worst(errors), len(logits), worst(logits), limit)
+    following = np.array([*after, after[0]] * len(logits))
+    kld = quantization_loss(np.stack(read), np.stack(exact), following).mean_kld
+    return ImageFigures(len(seen), worst(errors), limits[0], len(logits), worst(logits), limits[1], kld)
 
 
-def _images(encoder: VisionEncoder) -> Iterator[Image]:
-    generator, merge = torch.Generator().manual_seed(_SEED), encoder.config.merge
+def _images(config: VisionConfig) -> Iterator[Image]:
+    generator, merge = torch.Generator().manual_seed(_SEED), config.merge
     for rows, columns in _BLOCKS:
         rows, columns = rows * merge, columns * merge
-        yield Image(torch.randn(rows * columns, encoder.config.patch_values, generator=generator), rows, columns)
+        yield Image(torch.randn(rows * columns, config.patch_values, generator=generator), rows, columns)
 
 
-def _prompt(encoder: VisionEncoder, places: Sequence[int], spoken: Sequence[int]) -> list[int]:
+@torch.inference_mode()
+def _embedded(encoder: VisionEncoder, images: Sequence[Image]) -> list[np.ndarray]:
+    return [encode(encoder, [image]).numpy() for image in images]
+
+
+def _prompt(config: VisionConfig, places: Sequence[int], spoken: Sequence[int]) -> list[int]:
     """Text, an image, text, …: text begins and ends."""
-    image, tokens = encoder.config.image_token_id, list[int]()
+    image, tokens = config.image_token_id, list[int]()
     text = [token for token in spoken if token != image]
     for number, count in enumerate(places):
         tokens += [*text[number * _BESIDE : (number + 1) * _BESIDE], *[image] * count]
     return [*tokens, *text[-_BESIDE:]]
+
+
+def _read(
+    session: Session, tokens: Sequence[int], after: Sequence[int], images: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """The logits after a prompt, and after each token that follows it."""
+    session.reset()
+    return [session.prefill_with_images(tokens, np.concatenate(images)), *map(session.decode, after)]

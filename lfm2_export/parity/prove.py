@@ -16,14 +16,13 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.environment.resources import parameters, torch_threads
 from lfm2_export.errors import MissingDependencyError
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.load import load_vision_encoder
 from lfm2_export.parity import stock_runner
 from lfm2_export.parity.beside import Beside
 from lfm2_export.parity.counted import Counted
 from lfm2_export.parity.detail import Detail
 from lfm2_export.parity.effort import Effort, effort_of
 from lfm2_export.parity.fp32 import asked_of_fp32, beside
-from lfm2_export.parity.images import compare_images
+from lfm2_export.parity.images import ENCODER_LIMIT, Seen, as_stored, compare_images, look
 from lfm2_export.parity.laws import LawContext, OtherForm, state_laws
 from lfm2_export.parity.pictures import picture_cases
 from lfm2_export.parity.quality import question_2
@@ -99,6 +98,7 @@ def _prove(
     sessions.clear()
     if ahead is not None:
         ahead.reclaim()
+    seen = _seen(subject)
     subject.progress("the quantized model", work.loading())
     decoder = _quantized(subject)
     with _reading(subject, ahead) as reading:
@@ -108,8 +108,8 @@ def _prove(
     unpack(decoder).to(subject.device)  # its grids have served, and every call is many times faster without them
     return_at_once(SMALL)
     tolerances = question_1(subject, work, model, opened, cases, counted, references)
-    if artifact.manifest.takes_images:
-        _images(subject, decoder, opened, counted, tolerances)
+    if seen:
+        _images(subject, seen, decoder, opened, counted, tolerances)
     other = model.other
     del model, decoder
     _state_laws(subject, work, opened, counted, other, tolerances)
@@ -210,22 +210,33 @@ def _quantized(subject: Subject) -> Decoder:
     return quantized_model(subject.artifact, subject.checkpoint)
 
 
+def _seen(subject: Subject) -> list[Seen]:
+    """What both image parts make of images, before the decoder is in memory; nothing where the artifact takes none."""
+    if not subject.artifact.manifest.takes_images:
+        return []
+    subject.progress("the image part, as it is stored and in fp32")
+    return look(subject.checkpoint, subject.image_rule)
+
+
 def _images(
     subject: Subject,
+    seen: list[Seen],
     decoder: Decoder,
     reports: list[RuntimeReport],
     sessions: Mapping[str, Counted],
     tolerances: Mapping[str, float],
 ) -> None:
-    """Images, against the same model."""
-    encoder = load_vision_encoder(subject.checkpoint)
+    """Images, against the same model; and what their part's precision costs."""
+    rule, vision = subject.image_rule, subject.checkpoint.vision
+    assert vision is not None
     for report in reports:
         subject.progress(f"{report.runtime}: images")
         name = report.runtime
-        report.images = compare_images(sessions[name], encoder, decoder, subject.spoken, tolerances[name])
+        limits = (tolerances[name] if rule and rule.activation else ENCODER_LIMIT, tolerances[name])
+        report.images = compare_images(sessions[name], seen, vision, decoder, subject.spoken, limits)
         if subject.detail is not None:
-            eager = EagerSession(decoder, min(subject.window, _SHOWN), encoder)
-            report.pictures = picture_cases(subject.artifact, encoder.config, subject.tokenizer, sessions[name], eager)
+            eager = EagerSession(decoder, min(subject.window, _SHOWN), as_stored(subject.checkpoint, rule))
+            report.pictures = picture_cases(subject.artifact, vision, subject.tokenizer, sessions[name], eager)
         sessions[name].rest()
 
 

@@ -10,7 +10,7 @@ from lfm2_export.artifact.manifest import Delegation, Extent, GateResult
 from lfm2_export.evaluate.metrics import QuantizationLoss
 from lfm2_export.parity.cache import CacheFigures
 from lfm2_export.parity.detail import Details
-from lfm2_export.parity.images import ENCODER_LIMIT, ImageFigures
+from lfm2_export.parity.images import ImageFigures
 from lfm2_export.parity.laws import LawResult
 from lfm2_export.parity.lowering import (
     NOISE_RMS,
@@ -133,13 +133,15 @@ def judge(report: RuntimeReport, gates: Gates, reference: dict[str, float] | Non
     unclear = "every choice was closer than the allowed error" if report.greedy is None else None
     judged.at_least("lowering: greedy text", report.greedy, gates.lowering.greedy, meaningless or unclear)
     if report.images is not None:
-        judged.at_most("images: embeddings", report.images.embeddings_error, ENCODER_LIMIT)
-        judged.at_most("images: logits", report.images.logits_error, report.images.limit)
+        judged.at_most("images: embeddings", report.images.embeddings_error, report.images.embeddings_limit)
+        judged.at_most("images: logits", report.images.logits_error, report.images.logits_limit)
     for law in report.laws:
         judged.at_most(f"law: {law.name}", law.error, law.limit, law.reason)
     if report.quality is not None:
         judged.at_most("quality: mean KLD", report.quality.mean_kld, gates.quality.mean_kld, meaningless)
         judged.at_least("quality: top-1", report.quality.top1, gates.quality.top1, meaningless)
+    if report.images is not None:
+        judged.at_most("quality: image part's KLD", report.images.kld, gates.quality.vision_kld, meaningless)
     if report.task_accuracy is not None and reference is not None:
         floor = reference["all"] - gates.quality.task_drop
         judged.at_least("quality: task accuracy", report.task_accuracy["all"], floor)

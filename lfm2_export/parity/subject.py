@@ -19,6 +19,7 @@ from lfm2_export.parity.cases import before_seam
 from lfm2_export.parity.detail import Detail
 from lfm2_export.parity.effort import Effort
 from lfm2_export.progress import Progress, silent
+from lfm2_export.quantize.scheme import QuantizationRule
 from lfm2_export.recipes import Recipe
 
 
@@ -49,6 +50,11 @@ class Subject:
     def half(self) -> bool:
         """Tell whether the artifact's graph is in fp16 throughout, so that it rounds every value."""
         return targets.find(self.artifact.manifest.target).half(self.recipe)
+
+    @property
+    def image_rule(self) -> QuantizationRule | None:
+        """Return the rule that the image part's matrices are under."""
+        return targets.capabilities(self.artifact.manifest.target).image_rule(self.recipe)
 
     @cached_property
     def tokenizer(self) -> ChatTokenizer | None:

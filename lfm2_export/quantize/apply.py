@@ -148,26 +148,26 @@ def integers(rule: QuantizationRule | None) -> WeightScheme | None:
     return rule.weight
 
 
-def quantize_module(decoder: Decoder, path: str, rule: QuantizationRule | None, method: Method = "nearest") -> None:
-    """Quantize one module in place, its weight alone in view."""
+def quantize_module(model: nn.Module, path: str, rule: QuantizationRule | None, method: Method = "nearest") -> None:
+    """Quantize one module of a model in place, its weight alone in view."""
     scheme = integers(rule)
     if rule is None or rule.weight is None or rule.activation == "int16":
         return
-    module = cast(nn.Linear | nn.Embedding, decoder.get_submodule(path))
+    module = cast(nn.Linear | nn.Embedding, model.get_submodule(path))
     weight = module.weight.detach()
     if scheme is not None:
         if method == "qat":
             weight, scales = _fake_quantized(weight, scheme)
         else:
             scales = searched_scales(weight, grid_of(scheme), steps=STEPS if method == "mse" else 0)
-        install(decoder, path, rule, weight, scales)
+        install(model, path, rule, weight, scales)
     elif isinstance(module, nn.Embedding):
-        _replace(decoder, path, HalfEmbedding(weight))
+        _replace(model, path, HalfEmbedding(weight))
     else:
-        _replace(decoder, path, HalfLinear(weight.half(), module.bias, rounds=rule.activation == "float16"))
+        _replace(model, path, HalfLinear(weight.half(), module.bias, rounds=rule.activation == "float16"))
 
 
-def install(decoder: Decoder, path: str, rule: QuantizationRule | None, weight: Tensor, scales: Tensor) -> None:
+def install(model: nn.Module, path: str, rule: QuantizationRule | None, weight: Tensor, scales: Tensor) -> None:
     """Put `weight [rows, columns]`, rounded onto the grid of `scales [rows, groups]`, into a module, in place.
 
     The rule must have integers; it says how the module's inputs are rounded.
@@ -187,11 +187,11 @@ def install(decoder: Decoder, path: str, rule: QuantizationRule | None, weight: 
         dtype=weight.dtype,
         activation_quantization=on_token,
     )
-    module = cast(nn.Linear, decoder.get_submodule(path))
+    module = cast(nn.Linear, model.get_submodule(path))
     if rule.activation == "int8-block":
-        _replace(decoder, path, BlockActivationLinear(grid, module.bias, grid.block_size[1]))
+        _replace(model, path, BlockActivationLinear(grid, module.bias, grid.block_size[1]))
     elif rule.activation == "float16":
-        _replace(decoder, path, HalfLinear(grid, module.bias))
+        _replace(model, path, HalfLinear(grid, module.bias))
     else:
         module.weight = nn.Parameter(grid, requires_grad=False)
 
@@ -220,6 +220,6 @@ def _fake_quantized(weight: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tenso
         return quantizer(weight), quantizer.scale.float()
 
 
-def _replace(decoder: Decoder, path: str, module: nn.Module) -> None:
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
-    setattr(decoder.get_submodule(parent), name, module)
+    setattr(model.get_submodule(parent), name, module)

@@ -22,6 +22,7 @@ _OF_SOME_MODELS = ("gate", "expert")  # a recipe for the whole family may name t
 
 Scale = Literal["float32", "bfloat16", "float16"]
 Activation = Literal["int8-token", "int8-block", "float16", "int16"]
+Precision = Literal["fp32", "fp16", "int8"]  # of the image part, see `images.py`
 
 
 class WeightScheme(BaseModel):
@@ -118,13 +119,14 @@ def describe(rules: Rules, config: LFM2Config) -> dict[str, str]:
     """Module class → how its modules are quantized, for people: `{"linear": "int4 g32 + int8-token"}`."""
     found: dict[str, list[str]] = {kind: [] for kind in MODULE_CLASSES}
     for path, kind, _ in matrices(config):
-        text = _describe(rule_for(path, kind, rules))
+        text = describe_rule(rule_for(path, kind, rules))
         if text not in found[kind]:
             found[kind].append(text)
     return {kind: ", ".join(texts) for kind, texts in found.items() if texts}
 
 
-def _describe(rule: QuantizationRule | None) -> str:
+def describe_rule(rule: QuantizationRule | None) -> str:
+    """Return how a rule (None: none fits) makes a matrix, for people: `int4 g32 + int8-token`."""
     if rule is None or rule.weight is None:
         return "fp32"
     if rule.weight.bits == 16 and rule.activation != "int16":

@@ -18,6 +18,7 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 
 from lfm2_export.graph.matrices import matrices
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.vision.encoder import VisionEncoder
 from lfm2_export.quantize.apply import BlockActivationLinear, HalfLinear, round_caches
 from lfm2_export.quantize.grid import rows_at_once
 
@@ -44,16 +45,31 @@ def unpack(decoder: Decoder) -> Decoder:
     shared = decoder.config.tie_word_embeddings and _alike(table.weight, decoder.lm_head.weight)
     for path, _, _ in matrices(decoder.config):
         module = cast(nn.Linear, decoder.get_submodule(path))
-        weight = module.weight
-        plain = table.weight if shared and path == "lm_head" else nn.Parameter(_plain(weight), requires_grad=False)
-        if isinstance(weight, IntxUnpackedToInt8Tensor) and weight.activation_quantization is not None:
-            parent, _, name = path.rpartition(".")
-            setattr(decoder.get_submodule(parent), name, TokenActivationLinear(plain, module.bias))
-        else:
-            module.weight = plain
+        tied = shared and path == "lm_head"
+        plain = cast(nn.Parameter, table.weight) if tied else nn.Parameter(_plain(module.weight), requires_grad=False)
+        _turn_back(decoder, path, module, plain)
     if shared:
         decoder.lm_head.weight = table.weight
     return decoder
+
+
+@torch.no_grad()
+def unpack_encoder(encoder: VisionEncoder) -> VisionEncoder:
+    """Unpack a quantized image part likewise."""
+    for path, module in list(encoder.named_modules()):
+        if isinstance(module, nn.Linear | BlockActivationLinear | HalfLinear):
+            _turn_back(encoder, path, module, nn.Parameter(_plain(module.weight), requires_grad=False))
+    return encoder
+
+
+def _turn_back(model: nn.Module, path: str, module: nn.Module, plain: nn.Parameter) -> None:
+    """Give a module its weight in fp32; one whose grid rounds inputs itself becomes one that rounds them."""
+    grid = module.weight
+    if isinstance(grid, IntxUnpackedToInt8Tensor) and grid.activation_quantization is not None:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, TokenActivationLinear(plain, cast(nn.Parameter, module.bias)))
+    else:
+        module.weight = plain
 
 
 @torch.no_grad()

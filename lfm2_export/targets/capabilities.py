@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lfm2_export.quantize.method import Method
-from lfm2_export.quantize.scheme import Activation, QuantizationRule, Scale, WeightScheme, needs_calibration
+from lfm2_export.quantize.scheme import (
+    Activation,
+    Precision,
+    QuantizationRule,
+    Scale,
+    WeightScheme,
+    needs_calibration,
+)
 
 if TYPE_CHECKING:
     from lfm2_export.recipes import Recipe
@@ -152,10 +159,16 @@ class Capabilities:
     slow_caches: Mapping[str, str] = field(default_factory=dict)  # precision → what it does to speed, and where
     unwritten: Mapping[str, str] = field(default_factory=dict)  # kind of step that it does not write → why not
     images: bool = False  # whether it writes the image part of a vision-language model
+    vision: Mapping[Precision, QuantizationRule | None] = field(default_factory=lambda: {"fp32": None})  # its matrices,
+    # the default first
 
     def option(self, recipe: Recipe, name: str) -> Any:
         """Return the recipe's value of an option, or its default."""
         return recipe.options.get(name, self.options[name].default)
+
+    def image_rule(self, recipe: Recipe) -> QuantizationRule | None:
+        """Return the rule that an artifact's image part is under; None for fp32."""
+        return None if recipe.vision is None else self.vision[recipe.vision]
 
     def arithmetic_of(self, recipe: Recipe) -> Arithmetic:
         """Return what the recipe asks for."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -115,25 +116,30 @@ class Graph:
         """A constant `int64` scalar, shared by all its users."""
         return self.constant(f"int/{value}", np.array(value, dtype=np.int64))
 
-    def save(self, path: Path) -> list[Path]:
+    def save(self, path: Path, reading: Path | None = None) -> list[Path]:
         """Write the model, with its weights inside or, when they are too large, in files beside it.
 
         Those are `<path>_data`, `<path>_data_1`, …: the names transformers.js expects. Returns all that was written.
+        `reading` is a model saved in that folder before, which begins with the same weights: where they lie beside it,
+        that file is read instead of one more being written.
         """
         model = self._without_weights()
-        if sum(weight.size for weight in self._weights.values()) < EMBEDDED_BYTES:
+        first = _data_file(reading or path, 0)
+        if first.exists() if reading else sum(weight.size for weight in self._weights.values()) >= EMBEDDED_BYTES:
+            chunks = _chunks(self._weights.values())
+        else:
             for weight in self._weights.values():
                 _embed(model.graph.initializer.add(), weight)
             path.write_bytes(model.SerializeToString())
             return [path]
-        chunks = _chunks(self._weights.values())
-        files = [path.with_name(f"{path.name}_data{f'_{number}' if number else ''}") for number in range(len(chunks))]
+        files = [_data_file(reading or path, number) for number in range(len(chunks))]
         for data, weights in zip(files, chunks, strict=True):
-            with data.open("wb") as file:
+            with nullcontext() if reading else data.open("wb") as file:
+                end = 0
                 for weight in weights:
-                    _externalize(model.graph.initializer.add(), weight, file, data.name)
+                    end = _externalize(model.graph.initializer.add(), weight, file, data.name, end)
         path.write_bytes(model.SerializeToString())
-        return [path, *files]
+        return [path] if reading else [path, *files]
 
     def _without_weights(self) -> onnx.ModelProto:
         inputs = [_value_info(spec) for spec in self.inputs + self._optional]
@@ -185,13 +191,24 @@ def _embed(tensor: TensorProto, weight: _Weight) -> None:
     tensor.raw_data = weight.bytes()
 
 
-def _externalize(tensor: TensorProto, weight: _Weight, file: BinaryIO, location: str) -> None:
-    """Append a large weight to the data file, page-aligned; a small one stays in the model, where shapes are read."""
+def _data_file(model: Path, number: int) -> Path:
+    return model.with_name(f"{model.name}_data{f'_{number}' if number else ''}")
+
+
+def _externalize(tensor: TensorProto, weight: _Weight, file: BinaryIO | None, location: str, end: int) -> int:
+    """Append a large weight to the data file, page-aligned; a small one stays in the model, where shapes are read.
+
+    `end` is where the file's data ends, and is returned anew; without `file` it has been written already.
+    """
     if weight.size < _PAGE:
-        return _embed(tensor, weight)
+        _embed(tensor, weight)
+        return end
     _declare(tensor, weight)
-    file.write(b"\0" * (-file.tell() % _PAGE))
+    start = end + -end % _PAGE
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", file.tell()), ("length", weight.size)):
+    for key, value in (("location", location), ("offset", start), ("length", weight.size)):
         tensor.external_data.add(key=key, value=str(value))
-    file.write(weight.bytes())
+    if file is not None:
+        file.write(b"\0" * (start - end))
+        file.write(weight.bytes())
+    return start + weight.size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lfm2_export import targets
-from lfm2_export.targets.capabilities import Arithmetic, Capabilities, OneOf, Stored, Whole, spelled
+from lfm2_export.targets.capabilities import Arithmetic, Capabilities, OneOf, Stored, Whole, described, spelled
 
 _INTRODUCTION = """\
 # What each target can store and compute
@@ -29,6 +29,11 @@ def _section(name: str, has: Capabilities) -> str:
         parts[-1] += f" Ranges of activations are chosen by: {', '.join(has.observers)}."
     parts += [f"A {name} cache {slow}." for name, slow in has.slow_caches.items()]
     parts += [f"Not written: `{kind}`, {why}." for kind, why in has.unwritten.items()]
+    if has.images:
+        words = "; ".join(f"`{word}`: {described(rule)}" for word, rule in has.vision.items())
+        parts.append(
+            f"Matrices of an image part, by the recipe's `vision`: {words}. A group is smaller where it must be."
+        )
     parts.append(_options(has))
     return "\n\n".join(parts) + "\n"
 

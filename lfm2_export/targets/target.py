@@ -89,7 +89,8 @@ class Target(ABC):
         self, decoder: Decoder, encoder: VisionEncoder, recipe: Recipe, folder: Path, progress: Progress
     ) -> Lowered:
         """Write a vision-language model: its decoder, which is given embeddings, what makes them of tokens, and what of
-        images. Called only of a target whose capabilities have images."""
+        images, whose matrices are in the recipe's precision already. Called only of a target whose capabilities have
+        images, and that precision."""
         raise NotImplementedError(f"the {self.name} target writes no images")
 
     def lower_with_probes(

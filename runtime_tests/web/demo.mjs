@@ -2,7 +2,10 @@
 // `screenshots` is a folder for pictures; `stopAfter` presses Stop once a reply is that many characters long; `device` is
 // the page's own choice; with `offline` the server is gone and the page opened once more before anything is asked;
 // with `drafts` the page's box for them is ticked first; `pause` is for how many milliseconds the server stops within each large file; `prompts` are token ids, each fed to the
-// page's own model at once, and answered with the logits of the last token.
+// page's own model at once, and answered with the logits of the last token; `pictures` are files to show with each turn, of
+// which the first is chosen and the others are dropped.
+import { readFile } from "node:fs/promises";
+import path from "node:path";
 import { launch, openPage, WEBGPU } from "./chromium.mjs";
 import { finish, job } from "./job.mjs";
 import { serve } from "./serve.mjs";
@@ -26,7 +29,10 @@ if (job.offline) {
 
 if (job.drafts) await page.click("#drafts");
 const replies = [];
-for (const text of job.turns) {
+for (const [turn, text] of job.turns.entries()) {
+  const [chosen, ...dropped] = job.pictures?.[turn] ?? [];
+  if (chosen) await (await page.$("#picture")).uploadFile(chosen);
+  for (const file of dropped) await page.evaluate(drop, path.basename(file), await readFile(file, "base64"));
   await page.type("#text", text);
   await page.keyboard.press("Enter");
   if (job.stopAfter) {
@@ -58,6 +64,13 @@ const result = { loading, replies, said, speed, facts, parity, logits, problems:
 await browser.close();
 server.close();
 finish(result);
+
+/** As somebody would who drags a file onto the page. */
+function drop(name, base64) {
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File([Uint8Array.from(atob(base64), (each) => each.charCodeAt(0))], name));
+  document.body.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+}
 
 /** Remember what the page says while it loads, how far its bar is then, and when that is. */
 function watchLoading() {

@@ -4,6 +4,9 @@ const $ = (id) => document.getElementById(id);
 await keepFiles();
 const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
 let messages = [];
+let waiting = []; // pictures for the next message, { id, file }
+let sent = []; // of these, those that went with the message under way
+let pictures = 0;
 let answer = null; // the element being written into
 let busy = true;
 let loaded = false;
@@ -20,6 +23,7 @@ const on = {
   ready({ bundle, described, verifies }) {
     loaded = true;
     $("drafts").parentElement.hidden = !verifies;
+    $("pictures").hidden = !bundle.parts;
     $("loading").hidden = true;
     $("title").textContent = bundle.source;
     document.title = `${bundle.source} in the browser`;
@@ -54,7 +58,7 @@ const on = {
       `${golden.max_error} is allowed. A different token counts only where the choice was not that close.`;
     $("cases").replaceChildren(
       ...reports.map((report, at) => {
-        const prompt = report.samePrompt ? "same tokens" : "differs";
+        const prompt = !report.samePrompt ? "differs" : report.samePixels ? "same tokens" : `pixels off by ${report.pixels.toPrecision(2)}`;
         const verdict = report.passed ? "pass" : "FAIL";
         return tableRow([cases[at], prompt, `${report.same} of ${report.steps}`, report.error.toExponential(1), verdict]);
       }),
@@ -67,6 +71,7 @@ const on = {
     if (answer?.classList.contains("writing")) {
       answer.remove();
       messages.pop(); // a turn that failed has not taken place
+      show(sent);
     }
     say("problem", message);
     if (loaded) idle();
@@ -91,8 +96,23 @@ $("text").addEventListener("keydown", (event) => {
   }
 });
 
+for (const id of ["picture", "camera"]) {
+  $(id).addEventListener("change", (event) => {
+    add(event.target.files);
+    event.target.value = ""; // the same one may be chosen again
+  });
+}
+
+for (const kind of ["dragover", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault(); // a browser would leave the page for the picture
+    if (kind === "drop") add(event.dataTransfer.files);
+  });
+}
+
 $("reset").addEventListener("click", () => {
   messages = [];
+  show([]);
   $("talk").replaceChildren();
   $("speed").textContent = "";
   $("text").focus();
@@ -137,16 +157,47 @@ async function keepPage(names) {
   document.documentElement.dataset.kept = "true";
 }
 
+/** Let files wait for the next message. */
+function add(files) {
+  if (!loaded || $("pictures").hidden) return;
+  show([...waiting, ...[...files].map((file) => ({ id: (pictures += 1), file }))]);
+}
+
+/** Let these pictures wait; one goes when it is clicked. */
+function show(those) {
+  waiting = those;
+  $("shown").hidden = !those.length;
+  $("shown").replaceChildren(
+    ...those.map((each) => {
+      const picture = thumbnail(each);
+      picture.title = "Leave it out";
+      picture.addEventListener("click", () => show(waiting.filter((other) => other !== each)));
+      return picture;
+    }),
+  );
+}
+
+function thumbnail({ file }) {
+  const picture = document.createElement("img");
+  picture.src = URL.createObjectURL(file);
+  picture.alt = file.name;
+  return picture;
+}
+
 function ask(text) {
-  messages.push({ role: "user", content: text });
-  say("user", text);
+  sent = waiting;
+  const parts = sent.map(({ id }) => ({ type: "image", id }));
+  messages.push({ role: "user", content: parts.length ? [...parts, { type: "text", text }] : text });
+  say("user", text).prepend(...sent.map(thumbnail));
+  show([]);
   answer = say("assistant", "");
   answer.classList.add("writing");
   $("text").value = "";
   occupied();
   $("send").disabled = false;
   $("send").textContent = "Stop";
-  worker.postMessage({ do: "reply", messages, limit: LIMIT, drafting: $("drafts").checked });
+  const shown = sent.map(({ id, file }) => [id, file]);
+  worker.postMessage({ do: "reply", messages, shown, limit: LIMIT, drafting: $("drafts").checked });
 }
 
 function guessed(drafted, rate) {
@@ -177,13 +228,13 @@ function tableRow(cells) {
 
 function occupied() {
   busy = true;
-  for (const id of ["send", "reset", "check"]) $(id).disabled = true;
+  for (const id of ["send", "reset", "check", "picture", "camera"]) $(id).disabled = true;
 }
 
 function idle() {
   busy = false;
   $("send").textContent = "Send";
-  for (const id of ["text", "send", "reset", "check"]) $(id).disabled = false;
+  for (const id of ["text", "send", "reset", "check", "picture", "camera"]) $(id).disabled = false;
 }
 
 function megabytes(bytes) {

@@ -10,14 +10,16 @@ const BUILDS = { webgpu: "onnxruntime-webgpu", wasm: "onnxruntime" };
 export class Model {
   #ort;
   #session;
+  #parts; // sessions of what stands before the decoder of a model that takes images, by name
   #states;
   #past;
   #chunk;
   #verified = null; // outputs of the last `verify`
   position = 0;
+  imageToken = null; // which stands for an embedding of an image
 
   /**
-   * `files` maps the names in `bundle.model`, and `attention.onnx`, to their bytes, and `download` resolves to those of
+   * `files` maps the names in `bundle.model` and `bundle.parts`, and `attention.onnx`, to their bytes, and `download` resolves to those of
    * any other file of the bundle. On WebGPU where the browser has it and its GPU is one, else on WebAssembly; `device`,
    * "webgpu" or "wasm", asks for one of them, a GPU in software too. WebAssembly verifies `drafts` of so many tokens.
    */
@@ -35,7 +37,7 @@ export class Model {
     const threads = ort.env.wasm.numThreads;
     const described = `WebAssembly, ${threads} thread${threads > 1 ? "s" : ""}`;
     if (drafts) require(files[bundle.model.file], COUNTS);
-    const opened = await session(ort, bundle, files, "wasm");
+    const opened = await sessions(ort, bundle, files, "wasm");
     return new Model(ort, opened, bundle, why ? `${described} (${why})` : described, { verifies: drafts });
   }
 
@@ -43,15 +45,21 @@ export class Model {
    * `described` says what computes, for people; `chunk` is the most tokens that one call may have, and `verifies` the most
    * of a `verify`, 0 where there is none.
    */
-  constructor(ort, session, bundle, described, { chunk = Infinity, verifies = 0 }) {
+  constructor(ort, [session, parts], bundle, described, { chunk = Infinity, verifies = 0 }) {
     this.#ort = ort;
     this.#session = session;
+    this.#parts = parts;
     this.#states = bundle.states;
     this.#chunk = chunk;
     this.verifies = verifies;
     this.window = bundle.window;
     this.described = described;
     this.reset();
+  }
+
+  /** onnxruntime-web, as it was loaded. */
+  get ort() {
+    return this.#ort;
   }
 
   /** Bytes of this conversation's state. */
@@ -71,13 +79,31 @@ export class Model {
     }
   }
 
-  /** Go on with these token ids; resolves to the logits of the last one, a Float32Array. */
-  async feed(tokens) {
+  /** The embeddings of one tile, a Float32Array of all its places. */
+  async encode({ patches, rows, columns }) {
+    const count = rows * columns;
+    const { image_features } = await this.#parts.vision_encoder.run({
+      pixel_values: new this.#ort.Tensor("float32", patches, [1, count, patches.length / count]),
+      pixel_attention_mask: this.#integers(new Array(count).fill(1), [1, count]),
+      spatial_shapes: this.#integers([rows, columns], [1, 2]),
+    });
+    return image_features.data;
+  }
+
+  /**
+   * Go on with these token ids; resolves to the logits of the last one, a Float32Array. What stands for images among them
+   * has the embeddings `images`, all in one Float32Array.
+   */
+  async feed(tokens, images = new Float32Array(0)) {
     const total = this.position + tokens.length;
     if (!tokens.length || total > this.window) throw new RangeError(`${total} tokens do not fit ${this.window}`);
-    let logits;
+    const places = (ids) => ids.filter((token) => token === this.imageToken).length;
+    const width = images.length && images.length / places(tokens);
+    let [logits, seen] = [null, 0];
     for (let start = 0; start < tokens.length; start += this.#chunk) {
-      logits = await this.#call(tokens.slice(start, start + this.#chunk));
+      const chunk = tokens.slice(start, start + this.#chunk);
+      logits = await this.#call(chunk, images.subarray(seen));
+      seen += places(chunk) * width;
     }
     return logits;
   }
@@ -104,26 +130,41 @@ export class Model {
     this.position += count;
   }
 
-  async #call(tokens) {
-    const outputs = await this.#run(tokens, 1);
+  async #call(tokens, images) {
+    const outputs = await this.#run(tokens, 1, images);
     this.#keep(Object.fromEntries(this.#states.map(({ past, present }) => [past, outputs[present]])));
     this.position += tokens.length;
     return floats(outputs.logits);
   }
 
   /** What the graph gives: logits of the last `kept` tokens, and the states behind each of them. */
-  #run(tokens, kept) {
+  async #run(tokens, kept, images) {
     const total = this.position + tokens.length;
     if (total > this.window) throw new RangeError(`${total} tokens do not fit ${this.window}`);
-    const integers = (values, dims) => new this.#ort.Tensor("int64", BigInt64Array.from(values, BigInt), dims);
-    const row = (values) => integers(values, [1, values.length]);
+    const row = (values) => this.#integers(values, [1, values.length]);
     return this.#session.run({
-      input_ids: row(tokens),
+      ...(this.#parts ? { inputs_embeds: await this.#embedded(tokens, images) } : { input_ids: row(tokens) }),
       attention_mask: row(new Array(total).fill(1)),
       position_ids: row(tokens.map((_, index) => this.position + index)),
-      ...(this.verifies && Object.fromEntries(COUNTS.map((name) => [name, integers([kept], [])]))),
+      ...(this.verifies && Object.fromEntries(COUNTS.map((name) => [name, this.#integers([kept], [])]))),
       ...this.#past,
     });
+  }
+
+  /** What the decoder of a model that takes images is given for tokens, the first of `images` in its places. */
+  async #embedded(tokens, images) {
+    const { inputs_embeds } = await this.#parts.embed_tokens.run({ input_ids: this.#integers(tokens, [1, tokens.length]) });
+    if (!images?.length) return inputs_embeds;
+    const [size, data] = [inputs_embeds.dims[2], Float32Array.from(inputs_embeds.data)];
+    let seen = 0;
+    tokens.forEach((token, at) => {
+      if (token === this.imageToken) data.set(images.subarray(seen, (seen += size)), at * size);
+    });
+    return new this.#ort.Tensor("float32", data, inputs_embeds.dims);
+  }
+
+  #integers(values, dims) {
+    return new this.#ort.Tensor("int64", BigInt64Array.from(values, BigInt), dims);
   }
 
   /** Some columns of a tensor, along one of its axes. */
@@ -187,7 +228,7 @@ async function openOnGpu(bundle, files, download, software) {
     }
   }
   const described = `WebGPU on ${name}${isSoftware ? " (software)" : ""}, ${prompts}`;
-  return new Model(ort, await session(ort, bundle, files, "webgpu"), bundle, described, { chunk });
+  return new Model(ort, await sessions(ort, bundle, files, "webgpu"), bundle, described, { chunk });
 }
 
 async function library(device, download) {
@@ -198,13 +239,21 @@ async function library(device, download) {
   return ort;
 }
 
-function session(ort, bundle, files, device) {
-  const { file, data } = bundle.model;
+/** The decoder's session, and those of `bundle.parts` by name, where it has some. */
+async function sessions(ort, bundle, files, device) {
+  const decoder = await session(ort, bundle.model, files, device, device === "webgpu" ? bundle.states : []);
+  if (!bundle.parts) return [decoder, null];
+  const parts = {};
+  for (const [name, part] of Object.entries(bundle.parts)) parts[name] = await session(ort, part, files, device, []);
+  return [decoder, parts];
+}
+
+function session(ort, { file, data }, files, device, onGpu) {
   // external data is found by its file name alone, as the model spells it
   const externalData = data.map((name) => ({ path: name.split("/").at(-1), data: files[name] }));
   const options = { executionProviders: [device], externalData, logSeverityLevel: 3 }; // 3: errors only
-  if (device === "webgpu") {
-    options.preferredOutputLocation = Object.fromEntries(bundle.states.map(({ present }) => [present, "gpu-buffer"]));
+  if (onGpu.length) {
+    options.preferredOutputLocation = Object.fromEntries(onGpu.map(({ present }) => [present, "gpu-buffer"]));
   }
   return ort.InferenceSession.create(files[file], options);
 }

@@ -1,4 +1,5 @@
 // Messages to token ids and back, by the artifact's own tokenizer and chat template.
+import { withPictures } from "./pictures.js";
 import { Template } from "./runtime/jinja.mjs";
 import { Tokenizer } from "./runtime/tokenizers.mjs";
 
@@ -15,9 +16,13 @@ export class Text {
     this.#special = Object.fromEntries(SPECIAL.map((name) => [name, settings[name]?.content ?? settings[name] ?? ""]));
   }
 
-  /** The token ids of a conversation, up to where the assistant's next turn begins. */
-  prompt(messages) {
-    const text = this.#template.render({ messages, tools: null, add_generation_prompt: true, ...this.#special });
+  /**
+   * The token ids of a conversation, up to where the assistant's next turn begins; `pictures` are the texts that take the
+   * places of those in it.
+   */
+  prompt(messages, pictures = null) {
+    const rendered = this.#template.render({ messages, tools: null, add_generation_prompt: true, ...this.#special });
+    const text = pictures ? withPictures(rendered, pictures) : rendered;
     return this.#tokenizer.encode(text, { add_special_tokens: false }).ids;
   }
 

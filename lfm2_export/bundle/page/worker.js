@@ -2,9 +2,12 @@
 import { Drafts } from "./drafts.js";
 import { check } from "./golden.js";
 import { greedy, Model } from "./model.js";
+import { Pictures } from "./pictures.js";
 import { Text } from "./text.js";
 
 let [bundle, model, text, fed, stopped] = [null, null, null, [], false];
+let [pictures, fedPictures] = [null, []]; // what prepares them, and the ids of those among the tokens that were fed
+const seen = new Map(); // id of a picture → its text in the prompt, and its embeddings
 
 const jobs = { load, reply, parity };
 
@@ -22,7 +25,7 @@ self.onmessage = async ({ data }) => {
 
 async function load({ device }) {
   bundle = await json("bundle.json");
-  const wanted = [bundle.model.file, ...bundle.model.data];
+  const wanted = [bundle.model, ...Object.values(bundle.parts ?? {})].flatMap(({ file, data }) => [file, ...data]);
   const files = {};
   if (bundle.files["attention.onnx"]) files["attention.onnx"] = await download("attention.onnx", () => {});
   const onModel = counter("the model", bundle.model.bytes);
@@ -30,6 +33,7 @@ async function load({ device }) {
   text = new Text(await json("model/tokenizer.json"), await json("model/tokenizer_config.json"));
   const { speculation } = await json("model/manifest.json");
   model = await Model.load(bundle, files, library, device, speculation);
+  if (bundle.parts) model.imageToken = (await json("model/config.json")).image_token_id;
   postMessage({ on: "ready", bundle, described: model.described, verifies: model.verifies });
 }
 
@@ -46,18 +50,22 @@ function counter(what, all) {
   return (bytes) => postMessage({ on: "progress", what, done: (done += bytes), all });
 }
 
-async function reply({ messages, limit, drafting }) {
+/** Answer a conversation. Pictures in it are parts `{ type: "image", id }`; `shown` has the files of new ones, by id. */
+async function reply({ messages, shown, limit, drafting }) {
   stopped = false;
-  const prompt = text.prompt(messages);
-  const known = fed.length < prompt.length && fed.every((token, at) => token === prompt[at]);
+  for (const [id, blob] of shown) seen.set(id, await look(blob));
+  const wanted = picturesOf(messages);
+  const prompt = text.prompt(messages, bundle.parts && wanted.map((id) => seen.get(id).text));
+  const known = fed.length < prompt.length && begins(fed, prompt) && begins(fedPictures, wanted);
   if (!known) {
     model.reset();
-    fed = [];
+    [fed, fedPictures] = [[], []];
   }
   const fresh = prompt.slice(fed.length);
   if (prompt.length >= model.window) throw new Error(`The conversation is full (${model.window} tokens). Start a new chat.`);
   const start = performance.now();
-  let logits = await feed(fresh);
+  let logits = await feed(fresh, joined(wanted.slice(fedPictures.length).map((id) => seen.get(id).embeddings)));
+  fedPictures = wanted;
   const begun = performance.now();
   const drafts = drafting ? new Drafts() : null;
   const alone = { steps: 0, seconds: 0 }; // beside the drafts
@@ -100,16 +108,50 @@ async function verified(token, guesses) {
   return rows[last];
 }
 
+/** A picture through the processor and the image part. */
+async function look(blob) {
+  const { text, tiles } = await prepare(blob);
+  const embeddings = [];
+  for (const tile of tiles) embeddings.push(await model.encode(tile));
+  return { text, embeddings: joined(embeddings) };
+}
+
+/** A picture through the processor alone, which is loaded for the first one. */
+async function prepare(blob) {
+  pictures ??= await Pictures.load(model.ort, await json("model/preprocessor_config.json"));
+  return pictures.prepare(blob);
+}
+
+function picturesOf(messages) {
+  const parts = messages.flatMap(({ content }) => (typeof content === "string" ? [] : content));
+  return parts.filter(({ type }) => type === "image").map(({ id }) => id);
+}
+
+function begins(one, other) {
+  return one.length <= other.length && one.every((value, at) => value === other[at]);
+}
+
+function joined(arrays) {
+  const whole = new Float32Array(arrays.reduce((sum, { length }) => sum + length, 0));
+  arrays.reduce((at, array) => (whole.set(array, at), at + array.length), 0);
+  return whole;
+}
+
 async function parity() {
-  fed = [];
+  [fed, fedPictures] = [[], []];
   const golden = await json("golden.json");
-  const result = await check(golden, model, text);
-  const cases = golden.cases.map((one) => one.messages.at(-1).content);
+  const result = await check(golden, model, text, prepare);
+  const cases = golden.cases.map((one) => said(one.messages.at(-1)));
   postMessage({ on: "parity", ...result, cases, golden, described: model.described });
 }
 
-async function feed(tokens) {
-  const logits = await model.feed(tokens);
+/** The text of a message. */
+function said({ content }) {
+  return typeof content === "string" ? content : content.map(({ text }) => text ?? "[picture] ").join("");
+}
+
+async function feed(tokens, images) {
+  const logits = await model.feed(tokens, images);
   fed.push(...tokens);
   return logits;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
 from lfm2_export.targets.capabilities import FLOAT32, Arithmetic, Capabilities, Groups, OneOf, Stored, Whole, switch
 
 _GROUPS = Groups(row=False, step=16, doubled=True)  # of MatMulNBits and GatherBlockQuantized
@@ -37,6 +38,11 @@ CAPABILITIES = Capabilities(
         ),
     ),
     images=True,
+    vision={
+        "int8": QuantizationRule(match="*", weight=WeightScheme(bits=8, group=128)),
+        "fp16": QuantizationRule(match="*", weight=WeightScheme(bits=16)),
+        "fp32": None,
+    },
     options={
         "precision": OneOf("float32", ("float32", "float16"), "of everything that is no integer"),
         "conv": OneOf(

@@ -11,12 +11,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lfm2_export.artifact.manifest import VISION_ENCODER
+from lfm2_export.artifact.manifest import TOKEN_EMBEDDING, VISION_ENCODER
 from lfm2_export.checkpoint.config import LFM2Config
+from lfm2_export.checkpoint.processor_keys import OLDER, Lfm2VlProcessorKeys, has_processor, read_processor
+from lfm2_export.checkpoint.vision_config import VisionConfig
+from lfm2_export.quantize.scheme import Precision
 from lfm2_export.recipes import Recipe
 
 FOLDER = "onnx"
+_GENAI_PROCESSOR = "genai_processor.json"
+_GENAI_FILTERS = {2: "LINEAR", 3: "CUBIC"}  # its words, by Pillow's numbers
 DECODER = "decoder_model_merged"  # transformers.js' name of a decoder that is given embeddings
+_IMAGES: dict[Precision, str] = {"fp32": "fp32", "fp16": "fp16", "int8": "q8"}  # its words for the image part
 _SUFFIX = {  # transformers.js' file names by its `dtype`
     **{"fp32": "", "q8": "_quantized", "q4": "_q4"},
     **{"fp16": "_fp16", "q4f16": "_q4f16"},
@@ -37,23 +43,25 @@ def model_file(recipe: Recipe) -> str:
 
 
 def part_file(recipe: Recipe, part: str) -> str:
-    """Return where a part of a vision-language model lies; the image part is in fp32 whatever the recipe."""
-    suffix = "" if part == VISION_ENCODER else _SUFFIX[precision(recipe)]
-    return f"{FOLDER}/{part}{suffix}.onnx"
+    """Return where a part of a vision-language model lies."""
+    return f"{FOLDER}/{part}{_SUFFIX[_part_precision(recipe, part)]}.onnx"
 
 
-def adapt_parts_for_transformers_js(folder: Path, recipe: Recipe, config: LFM2Config, chunks: dict[str, int]) -> None:
+def adapt_parts_for_transformers_js(
+    folder: Path, recipe: Recipe, config: LFM2Config, vision: VisionConfig, chunks: dict[str, int]
+) -> None:
     """The same for a vision-language model, whose parts lie in a file each; `chunks` by part."""
     text = json.loads((folder / "config.json").read_bytes())["text_config"]
-    settings: dict[str, Any] = {
-        "dtype": {part: "fp32" if part == VISION_ENCODER else precision(recipe) for part in chunks}
-    }
+    settings: dict[str, Any] = {"dtype": {part: _part_precision(recipe, part) for part in chunks}}
     if any(chunks.values()):
         files = {Path(part_file(recipe, part)).name: count for part, count in chunks.items() if count}
         settings["use_external_data_format"] = files
     spelled: dict[str, Any] = {"model_type": config.model_type, "layer_types": list(config.layer_types)}
     spelled |= {"conv_L_cache": config.conv_L_cache, "num_key_value_heads": config.num_key_value_heads}
-    _add(folder / "config.json", {"text_config": text | spelled, "transformers.js_config": settings})
+    whole = {"text_config": text | spelled, "image_token_id": vision.image_token_id, "transformers.js_config": settings}
+    _add(folder / "config.json", whole)
+    if vision.model_type == "lfm2_vl" and has_processor(folder):
+        _complete_processor(folder, vision)
     _add_template(folder)
 
 
@@ -72,19 +80,109 @@ def adapt_for_transformers_js(folder: Path, recipe: Recipe, config: LFM2Config, 
 
 def write_genai_config(folder: Path, recipe: Recipe, config: LFM2Config) -> None:
     """`genai_config.json`: greedy by default, contexts up to the recipe's window, one buffer for past and present."""
+    _write_genai(folder, recipe, config, {"type": config.model_type}, {"decoder": _genai_decoder(recipe, config)})
+
+
+def genai_embedding_file(recipe: Recipe) -> str:
+    """Return where the token embedding lies that genai gives the images' embeddings."""
+    return part_file(recipe, f"{TOKEN_EMBEDDING}_with_images")
+
+
+def write_genai_images_config(folder: Path, recipe: Recipe, config: LFM2Config, vision: VisionConfig) -> bool:
+    """The same for an LFM2-VL, and `genai_processor.json`, by which genai prepares pictures: whole, never in tiles.
+
+    Returns False, with nothing written, where it has no class for the model, or no such way to resize.
+    """
+    if vision.model_type != "lfm2_vl" or not has_processor(folder):
+        return False
+    keys = read_processor(folder, vision)
+    if not isinstance(keys, Lfm2VlProcessorKeys) or keys.resample not in _GENAI_FILTERS:
+        return False
+    decoder = _genai_decoder(recipe, config)
+    decoder["filename"] = part_file(recipe, DECODER)
+    decoder["inputs"] = {"inputs_embeds": "inputs_embeds"} | {
+        k: v for k, v in decoder["inputs"].items() if k != "input_ids"
+    }
+    patches = keys.max_image_tokens * vision.merge**2
+    parts = {
+        "decoder": decoder,
+        "embedding": {
+            "session_options": decoder["session_options"],
+            "filename": genai_embedding_file(recipe),
+            "inputs": {"input_ids": "input_ids", "image_features": "image_features"},
+            "outputs": {"inputs_embeds": "inputs_embeds"},
+        },
+        "vision": {
+            "session_options": decoder["session_options"],
+            "filename": part_file(recipe, VISION_ENCODER),
+            "config_filename": _GENAI_PROCESSOR,
+            "patch_size": keys.encoder_patch_size,
+            "spatial_merge_size": vision.merge,
+            "max_num_patches": patches,
+            "inputs": {
+                "pixel_values": "pixel_values",
+                "attention_mask": "pixel_attention_mask",
+                "image_sizes": "spatial_shapes",
+            },
+            "outputs": {"image_features": "image_features"},
+        },
+    }
+    _write_genai(folder, recipe, config, {"type": "lfm2_vl", "image_token_id": vision.image_token_id}, parts)
+    _write(folder / _GENAI_PROCESSOR, _genai_processor(keys, vision.merge))
+    return True
+
+
+def _genai_processor(keys: Lfm2VlProcessorKeys, merge: int) -> dict[str, Any]:
+    """onnxruntime-extensions' steps from a picture's file to what its patches are cut from."""
+    pixels = (keys.encoder_patch_size * merge) ** 2  # of a token
+    resize = {
+        "height": keys.tile_size,
+        "width": keys.tile_size,
+        "interpolation": _GENAI_FILTERS[keys.resample],
+        "smart_resize": 1,
+        "min_pixels": keys.min_image_tokens * pixels,
+        "max_pixels": keys.max_image_tokens * pixels,
+        "patch_size": keys.encoder_patch_size,
+        "merge_size": merge,
+    }
+    steps: list[tuple[str, dict[str, Any]]] = [("DecodeImage", {"color_space": "RGB"}), ("Resize", resize)]
+    if keys.do_rescale:
+        steps.append(("Rescale", {"rescale_factor": keys.rescale_factor}))
+    if keys.do_normalize:
+        steps.append(("Normalize", {"mean": list(keys.image_mean), "std": list(keys.image_std)}))
+    steps += [("Permute3D", {"dims": [2, 0, 1]}), ("PixtralImageSizes", {})]
+    transforms = [{"operation": {"name": kind.lower(), "type": kind, "attrs": attrs}} for kind, attrs in steps]
+    return {"processor": {"name": "lfm2_vl", "transforms": transforms}}
+
+
+def _write_genai(
+    folder: Path, recipe: Recipe, config: LFM2Config, kind: dict[str, Any], parts: dict[str, dict[str, Any]]
+) -> None:
     stop = list(config.eos_token_ids)
     model = {
-        "type": config.model_type,
+        **kind,
         "context_length": recipe.window,
         "vocab_size": config.vocab_size,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": stop or None,
         "pad_token_id": config.pad_token_id if config.pad_token_id is not None else next(iter(stop), None),
-        "decoder": _genai_decoder(recipe, config),
+        **parts,
     }
     search = {"do_sample": False, "max_length": recipe.window, "past_present_share_buffer": True}
     document = {"model": {key: value for key, value in model.items() if value is not None}, "search": search}
     _write(folder / "genai_config.json", document)
+
+
+def _complete_processor(folder: Path, vision: VisionConfig) -> None:
+    """It reads the older one of two files, and has no defaults for what transformers leaves out there."""
+    path, kind = folder / OLDER, {"image_processor_type": "Lfm2VlImageProcessor", "processor_class": "Lfm2VlProcessor"}
+    given = json.loads(path.read_bytes()) if path.is_file() else {}
+    _write(path, kind | given | read_processor(folder, vision).model_dump(mode="json"))
+
+
+def _part_precision(recipe: Recipe, part: str) -> str:
+    """The image part has a rule of its own."""
+    return _IMAGES[recipe.vision or "fp32"] if part == VISION_ENCODER else precision(recipe)
 
 
 def _add_template(folder: Path) -> None:

@@ -32,7 +32,7 @@ from lfm2_export.targets.onnx.border import Border
 from lfm2_export.targets.onnx.capabilities import CAPABILITIES
 from lfm2_export.targets.onnx.passes import fused
 from lfm2_export.targets.onnx.table import TABLE, Site
-from lfm2_export.targets.onnx.vision import token_embedding, vision_graph
+from lfm2_export.targets.onnx.vision import embedding_with_images, token_embedding, vision_graph
 from lfm2_export.targets.onnx_graph import Graph
 from lfm2_export.targets.target import Lowered, Target
 
@@ -82,11 +82,13 @@ class OnnxTarget(Target):
         self, decoder: Decoder, encoder: VisionEncoder, recipe: Recipe, folder: Path, progress: Progress
     ) -> Lowered:
         """Write the three graphs that transformers.js's class for such a model loads, `onnx/decoder_model_merged…`,
-        `onnx/embed_tokens…` and `onnx/vision_encoder.onnx`."""
+        `onnx/embed_tokens…` and `onnx/vision_encoder…`; for genai's, where it can read the checkpoint's processor, its
+        configuration and a token embedding that takes the images' embeddings."""
         progress("building the ONNX graphs")
+        fused = bool(CAPABILITIES.option(recipe, "fused_embedding"))
         graphs = {
             companions.DECODER: self._graph(decoder, recipe, probed=False, embedded=True),
-            TOKEN_EMBEDDING: token_embedding(decoder, bool(CAPABILITIES.option(recipe, "fused_embedding"))),
+            TOKEN_EMBEDDING: token_embedding(decoder, fused),
             VISION_ENCODER: vision_graph(encoder),
         }
         methods, chunks = [], {}
@@ -97,7 +99,10 @@ class OnnxTarget(Target):
             methods.append(
                 MethodSpec(name=part, file=file, inputs=graph.inputs, outputs=graph.outputs, max_tokens=most)
             )
-        companions.adapt_parts_for_transformers_js(folder, recipe, decoder.config, chunks)
+        if companions.write_genai_images_config(folder, recipe, decoder.config, encoder.config):
+            embedding = embedding_with_images(decoder, encoder.config, fused)
+            embedding.save(folder / companions.genai_embedding_file(recipe), folder / methods[1].file)
+        companions.adapt_parts_for_transformers_js(folder, recipe, decoder.config, encoder.config, chunks)
         return self._lowered(methods, recipe, decoder.config)
 
     def _lower(self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, probed: bool) -> Lowered:
@@ -114,12 +119,13 @@ class OnnxTarget(Target):
         return self._lowered([method], recipe, decoder.config)
 
     def _lowered(self, methods: list[MethodSpec], recipe: Recipe, config: LFM2Config) -> Lowered:
+        images = any(method.name == VISION_ENCODER for method in methods)
         return Lowered(
             methods=methods,
             transport="inplace",
             cache_layout="heads-time",
             versions={"onnx": onnx.__version__, **_installed("onnxruntime")},
-            runtime_requirement=f"onnxruntime>={_oldest(recipe, config)}",
+            runtime_requirement=f"onnxruntime>={_oldest(recipe, config, images)}",
             speculation=_verified(recipe),
         )
 
@@ -195,14 +201,16 @@ def _check_experts(recipe: Recipe, config: LFM2Config) -> None:
             )
 
 
-def _oldest(recipe: Recipe, config: LFM2Config) -> str:
-    """The first onnxruntime that loads the file."""
+def _oldest(recipe: Recipe, config: LFM2Config, images: bool) -> str:
+    """The first onnxruntime that loads the files."""
     if any(map(config.has_experts, range(config.num_hidden_layers))):
         return _OLDEST_EXPERTS
     conv = CAPABILITIES.option(recipe, "conv")
     if conv != "plain":
         return _OLDEST_CHANNELS_LAST if conv == "channels_last" else _OLDEST_FUSED_CONV
     bits = {rule.weight.bits for rule in recipe.quantization if rule.weight is not None}
+    if images and recipe.vision == "int8":
+        bits.add(8)
     if CAPABILITIES.option(recipe, "fused_embedding") and bits & {4, 8}:
         return _OLDEST_FUSED_EMBEDDING
     return _OLDEST_8_BITS if 8 in bits else _OLDEST

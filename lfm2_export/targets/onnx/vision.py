@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from lfm2_export.artifact.manifest import TOKEN_EMBEDDING
+from lfm2_export.checkpoint.vision_config import VisionConfig
 from lfm2_export.graph.steps import GRID, PATCHES, Step
 from lfm2_export.graph.trace import trace_vision
 from lfm2_export.graph.walk import walk
@@ -40,7 +41,7 @@ class Site(NamedTuple):
 
 
 def vision_graph(encoder: VisionEncoder) -> Graph:
-    """Return the graph of an encoder, in fp32."""
+    """Return the graph of an encoder, which computes in fp32 whatever its matrices are stored in."""
     config = encoder.config
     graph = Graph("vision_encoder")
     graph.output("image_features", "float32", "num_image_tokens", config.output_size)
@@ -66,6 +67,25 @@ def token_embedding(decoder: Decoder, fused: bool) -> Graph:
     tokens = graph.input("input_ids", "int64", "batch_size", "sequence_length")
     graph.output("inputs_embeds", "float32", "batch_size", "sequence_length", decoder.config.hidden_size)
     graph.op("Identity", "inputs_embeds", embedding(graph, "embed_tokens", decoder.embed_tokens, tokens, fused))
+    return graph
+
+
+def embedding_with_images(decoder: Decoder, config: VisionConfig, fused: bool) -> Graph:
+    """Return the same graph with one more input, `image_features [places, H]`, which stand in the images' places."""
+    graph = Graph(TOKEN_EMBEDDING)
+    tokens = graph.input("input_ids", "int64", "batch_size", "sequence_length")
+    width = decoder.config.hidden_size
+    features = graph.input("image_features", "float32", "num_image_tokens", width)
+    graph.output("inputs_embeds", "float32", "batch_size", "sequence_length", width)
+    embeddings = embedding(graph, "embed_tokens", decoder.embed_tokens, tokens, fused)
+    here = graph.op("Equal", "images/here", tokens, graph.int(config.image_token_id))
+    flat = graph.op("Reshape", "images/flat", graph.cast("images/ones", here, "int64"), graph.ints(-1))
+    number = graph.op("Sub", "images/number", graph.op("CumSum", "images/count", flat, graph.int(0)), graph.int(1))
+    none = graph.constant("images/none", np.zeros((1, width), dtype=np.float32))  # where a prompt has no image
+    padded = graph.op("Concat", "images/padded", features, none, axis=0)
+    rows = graph.op("Gather", "images/rows", padded, graph.op("Max", "images/row", number, graph.int(0)), axis=0)
+    placed = graph.op("Reshape", "images/placed", rows, graph.op("Shape", "images/shape", embeddings))
+    graph.op("Where", "inputs_embeds", graph.op("Unsqueeze", "images/mask", here, graph.ints(2)), placed, embeddings)
     return graph
 
 

@@ -1,7 +1,8 @@
-"""The decoder's matrices as ONNX operators: float ones as MatMul and Gather, quantized ones in onnxruntime's packing.
+"""Matrices as ONNX operators: float ones as MatMul and Gather, quantized ones in onnxruntime's packing.
 
-Integers and scales are the ones the eager quantized model computes with; nothing is re-quantized here. Matrices that
-read the same input and are quantized alike become one product: its input is read, and rounded, once.
+Integers and scales are the ones the eager quantized model computes with; nothing is re-quantized here. fp16 weights
+in a graph that computes in fp32 are cast when the file is loaded. Matrices that read the same input and are quantized
+alike become one product: its input is read, and rounded, once.
 """
 
 from __future__ import annotations
@@ -75,7 +76,10 @@ def _stacked(graph: Graph, path: str, modules: Sequence[Linear], x: str) -> str:
     else:
         rows, columns = sum(module.weight.shape[0] for module in modules), modules[0].weight.shape[1]
         stack = [module.weight for module in modules]
-        name = graph.weight(f"{path}.weight", graph.real, (columns, rows), lambda: _stack(graph, stack).transpose())
+        stored = "float16" if isinstance(modules[0], HalfLinear) else graph.real
+        name = graph.weight(f"{path}.weight", stored, (columns, rows), lambda: _stack(stack, stored).transpose())
+        if stored != graph.real:
+            name = graph.cast(f"{path}.weight/{graph.real}", name, graph.real)
         product = graph.op("MatMul", f"{path}/MatMul", x, name)
     biases = [module.bias for module in modules if module.bias is not None]
     if not biases:
@@ -92,7 +96,7 @@ def embedding(graph: Graph, path: str, module: nn.Embedding, tokens: str, fused:
     grid = quantized_weight(module)
     if grid is None:
         weight = module.weight
-        table = graph.weight(f"{path}.weight", graph.real, weight.shape, lambda: _stack(graph, [weight]))
+        table = graph.weight(f"{path}.weight", graph.real, weight.shape, lambda: _stack([weight], graph.real))
         return graph.op("Gather", f"{path}/Gather", table, tokens, axis=0)
     packed, scales = _add_grid(graph, path, [grid])
     if not fused:
@@ -144,7 +148,7 @@ def _add_grid(graph: Graph, path: str, grids: Sequence[QuantizedWeight]) -> tupl
         return np.concatenate([pack(grid.values.numpy(), bits, group) for grid in grids])
 
     graph.weight(packed, np.uint8, (rows, blocks, group * bits // 8), all_packed)
-    graph.weight(scales, graph.real, (rows, blocks), lambda: _stack(graph, [grid.scales for grid in grids]))
+    graph.weight(scales, graph.real, (rows, blocks), lambda: _stack([grid.scales for grid in grids], graph.real))
     return packed, scales
 
 
@@ -182,6 +186,6 @@ def _same(one: QuantizedWeight, other: QuantizedWeight) -> bool:
     )
 
 
-def _stack(graph: Graph, parts: Sequence[torch.Tensor]) -> np.ndarray:
-    """Matrices row upon row, in the graph's dtype."""
-    return np.concatenate([float_array(part).astype(graph.real) for part in parts])
+def _stack(parts: Sequence[torch.Tensor], dtype: str) -> np.ndarray:
+    """Matrices row upon row."""
+    return np.concatenate([float_array(part).astype(dtype) for part in parts])
