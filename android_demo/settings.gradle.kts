@@ -14,4 +14,4 @@ dependencyResolutionManagement {
 }
 
 rootProject.name = "lfm2-demo"
-include(":app")
+include(":kit", ":app")

@@ -13,6 +13,7 @@ import pytest
 from filelock import FileLock
 
 PROJECT = Path(__file__).parents[1]
+KIT = PROJECT / "android_demo" / "kit"
 APP = PROJECT / "android_demo" / "app"
 TOOLS = PROJECT / ".venv" / "android"
 _ROOT = TOOLS / "root"
@@ -41,19 +42,28 @@ def need() -> None:
     pytest.skip(reason)
 
 
-def compiled_app(folders: pytest.TempPathFactory) -> Path:
-    """The app's class files, compiled once for all workers of a test run. That is the type check, too.
+def compiled_kit(folders: pytest.TempPathFactory) -> Path:
+    """The library's class files, compiled once for all workers of a test run. That is the type check, too.
 
     It sees Android's classes (of API 23), ExecuTorch's and none of the JDK's: what Android 6 lacks does not compile.
     """
+    return _compiled(folders, KIT, [ANDROID_JAR, EXECUTORCH_JAR])
+
+
+def compiled_app(folders: pytest.TempPathFactory) -> Path:
+    """The app's class files, compiled as the library's are, against what the library shows to others."""
+    return _compiled(folders, APP, [compiled_kit(folders), ANDROID_JAR])
+
+
+def _compiled(folders: pytest.TempPathFactory, module: Path, classpath: Sequence[Path]) -> Path:
     need()
     own = folders.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    output = shared / "android-app"
-    with FileLock(shared / "android-app.lock"):
+    output = shared / f"android-{module.name}"
+    with FileLock(shared / f"android-{module.name}.lock"):
         if not output.is_dir():
-            partial = folders.mktemp("android") / "app"
-            compile_kotlin(partial, [APP / "src/main/kotlin"], [ANDROID_JAR, EXECUTORCH_JAR], "-no-jdk")
+            partial = folders.mktemp("android") / module.name
+            compile_kotlin(partial, [module / "src/main/kotlin"], classpath, "-no-jdk", "-module-name", module.name)
             partial.rename(output)
     return output
 
@@ -95,7 +105,7 @@ def run(*command: object, **environment: str) -> str:
 
 
 class CrossCheck:
-    """The app's Kotlin in a process of its own, one JSON job a line (`android/CrossCheck.kt`)."""
+    """The library's Kotlin in a process of its own, one JSON job a line (`android/CrossCheck.kt`)."""
 
     def __init__(self, classpath: Sequence[Path]) -> None:
         command = [*_java(classpath), "org.lfm2export.crosscheck.CrossCheckKt"]

@@ -1,6 +1,6 @@
-"""The Android app without a phone: compiled, tested on the JVM, and held against Python and the real `.pte`.
+"""Android's library and app without a phone: compiled, tested on the JVM, held against Python and the real `.pte`.
 
-Python lends Kotlin the runtime: the app's own session, tokenizer, template and sampler drive ExecuTorch's Python
+Python lends Kotlin the runtime: the library's own session, tokenizer, template and sampler drive ExecuTorch's Python
 bindings, over state tensors that both sides have mapped into memory.
 """
 
@@ -17,7 +17,7 @@ import drafted_text
 import numpy as np
 import pytest
 from android_cases import CHATS, CONVERSATIONS, TOOL, texts
-from android_tools import APP, PROJECT, Refused
+from android_tools import APP, KIT, PROJECT, Refused
 from stock_runner_process import StockRunner
 
 from lfm2_export import runtimes
@@ -39,17 +39,17 @@ pytestmark = pytest.mark.slow  # Kotlin is compiled first
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    return android_tools.compiled_app(tmp_path_factory)
+def kit(tmp_path_factory):
+    return android_tools.compiled_kit(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
-def classpath(app, tmp_path_factory):
-    """To run the app's unit tests, and its parts for Python, on the JVM."""
+def classpath(kit, tmp_path_factory):
+    """To run the library's unit tests, and its parts for Python, on the JVM."""
     output = tmp_path_factory.mktemp("android") / "tests"
-    libraries = [app, android_tools.JSON_JAR, *android_tools.JUNIT_JARS, android_tools.EXECUTORCH_JAR]
-    sources = [APP / "src/test/kotlin", PROJECT / "runtime_tests/android/CrossCheck.kt"]
-    android_tools.compile_kotlin(output, sources, libraries, f"-Xfriend-paths={app}")
+    libraries = [kit, android_tools.JSON_JAR, *android_tools.JUNIT_JARS, android_tools.EXECUTORCH_JAR]
+    sources = [KIT / "src/test/kotlin", PROJECT / "runtime_tests/android/CrossCheck.kt"]
+    android_tools.compile_kotlin(output, sources, libraries, f"-Xfriend-paths={kit}")
     return [output, *libraries, android_tools.KOTLIN_STDLIB]
 
 
@@ -78,9 +78,11 @@ def bundled(make_artifact):
     return make
 
 
-def test_every_source_compiles_for_android(app):
-    packages = {path.parent.name for path in (APP / "src/main/kotlin").rglob("*.kt")}
-    assert {path.parent.name for path in app.rglob("*.class")} == packages
+def test_every_source_compiles_for_android(kit, tmp_path_factory):
+    app = android_tools.compiled_app(tmp_path_factory)
+    for module, classes in ((KIT, kit), (APP, app)):
+        packages = {path.parent.name for path in (module / "src/main/kotlin").rglob("*.kt")}
+        assert {path.parent.name for path in classes.rglob("*.class")} == packages
     assert (app / "org/lfm2export/demo/screen/MainActivity.class").is_file()
 
 
@@ -90,10 +92,10 @@ def test_unit_tests_pass_on_the_jvm(classpath, capsys):
     report = android_tools.java(classpath, "org.junit.runner.JUnitCore", *sorted(tests))
     count = re.search(r"OK \((\d+) tests\)", report)
     assert count, report[-3000:]
-    written = sum(path.read_text().count("@Test") for path in (APP / "src/test/kotlin").rglob("*.kt"))
+    written = sum(path.read_text().count("@Test") for path in (KIT / "src/test/kotlin").rglob("*.kt"))
     assert int(count[1]) == written
     with capsys.disabled():
-        print(f"\nAndroid app: {count[1]} unit tests in {len(tests)} classes passed on the JVM")
+        print(f"\nAndroid library: {count[1]} unit tests in {len(tests)} classes passed on the JVM")
 
 
 @pytest.mark.parametrize("generation", [True, False])
@@ -324,7 +326,7 @@ def test_resident_chat_goes_on_through_the_stock_runner(source, bundled, kotlin,
 
 def test_one_version_of_executorch_throughout():
     pinned = re.search(r'"executorch==([\d.]+)"', (PROJECT / "pyproject.toml").read_text())[1]
-    constant = (APP / "src/main/kotlin/org/lfm2export/demo/device/ExecuTorch.kt").read_text()
+    constant = (KIT / "src/main/kotlin/org/lfm2export/kit/device/ExecuTorch.kt").read_text()
     assert re.search(r'EXECUTORCH_VERSION = "([\d.]+)"', constant)[1] == pinned
-    gradle = (APP / "build.gradle.kts").read_text()
+    gradle = (KIT / "build.gradle.kts").read_text()
     assert re.findall(r"executorch-android:([\d.]+)", gradle) == [pinned]

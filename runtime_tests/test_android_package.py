@@ -23,7 +23,7 @@ def apk(tmp_path_factory):
     android_tools.need()
     folder = tmp_path_factory.mktemp("apk")
     plain, aligned, signed = folder / "plain.apk", folder / "aligned.apk", folder / "signed.apk"
-    classes = android_tools.compiled_app(tmp_path_factory)
+    classes = [android_tools.compiled_app(tmp_path_factory), android_tools.compiled_kit(tmp_path_factory)]
     _package(folder, plain)
     with zipfile.ZipFile(plain, "a") as package:
         package.write(_dex(classes, folder), "classes.dex", zipfile.ZIP_DEFLATED)
@@ -51,7 +51,9 @@ def _dex(classes, folder):
             if name.endswith(".class") and not name.startswith("META-INF/"):  # Java 9's module descriptions
                 kept.writestr(name, all_of_it.read(name))
     dx = "com.android.dx.command.Main"
-    android_tools.java([android_tools.DX_JAR], dx, "--dex", "--min-sdk-version=26", f"--output={dex}", classes, library)
+    android_tools.java(
+        [android_tools.DX_JAR], dx, "--dex", "--min-sdk-version=26", f"--output={dex}", *classes, library
+    )
     return dex
 
 

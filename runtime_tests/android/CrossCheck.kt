@@ -5,32 +5,32 @@ import java.io.RandomAccessFile
 import java.nio.channels.FileChannel
 import org.json.JSONArray
 import org.json.JSONObject
-import org.lfm2export.demo.bundle.Bundle
-import org.lfm2export.demo.bundle.Manifest
-import org.lfm2export.demo.bundle.Refusal
-import org.lfm2export.demo.bundle.TensorSpec
-import org.lfm2export.demo.bundle.Unpacker
-import org.lfm2export.demo.chat.ChatModel
-import org.lfm2export.demo.chat.ChatTemplate
-import org.lfm2export.demo.chat.Drafts
-import org.lfm2export.demo.chat.ExplicitChat
-import org.lfm2export.demo.chat.Message
-import org.lfm2export.demo.chat.PythonJson
-import org.lfm2export.demo.chat.ResidentChat
-import org.lfm2export.demo.chat.TemplateProof
-import org.lfm2export.demo.chat.TextRunner
-import org.lfm2export.demo.device.EXECUTORCH_VERSION
-import org.lfm2export.demo.model.ParityCheck
-import org.lfm2export.demo.model.Program
-import org.lfm2export.demo.model.Sampler
-import org.lfm2export.demo.model.Session
-import org.lfm2export.demo.model.StateTensors
-import org.lfm2export.demo.model.Verified
-import org.lfm2export.demo.text.TextStream
-import org.lfm2export.demo.text.Tokenizer
+import org.lfm2export.kit.bundle.Bundle
+import org.lfm2export.kit.bundle.Manifest
+import org.lfm2export.kit.bundle.Refusal
+import org.lfm2export.kit.bundle.TensorSpec
+import org.lfm2export.kit.bundle.Unpacker
+import org.lfm2export.kit.chat.ChatModel
+import org.lfm2export.kit.chat.ChatTemplate
+import org.lfm2export.kit.chat.Drafts
+import org.lfm2export.kit.chat.ExplicitChat
+import org.lfm2export.kit.chat.Message
+import org.lfm2export.kit.chat.PythonJson
+import org.lfm2export.kit.chat.ResidentChat
+import org.lfm2export.kit.chat.TemplateProof
+import org.lfm2export.kit.chat.TextRunner
+import org.lfm2export.kit.device.EXECUTORCH_VERSION
+import org.lfm2export.kit.model.ParityCheck
+import org.lfm2export.kit.model.Program
+import org.lfm2export.kit.model.Sampler
+import org.lfm2export.kit.model.Session
+import org.lfm2export.kit.model.StateTensors
+import org.lfm2export.kit.model.Verified
+import org.lfm2export.kit.text.TextStream
+import org.lfm2export.kit.text.Tokenizer
 
 /**
- * The app's Kotlin, asked by Python: a job a line on standard input, an answer a line on standard output. ExecuTorch
+ * The library's Kotlin, asked by Python: a job a line on standard input, an answer a line on standard output. ExecuTorch
  * itself is Python's: where a job runs a model, the answer is `{"call": …}` first, and the next line is what came of it.
  */
 fun main() {

@@ -9,13 +9,13 @@ import java.io.File
 import java.util.concurrent.CancellationException
 import org.json.JSONArray
 import org.json.JSONException
-import org.lfm2export.demo.bundle.Refusal
-import org.lfm2export.demo.bundle.Unpacker
-import org.lfm2export.demo.chat.ChatTemplate
-import org.lfm2export.demo.chat.Ending
-import org.lfm2export.demo.chat.Message
-import org.lfm2export.demo.chat.Reply
-import org.lfm2export.demo.device.LoadedModel
+import org.lfm2export.kit.bundle.Refusal
+import org.lfm2export.kit.bundle.Unpacker
+import org.lfm2export.kit.chat.ChatTemplate
+import org.lfm2export.kit.chat.Ending
+import org.lfm2export.kit.chat.Message
+import org.lfm2export.kit.chat.Reply
+import org.lfm2export.kit.device.LoadedModel
 
 /** The whole app: pick a bundle, chat with it, check its parity on this device. */
 class MainActivity : Activity() {

@@ -1,4 +1,0 @@
-package org.lfm2export.demo.chat
-
-/** One turn. [role] is `system`, `user`, `assistant` or `tool`, the last with a tool's answer as [content]. */
-data class Message(val role: String, val content: String)

@@ -1,0 +1,82 @@
+package org.lfm2export.kit.chat
+
+import kotlin.math.pow
+
+/** What followed the longest run of last tokens, of 4 down to 2, the last time it occurred; again and again, where it is short. */
+class Lookup {
+    private val ends = HashMap<List<Int>, Int>() // run of tokens → where its last occurrence ends
+    private var indexed = 0
+
+    /** Up to [most] tokens that may follow all that was [seen], which may only grow. */
+    fun guess(seen: List<Int>, most: Int): List<Int> {
+        for (end in maxOf(indexed, 1) until seen.size) {
+            for (size in SIZES) if (size <= end) ends[seen.subList(end - size, end).toList()] = end
+        }
+        indexed = seen.size
+        val found = SIZES.filter { it < seen.size }.firstNotNullOfOrNull { ends[seen.takeLast(it)] } ?: return emptyList()
+        return List(most) { seen[found + it % (seen.size - found)] }
+    }
+
+    private companion object {
+        val SIZES = listOf(4, 3, 2)
+    }
+}
+
+/**
+ * Guesses at the next tokens, which a program verifies together: as `lfm2_export/chat/drafts.py`, which says why. How many
+ * are made depends on how many were right lately; they pay for themselves.
+ */
+class Drafts(private val source: Lookup = Lookup()) {
+    var drafted = 0
+        private set
+    var accepted = 0
+        private set
+    private var acceptance = PRIOR
+    private var credit = CREDIT // steps
+
+    /** Guesses at what follows, at most that many; none that there is no credit for. Once for each call. */
+    fun propose(seen: List<Int>, most: Int): List<Int> {
+        credit = minOf(MOST, credit + EARNED)
+        val length = bestLength(acceptance, most).takeIf { it > 0 } ?: bestLength(PRIOR, most)
+        return if (length > 0 && cost(length) <= credit) source.guess(seen, length) else emptyList()
+    }
+
+    /** Take note of how many guesses of a draft were right. Behind the first wrong one none is judged. */
+    fun judged(drafted: Int, accepted: Int) {
+        this.drafted += drafted
+        this.accepted += accepted
+        credit = minOf(MOST, credit + accepted - cost(drafted))
+        repeat(accepted) { acceptance += MEMORY * (1 - acceptance) }
+        if (accepted < drafted) acceptance -= MEMORY * acceptance
+    }
+
+    /** How many guesses give the most tokens for the time; 0 for none. */
+    private fun bestLength(acceptance: Double, most: Int): Int {
+        var best = 1.0
+        var length = 0
+        var expected = 1.0
+        for (guesses in 1..most) {
+            expected += acceptance.pow(guesses)
+            val gain = expected / (1 + cost(guesses))
+            if (gain > best) {
+                best = gain
+                length = guesses
+            }
+        }
+        return length
+    }
+
+    private fun cost(guesses: Int) = DRAFT + ROW * guesses + BLOCK * (guesses / BLOCK_ROWS)
+
+    private companion object {
+        const val PRIOR = 0.6 // acceptance before anything is known
+        const val MEMORY = 0.1 // weight of each guess that is judged
+        const val DRAFT = 0.45 // of a step: what a draft costs,
+        const val ROW = 0.02 // each guess of it,
+        const val BLOCK = 0.9 // and every further block
+        const val BLOCK_ROWS = 8 // of rows
+        const val CREDIT = 2.0 // steps that drafts may lose: at first,
+        const val EARNED = 0.01 // more with each call,
+        const val MOST = 8.0 // and in all
+    }
+}
