@@ -23,6 +23,7 @@ ANDROID_JAR = _ROOT / "usr/lib/android-sdk/platforms/android-23/android.jar"
 EXECUTORCH_JAR = _MODULES / "react-native-executorch/android/libs/classes.jar"
 EXECUTORCH_LIBRARY = _MODULES / "react-native-executorch/third-party/android/libs/executorch/arm64-v8a/libexecutorch.so"
 KOTLIN_STDLIB = _MODULES / "kotlin-compiler/lib/kotlin-stdlib.jar"
+COROUTINES_JAR = _MODULES / "kotlin-compiler/lib/kotlinx-coroutines-core-jvm.jar"
 DX_JAR = _JARS / "com.android.dx.jar"
 APKSIGNER_JAR = _JARS / "apksigner.jar"
 APKSIG_JAR = _JARS / "apksig.jar"
@@ -47,12 +48,12 @@ def compiled_kit(folders: pytest.TempPathFactory) -> Path:
 
     It sees Android's classes (of API 23), ExecuTorch's and none of the JDK's: what Android 6 lacks does not compile.
     """
-    return _compiled(folders, KIT, [ANDROID_JAR, EXECUTORCH_JAR])
+    return _compiled(folders, KIT, [ANDROID_JAR, EXECUTORCH_JAR, COROUTINES_JAR])
 
 
 def compiled_app(folders: pytest.TempPathFactory) -> Path:
     """The app's class files, compiled as the library's are, against what the library shows to others."""
-    return _compiled(folders, APP, [compiled_kit(folders), ANDROID_JAR])
+    return _compiled(folders, APP, [compiled_kit(folders), ANDROID_JAR, COROUTINES_JAR])
 
 
 def _compiled(folders: pytest.TempPathFactory, module: Path, classpath: Sequence[Path]) -> Path:

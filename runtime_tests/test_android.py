@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import zipfile
 from functools import cache
 
 import android_bundle
@@ -48,6 +49,7 @@ def classpath(kit, tmp_path_factory):
     """To run the library's unit tests, and its parts for Python, on the JVM."""
     output = tmp_path_factory.mktemp("android") / "tests"
     libraries = [kit, android_tools.JSON_JAR, *android_tools.JUNIT_JARS, android_tools.EXECUTORCH_JAR]
+    libraries.append(android_tools.COROUTINES_JAR)
     sources = [KIT / "src/test/kotlin", PROJECT / "runtime_tests/android/CrossCheck.kt"]
     android_tools.compile_kotlin(output, sources, libraries, f"-Xfriend-paths={kit}")
     return [output, *libraries, android_tools.KOTLIN_STDLIB]
@@ -84,6 +86,17 @@ def test_every_source_compiles_for_android(kit, tmp_path_factory):
         packages = {path.parent.name for path in (module / "src/main/kotlin").rglob("*.kt")}
         assert {path.parent.name for path in classes.rglob("*.class")} == packages
     assert (app / "org/lfm2export/demo/screen/MainActivity.class").is_file()
+
+
+def test_whatever_the_library_shows_is_documented():
+    shown = re.compile(r"^(?!private|internal)(?:\w+ )*(?:class|interface|object|fun|val) [\w.]+", re.MULTILINE)
+    found = 0
+    for path in (KIT / "src/main/kotlin").rglob("*.kt"):
+        source = path.read_text()
+        for match in shown.finditer(source):
+            found += 1
+            assert source[: match.start()].endswith("*/\n"), f"{path.name}: {match[0]}"
+    assert found > 30
 
 
 def test_unit_tests_pass_on_the_jvm(classpath, capsys):
@@ -289,6 +302,57 @@ def test_explicit_chat_says_the_same_with_drafts(source, bundled, kotlin, runtim
     assert found[-1]["accepted"] > 0
 
 
+def test_a_full_window_costs_the_turns_that_it_costs_in_python(bundled, kotlin, runtime, tmp_path):
+    artifact, files, tokenizer = bundled("explicit")
+    folder = android_bundle.write_folder(files, tmp_path / "bundle")
+    # no turn twice: Python would go back to where the same was said before
+    turns = [f"{number}. " + "My name is Anna. " * 6 + "What is my name?" for number in range(14)]
+    job = {"folder": str(folder), "shared": str(tmp_path), "limit": LIMIT, "system": "Be brief.", "on_full": "FORGET"}
+    (found,) = kotlin("chat", runtime(artifact), conversations=[turns], **job)
+    session = runtimes.find("executorch").open_session(artifact.folder, artifact.manifest)
+    system = {"role": "system", "content": "Be brief."}
+    conversation = Conversation(session, tokenizer, [system], on_full="forget")
+    fed = 0
+    for turn, reply in zip(turns, found, strict=True):
+        assert reply["text"] == "".join(conversation.reply(turn, LIMIT))
+        speed = conversation.speed
+        assert (reply["fed"], reply["forgotten"]) == (speed.prompt_tokens, speed.forgotten_turns)
+        fed += reply["fed"]
+    assert fed > 3 * artifact.manifest.window
+    assert sum(reply["forgotten"] > 0 for reply in found) > 2
+
+
+@EACH_MODEL
+def test_state_files_are_pythons_to_the_byte_and_go_on(source, bundled, kotlin, runtime, tmp_path):
+    artifact, files, tokenizer = bundled("explicit", source)
+    folder = android_bundle.write_folder(files, tmp_path / "bundle")
+    theirs, ours = tmp_path / "python.state", tmp_path / "kotlin.state"
+    session = runtimes.find("executorch").open_session(artifact.folder, artifact.manifest)
+    conversation = Conversation(session, tokenizer, tools=[TOOL])
+    said = ["".join(conversation.reply("My name is 🙂 Anna.", LIMIT))]
+    conversation.save(theirs, artifact)
+    said.append("".join(conversation.reply("What is my name?", LIMIT)))
+    turns = ["My name is 🙂 Anna.", {"save": str(ours)}, "Hello", {"load": str(theirs)}, "What is my name?"]
+    job = {"folder": str(folder), "shared": str(tmp_path), "limit": LIMIT, "tools": [TOOL]}
+    (found,) = kotlin("chat", runtime(artifact), conversations=[turns], **job)
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert [found[0]["text"], found[-1]["text"]] == said
+    assert found[-1]["fed"] == conversation.speed.prompt_tokens  # no more than what is new
+
+
+def test_state_files_of_others_are_refused(bundled, make_artifact, kotlin, runtime, tmp_path):
+    artifact, files, tokenizer = bundled("explicit")
+    other = make_artifact("xnnpack-int4", "explicit")
+    session = runtimes.find("executorch").open_session(other.folder, other.manifest)
+    conversation = Conversation(session, tokenizer)
+    list(conversation.reply("Hello", LIMIT))
+    conversation.save(tmp_path / "other.state", other)
+    folder = android_bundle.write_folder(files, tmp_path / "bundle")
+    job = {"folder": str(folder), "shared": str(tmp_path), "limit": LIMIT}
+    with pytest.raises(Refused, match="another model"):
+        kotlin("chat", runtime(artifact), conversations=[[{"load": str(tmp_path / "other.state")}]], **job)
+
+
 def test_drafts_are_pythons(kotlin):
     text = drafted_text.text()
     assert kotlin("drafts", text=text, most=drafted_text.MOST) == drafted_text.expected(text, Session.draft_cost)
@@ -324,9 +388,12 @@ def test_resident_chat_goes_on_through_the_stock_runner(source, bundled, kotlin,
             messages.append({"role": "assistant", "content": reply["text"]})
 
 
-def test_one_version_of_executorch_throughout():
+def test_one_version_of_each_library_throughout():
     pinned = re.search(r'"executorch==([\d.]+)"', (PROJECT / "pyproject.toml").read_text())[1]
     constant = (KIT / "src/main/kotlin/org/lfm2export/kit/device/ExecuTorch.kt").read_text()
     assert re.search(r'EXECUTORCH_VERSION = "([\d.]+)"', constant)[1] == pinned
     gradle = (KIT / "build.gradle.kts").read_text()
     assert re.findall(r"executorch-android:([\d.]+)", gradle) == [pinned]
+    with zipfile.ZipFile(android_tools.COROUTINES_JAR) as coroutines:
+        version = coroutines.read("META-INF/kotlinx_coroutines_core.version").decode()
+    assert re.findall(r"kotlinx-coroutines-core:([\d.]+)", gradle) == [version]

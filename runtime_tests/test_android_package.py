@@ -45,15 +45,15 @@ def _package(folder, apk):
 
 
 def _dex(classes, folder):
-    library, dex = folder / "kotlin.jar", folder / "classes.dex"
-    with zipfile.ZipFile(android_tools.KOTLIN_STDLIB) as all_of_it, zipfile.ZipFile(library, "w") as kept:
-        for name in all_of_it.namelist():
-            if name.endswith(".class") and not name.startswith("META-INF/"):  # Java 9's module descriptions
-                kept.writestr(name, all_of_it.read(name))
-    dx = "com.android.dx.command.Main"
-    android_tools.java(
-        [android_tools.DX_JAR], dx, "--dex", "--min-sdk-version=26", f"--output={dex}", *classes, library
-    )
+    libraries, dex = folder / "kotlin.jar", folder / "classes.dex"
+    with zipfile.ZipFile(libraries, "w") as kept:
+        for library in (android_tools.KOTLIN_STDLIB, android_tools.COROUTINES_JAR):
+            with zipfile.ZipFile(library) as all_of_it:
+                for name in all_of_it.namelist():
+                    if name.endswith(".class") and not name.startswith("META-INF/"):  # Java 9's module descriptions
+                        kept.writestr(name, all_of_it.read(name))
+    options = ["--dex", "--min-sdk-version=26", f"--output={dex}"]
+    android_tools.java([android_tools.DX_JAR], "com.android.dx.command.Main", *options, *classes, libraries)
     return dex
 
 

@@ -46,13 +46,14 @@ def here(make_artifact: Callable[..., Artifact], tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_kotlin_compiles_for_android(tmp_path: Path):
-    android_tools.need()
-    for number, name in enumerate(("Assistant", "Conversation")):
+def test_kotlin_compiles_for_android(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory):
+    kit = android_tools.compiled_kit(tmp_path_factory)
+    for number, name in enumerate(("Chat", "Assistant", "Conversation")):
         (tmp_path / f"{name}.kt").write_text(code("kotlin", number))
-    classpath = [android_tools.ANDROID_JAR, android_tools.EXECUTORCH_JAR]
+    classpath = [kit, android_tools.ANDROID_JAR, android_tools.EXECUTORCH_JAR, android_tools.COROUTINES_JAR]
     android_tools.compile_kotlin(tmp_path / "classes", sorted(tmp_path.glob("*.kt")), classpath, "-no-jdk")
-    assert {"Assistant.class", "Conversation.class"} <= {path.name for path in (tmp_path / "classes").iterdir()}
+    classes = {path.name for path in (tmp_path / "classes").iterdir()}
+    assert {"ChatKt.class", "Assistant.class", "Conversation.class"} <= classes
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["genai", "executorch"])
@@ -111,5 +112,5 @@ def test_the_prompt_is_the_templates(nano):
     prompt = tokenizer.render([{"role": "user", "content": "What color is the sky?"}])
     shown = prompt.replace("\n", "\\n")
     assert shown in code("python", 1)
-    for language, question in (("kotlin", "$question"), ("swift", r"\(question)")):
-        assert shown.replace("What color is the sky?", question) in code(language)
+    for language, number, question in (("kotlin", 1, "$question"), ("swift", 0, r"\(question)")):
+        assert shown.replace("What color is the sky?", question) in code(language, number)

@@ -23,6 +23,7 @@ android {
 dependencies {
     // the exporter's version: a program runs on the ExecuTorch it was made with, or a newer one
     implementation("org.pytorch:executorch-android:1.5.1")
+    api("org.jetbrains.kotlinx:kotlinx-coroutines-core:1.8.0") // the tests' version
 
     testImplementation("junit:junit:4.13.2")
     testImplementation("org.json:json:20240303") // android.jar has only stubs of it

@@ -109,7 +109,7 @@ def save_state(
         messages=list(messages),
         tools=None if tools is None else list(tools),
     )
-    text = json.dumps(header.model_dump(), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(header.model_dump(), separators=(",", ":"))  # not sorted: a template writes a tool as it is
     data = save(tensors, {_KEY: f"{_checksum(text, tensors)} {text}"})
     if len(data) > (most := _most_bytes(shapes, artifact.manifest)):
         raise UsageError(f"cannot write {path}: {len(data)} bytes, at most {most} are read back; shorten the messages")

@@ -3,8 +3,14 @@ package org.lfm2export.crosscheck
 import java.io.File
 import java.io.RandomAccessFile
 import java.nio.channels.FileChannel
+import java.util.concurrent.Executors
+import kotlinx.coroutines.asCoroutineDispatcher
+import kotlinx.coroutines.flow.take
+import kotlinx.coroutines.flow.toList
+import kotlinx.coroutines.runBlocking
 import org.json.JSONArray
 import org.json.JSONObject
+import org.lfm2export.kit.Assistant
 import org.lfm2export.kit.bundle.Bundle
 import org.lfm2export.kit.bundle.Manifest
 import org.lfm2export.kit.bundle.Refusal
@@ -15,11 +21,13 @@ import org.lfm2export.kit.chat.ChatTemplate
 import org.lfm2export.kit.chat.Drafts
 import org.lfm2export.kit.chat.ExplicitChat
 import org.lfm2export.kit.chat.Message
+import org.lfm2export.kit.chat.OnFull
 import org.lfm2export.kit.chat.PythonJson
 import org.lfm2export.kit.chat.ResidentChat
 import org.lfm2export.kit.chat.TemplateProof
 import org.lfm2export.kit.chat.TextRunner
 import org.lfm2export.kit.device.EXECUTORCH_VERSION
+import org.lfm2export.kit.device.LoadedModel
 import org.lfm2export.kit.model.ParityCheck
 import org.lfm2export.kit.model.Program
 import org.lfm2export.kit.model.Sampler
@@ -151,29 +159,44 @@ private fun parity(job: JSONObject): JSONObject {
         .put("steps", report.cases.sumOf { it.steps }).put("lines", JSONArray(report.lines()))
 }
 
-/** Conversations of several turns, a reset before each; what was said, why it ended, and the tokens fed. */
-private fun chat(job: JSONObject): JSONArray {
+/** Conversations of several turns with one [Assistant]: what was said, why it ended, and the tokens fed. */
+private fun chat(job: JSONObject): JSONArray = runBlocking {
     val loaded = Loaded(job)
-    val model = model(loaded)
-    return JSONArray(
-        list(job, "conversations").map { conversation ->
-            model.reset()
-            val messages = mutableListOf<Message>()
-            val turns = (conversation as JSONArray).let { all -> (0 until all.length()).map(all::getString) }
-            JSONArray(turns.map { turn -> turn(model, messages, turn, job.getInt("limit"), job.optBoolean("drafting")) })
-        },
-    )
+    val thread = Executors.newSingleThreadExecutor().asCoroutineDispatcher()
+    val assistant = Assistant(LoadedModel(loaded.bundle, model(loaded), loaded.bundle.golden(), loaded.session), thread)
+    try {
+        JSONArray(
+            list(job, "conversations").map { conversation ->
+                assistant.begin(job.optString("system"), tools(job), OnFull.valueOf(job.optString("on_full", "STOP")))
+                val turns = (conversation as JSONArray).let { all -> (0 until all.length()).map(all::get) }
+                JSONArray(turns.map { turn -> turn(assistant, turn, job.getInt("limit"), job.optBoolean("drafting")) })
+            },
+        )
+    } finally {
+        assistant.close().join()
+    }
 }
 
-private fun turn(model: ChatModel, messages: MutableList<Message>, text: String, limit: Int, drafting: Boolean): JSONObject {
-    messages += Message("user", text)
-    val streamed = StringBuilder()
-    val reply = model.reply(messages.toList(), emptyList(), limit, drafting) { streamed.append(it) }
-    messages += Message("assistant", reply.text)
-    check(streamed.toString() == reply.text)
+/** A turn is a text that the user says, or an object: of a text and the pieces of its reply to wait for, of a file. */
+private suspend fun turn(assistant: Assistant, turn: Any, limit: Int, drafting: Boolean): JSONObject {
+    if (turn is String) return described(assistant, assistant.ask(turn, limit, drafting).toList())
+    val what = (turn as JSONObject).keys().next()
+    when (what) {
+        "save" -> assistant.save(File(turn.getString(what)))
+        "load" -> assistant.load(File(turn.getString(what)))
+        "cancelled" -> return JSONObject().put("pieces", JSONArray(assistant.ask(turn.getString(what), limit).take(turn.getInt("after")).toList()))
+        else -> throw IllegalArgumentException(what)
+    }
+    return JSONObject()
+}
+
+private fun described(assistant: Assistant, pieces: List<String>): JSONObject {
+    val reply = checkNotNull(assistant.lastReply)
+    check(pieces.joinToString("") == reply.text)
+    check(assistant.messages.last() == Message("assistant", reply.text))
     val speed = reply.speed
     return JSONObject().put("text", reply.text).put("ending", reply.ending.name).put("fed", speed.promptTokens)
-        .put("drafted", speed.drafted).put("accepted", speed.accepted)
+        .put("drafted", speed.drafted).put("accepted", speed.accepted).put("forgotten", reply.forgottenTurns)
 }
 
 private fun model(loaded: Loaded): ChatModel {

@@ -5,44 +5,56 @@ import android.content.Intent
 import android.net.Uri
 import android.os.Bundle as SavedInstance
 import android.os.Debug
+import android.os.Handler
+import android.os.Looper
 import java.io.File
-import java.util.concurrent.CancellationException
+import java.util.concurrent.Executor
+import kotlinx.coroutines.CancellationException
+import kotlinx.coroutines.CoroutineScope
+import kotlinx.coroutines.Dispatchers
+import kotlinx.coroutines.SupervisorJob
+import kotlinx.coroutines.asCoroutineDispatcher
+import kotlinx.coroutines.cancel
+import kotlinx.coroutines.isActive
+import kotlinx.coroutines.launch
+import kotlinx.coroutines.withContext
 import org.json.JSONArray
 import org.json.JSONException
+import org.lfm2export.kit.Assistant
 import org.lfm2export.kit.bundle.Refusal
 import org.lfm2export.kit.bundle.Unpacker
 import org.lfm2export.kit.chat.ChatTemplate
 import org.lfm2export.kit.chat.Ending
 import org.lfm2export.kit.chat.Message
+import org.lfm2export.kit.chat.OnFull
 import org.lfm2export.kit.chat.Reply
-import org.lfm2export.kit.device.LoadedModel
 
 /** The whole app: pick a bundle, chat with it, check its parity on this device. */
 class MainActivity : Activity() {
     private lateinit var screen: Screen
-    private lateinit var worker: Worker
-
-    @Volatile private var model: LoadedModel? = null // set by the worker
-    private val messages = mutableListOf<Message>()
+    private val handler = Handler(Looper.getMainLooper())
+    private val scope = CoroutineScope(SupervisorJob() + Executor { handler.post(it) }.asCoroutineDispatcher()) // of the screen's thread
+    private var assistant: Assistant? = null
+    private lateinit var loaded: String // what the status line says
+    private var onStop = {}
 
     override fun onCreate(savedInstanceState: SavedInstance?) {
         super.onCreate(savedInstanceState)
         screen = Screen(this)
-        worker = Worker(::failed)
+        loaded = noBundle()
         setContentView(screen.root)
         screen.pick.setOnClickListener { pick() }
-        screen.folder.setOnClickListener { load(pushedFolder()) }
+        screen.folder.setOnClickListener { busy("Verifying and loading …") { load(pushedFolder()) } }
         screen.send.setOnClickListener { send() }
-        screen.stop.setOnClickListener { stop() }
-        screen.reset.setOnClickListener { newConversation() }
-        screen.parity.setOnClickListener { checkParity() }
-        screen.status.text = "No bundle. Pick one, or push an unpacked one to ${pushedFolder()}"
+        screen.stop.setOnClickListener { onStop() }
+        screen.reset.setOnClickListener { busy("Resetting …") { newConversation() } }
+        screen.parity.setOnClickListener { busy("Replaying golden cases …") { checkParity() } }
         ready()
     }
 
     override fun onDestroy() {
-        model?.chat?.stop()
-        worker.finish(::unload)
+        scope.cancel()
+        assistant?.close()
         super.onDestroy()
     }
 
@@ -54,77 +66,62 @@ class MainActivity : Activity() {
     override fun onActivityResult(requestCode: Int, resultCode: Int, data: Intent?) {
         super.onActivityResult(requestCode, resultCode, data)
         val uri = data?.data
-        if (requestCode == PICK && resultCode == RESULT_OK && uri != null) unpack(uri)
+        if (requestCode == PICK && resultCode == RESULT_OK && uri != null) busy("Unpacking …") { unpack(uri) }
     }
 
-    private fun unpack(uri: Uri) {
+    private suspend fun unpack(uri: Uri) {
         val target = File(filesDir, "bundle")
-        // the old model goes first: its file is about to be replaced
-        busy("Unpacking …", { unload(); unpackTo(uri, target) }) { load(target) }
-    }
-
-    private fun unpackTo(uri: Uri, target: File) {
-        var shown = -1L
-        val unpacker = Unpacker(cancelled = worker::isCancelled) { done, total ->
-            val percent = if (total > 0) 100 * done / total else 0
-            if (percent != shown) worker.show { screen.status.text = "Unpacking … $percent %" }
-            shown = percent
+        unload() // the old model goes first: its file is about to be replaced
+        withContext(Dispatchers.IO) {
+            var shown = -1L
+            val unpacker = Unpacker(cancelled = { !isActive }) { done, total ->
+                val percent = if (total > 0) 100 * done / total else 0
+                if (percent != shown) handler.post { screen.status.text = "Unpacking … $percent %" }
+                shown = percent
+            }
+            val stream = contentResolver.openInputStream(uri) ?: throw Refusal("$uri: cannot be read")
+            stream.use { unpacker.unpack(it.buffered(), target) }
         }
-        val stream = contentResolver.openInputStream(uri) ?: throw Refusal("$uri: cannot be read")
-        stream.use { unpacker.unpack(it.buffered(), target) }
+        load(target)
     }
 
-    private fun load(folder: File) {
-        busy("Verifying and loading …", { unload(); LoadedModel.open(folder, worker::isCancelled).also { model = it } }) {
-            messages.clear()
-            screen.clearConversation()
-            val index = it.bundle.index
-            val random = if (index.randomWeights) ", random weights" else ""
-            screen.status.text = "${index.source}$random: ${index.form} form, window ${index.window}, every file verified"
-        }
+    private suspend fun load(folder: File) {
+        unload()
+        val opened = Assistant.open(folder)
+        assistant = opened
+        screen.clearConversation()
+        val index = opened.bundle.index
+        val random = if (index.randomWeights) ", random weights" else ""
+        loaded = "${index.source}$random: ${index.form} form, window ${index.window}, every file verified"
     }
 
-    private fun unload() {
-        model?.close()
-        model = null
+    private suspend fun unload() {
+        assistant?.close()?.join()
+        assistant = null
+        loaded = noBundle()
     }
 
     private fun send() {
-        val current = model ?: return
+        val current = assistant ?: return
         val text = screen.message.text.toString()
+        if (text.isEmpty()) return
         val tools = try {
-            tools()
+            JSONArray(screen.tools.text.toString().ifBlank { "[]" }).let { list -> List(list.length()) { list.get(it) } }
         } catch (error: JSONException) {
             return failed(Refusal("tools: ${error.message}", error))
         }
-        val turn = turnOf(text) ?: return
-        if (messages.isEmpty()) screen.system.text.toString().let { if (it.isNotEmpty()) messages += Message("system", it) }
-        messages += turn
+        val message = Message(if (screen.asTool.isChecked) "tool" else "user", text)
+        val onFull = if (screen.forgetting.isChecked) OnFull.FORGET else OnFull.STOP
         screen.message.text.clear()
-        screen.say("\n${turn.role}: $text\nassistant: ")
-        val asked = messages.toList()
-        val drafting = screen.drafting.isChecked
-        busy("Answering …", { answer(current, asked, tools, drafting) }) { answered(it) }
-    }
-
-    private fun turnOf(text: String): Message? =
-        if (text.isEmpty()) null else Message(if (screen.asTool.isChecked) "tool" else "user", text)
-
-    private fun tools(): List<Any> {
-        val list = JSONArray(screen.tools.text.toString().ifBlank { "[]" })
-        return (0 until list.length()).map { list.get(it) }
-    }
-
-    private fun answer(current: LoadedModel, asked: List<Message>, tools: List<Any>, drafting: Boolean): Reply =
-        try {
-            current.chat.reply(asked, tools, MOST_TOKENS, drafting && current.chat.verifiesDrafts) { piece -> worker.show { screen.say(piece) } }
-        } catch (error: Exception) {
-            worker.show { messages.removeAt(messages.lastIndex) } // a turn that failed has not taken place
-            throw error
+        screen.say("\n${message.role}: $text\nassistant: ")
+        busy("Answering …", onStop = current::stop) { // what was said stays
+            if (current.messages.isEmpty()) current.begin(screen.system.text.toString(), tools, onFull)
+            current.say(message, MOST_TOKENS, screen.drafting.isChecked && current.verifiesDrafts).collect { screen.say(it) }
+            current.lastReply?.let(::answered)
         }
+    }
 
     private fun answered(reply: Reply) {
-        messages += Message("assistant", reply.text)
         val note = when (reply.ending) {
             Ending.COMPLETE -> ""
             Ending.LIMIT -> " [cut at $MOST_TOKENS tokens]"
@@ -132,58 +129,61 @@ class MainActivity : Activity() {
             Ending.STOPPED -> " [stopped]"
         }
         screen.say(note + "\n")
+        if (reply.forgottenTurns > 0) screen.say("(forgotten to make room: ${reply.forgottenTurns} of the oldest turns)\n")
         val call = ChatTemplate.toolCall(reply.text)
         screen.asTool.isChecked = call != null
         if (call != null) screen.say("(the model calls $call: type the answer)\n")
         screen.figures.text = reply.speed.line() + memory()
     }
 
-    private fun newConversation() {
-        val current = model ?: return
-        busy("Resetting …", { current.chat.reset() }) {
-            messages.clear()
-            screen.clearConversation()
-            screen.asTool.isChecked = false
-            screen.figures.text = memory().removePrefix(", ")
-        }
+    private suspend fun newConversation() {
+        assistant?.begin()
+        screen.clearConversation()
+        screen.asTool.isChecked = false
+        screen.figures.text = memory().removePrefix(", ")
     }
 
-    private fun checkParity() {
-        val current = model ?: return
-        busy("Replaying golden cases …", { current.checkParity(worker::isCancelled) }) {
-            screen.say("\n" + it.lines().joinToString("\n") + "\n")
-            screen.figures.text = memory().removePrefix(", ")
-        }
+    private suspend fun checkParity() {
+        val report = assistant?.checkParity() ?: return
+        screen.say("\n" + report.lines().joinToString("\n") + "\n")
+        screen.figures.text = memory().removePrefix(", ")
     }
 
-    private fun stop() {
-        worker.cancel()
-        model?.chat?.stop()
-    }
-
-    private fun <T> busy(note: String, job: () -> T, then: (T) -> Unit) {
-        val before = screen.status.text
+    /** Do [action] with the buttons off but *Stop*, which does [onStop], by default gives it up. */
+    private fun busy(note: String, onStop: (() -> Unit)? = null, action: suspend () -> Unit) {
         screen.status.text = note
         enable(busy = true)
-        worker.run(job) {
-            screen.status.text = before
-            ready()
-            then(it)
+        val job = scope.launch {
+            try {
+                action()
+                ready()
+            } catch (error: Exception) {
+                failed(error)
+            } catch (error: LinkageError) { // a native library that is missing, or of another version
+                failed(error)
+            } catch (error: OutOfMemoryError) {
+                failed(error)
+            }
         }
+        this.onStop = onStop ?: { job.cancel() }
     }
 
     private fun failed(error: Throwable) {
         ready()
         val what = if (error is CancellationException) "stopped" else error.message ?: error.javaClass.simpleName
-        screen.status.text = if (model == null) "No bundle loaded" else "Loaded"
         screen.say("\n[$what]\n")
     }
 
-    private fun ready() = enable(busy = false)
+    private fun ready() {
+        screen.status.text = loaded
+        enable(busy = false)
+    }
 
-    private fun enable(busy: Boolean) = screen.enable(loaded = model != null, busy, drafts = model?.chat?.verifiesDrafts == true)
+    private fun enable(busy: Boolean) = screen.enable(loaded = assistant != null, busy, drafts = assistant?.verifiesDrafts == true)
 
     private fun memory() = ", memory %.0f MB".format(Debug.getPss() / 1024.0)
+
+    private fun noBundle() = "No bundle. Pick one, or push an unpacked one to ${pushedFolder()}"
 
     private fun pushedFolder() = File(getExternalFilesDir(null), "bundle")
 

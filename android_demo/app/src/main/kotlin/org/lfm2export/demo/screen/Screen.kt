@@ -21,6 +21,7 @@ class Screen(private val activity: Activity) {
     val tools = field("Tools: a JSON list (may be empty)")
     val message = field("Message")
     val drafting = CheckBox(activity).apply { text = "guess ahead (the same reply, sooner where it repeats what was said)" }
+    val forgetting = CheckBox(activity).apply { text = "forget the oldest turns when the window is full (a new conversation heeds it)" }
     val asTool = CheckBox(activity).apply { text = "send as a tool's answer" }
     val pick = button("Pick bundle")
     val folder = button("Load pushed folder")
@@ -40,6 +41,7 @@ class Screen(private val activity: Activity) {
         message,
         asTool,
         drafting,
+        forgetting,
         sideways(row(send, stop, reset, parity)),
         figures,
     ).apply {

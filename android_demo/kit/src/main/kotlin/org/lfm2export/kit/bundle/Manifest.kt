@@ -1,5 +1,7 @@
 package org.lfm2export.kit.bundle
 
+import java.security.MessageDigest
+
 /** An input of the program. A dimension that may vary per call is [VARIES]. */
 data class TensorSpec(val name: String, val type: ElementType, val shape: List<Int>, val written: Boolean) {
     /**
@@ -45,6 +47,23 @@ data class Manifest(
 ) {
     /** The state that the caller owns and the program writes in place; none in the resident form. */
     val state: List<TensorSpec> get() = inputs.drop(2)
+
+    /**
+     * SHA-256 over the files that decide the numbers: the program, and weights beside it. State files name it; it is
+     * `artifact_digest` of `lfm2_export/chat/saved_state.py`.
+     */
+    val digest: String
+        get() {
+            val entries = files.toSortedMap().filterKeys { stem(it) == stem(program) }
+            val text = entries.entries.joinToString(", ", "[", "]") { (name, entry) -> "[\"$name\", \"${entry.sha256}\"]" } // names are plain
+            return MessageDigest.getInstance("SHA-256").digest(text.toByteArray()).hex()
+        }
+
+    private fun stem(name: String): String {
+        val last = name.substringAfterLast('/')
+        val dot = last.lastIndexOf('.')
+        return if (dot in 1 until last.length - 1) last.substring(0, dot) else last
+    }
 
     companion object {
         const val NAME = "manifest.json"

@@ -1,13 +1,16 @@
 package org.lfm2export.kit.chat
 
+import java.io.File
 import java.util.concurrent.CancellationException
 import org.lfm2export.kit.model.Program
 import org.lfm2export.kit.model.Sampler
 import org.lfm2export.kit.model.Session
+import org.lfm2export.kit.state.SavedChat
+import org.lfm2export.kit.state.StateFile
 import org.lfm2export.kit.text.TextStream
 import org.lfm2export.kit.text.Tokenizer
 
-/** A chat over a program whose state this app owns: tokenizer, sampler and the token loop are here. */
+/** A chat over a program whose state the caller owns: tokenizer, sampler and the token loop are here. */
 class ExplicitChat(
     private val session: Session,
     private val program: Program,
@@ -32,14 +35,40 @@ class ExplicitChat(
 
     override fun close() = program.close()
 
+    override val window: Int get() = session.window
+
+    override val savesState: Boolean get() = true
+
+    override fun save(file: File, messages: List<Message>, tools: List<Any>) = stateFile(file).write(SavedChat(fed, messages, tools))
+
+    override fun load(file: File): SavedChat {
+        reset() // should the file be refused halfway
+        val saved = stateFile(file).read()
+        fed += saved.tokens
+        session.standAt(fed.size)
+        return saved
+    }
+
+    private fun stateFile(file: File) = StateFile(file, session.manifest, checkNotNull(session.state) { "a session without state" })
+
     override val verifiesDrafts: Boolean get() = session.verifies > 1
 
-    override fun reply(messages: List<Message>, tools: List<Any>, limit: Int, drafting: Boolean, onText: (String) -> Unit): Reply {
+    override fun count(messages: List<Message>, tools: List<Any>): Int = prompt(messages, tools).size
+
+    override fun reply(
+        messages: List<Message>,
+        tools: List<Any>,
+        limit: Int,
+        drafting: Boolean,
+        cancelled: () -> Boolean,
+        onText: (String) -> Unit,
+    ): Reply {
         stopped = false
         return try {
-            answer(tokenizer.encode(template.render(messages, tools)).toList(), limit, if (drafting) Drafts() else null, onText)
-        } catch (error: CancellationException) { // part of the prompt was fed
+            answer(prompt(messages, tools), limit, if (drafting) Drafts() else null, cancelled, onText)
+        } catch (error: CancellationException) { // part of the prompt was fed, or of a reply that nobody wants
             reset()
+            if (cancelled() || !stopped) throw error
             Reply("", Speed(0, 0.0, 0, 0.0), Ending.STOPPED)
         } catch (error: Exception) { // what the state has seen is not known
             reset()
@@ -47,12 +76,14 @@ class ExplicitChat(
         }
     }
 
-    private fun answer(wanted: List<Int>, limit: Int, drafts: Drafts?, onText: (String) -> Unit): Reply {
+    private fun prompt(messages: List<Message>, tools: List<Any>) = tokenizer.encode(template.render(messages, tools)).toList()
+
+    private fun answer(wanted: List<Int>, limit: Int, drafts: Drafts?, cancelled: () -> Boolean, onText: (String) -> Unit): Reply {
         val goesOn = fed.isNotEmpty() && fed.size < wanted.size && wanted.subList(0, fed.size) == fed
         if (!goesOn) reset()
         val prompt = wanted.subList(fed.size, wanted.size)
         val start = nanoseconds()
-        var step = Step(feed(prompt), emptyList(), null)
+        var step = Step(feed(prompt) { stopped || cancelled() }, emptyList(), null)
         val prefilled = nanoseconds()
         val answer = Answer(onText)
         val seen = wanted.toMutableList()
@@ -61,6 +92,7 @@ class ExplicitChat(
         var single = 0
         var singleSeconds = 0.0
         while (count < limit) {
+            if (cancelled()) throw CancellationException()
             if (stopped) ending = Ending.STOPPED
             if (session.position >= session.window) ending = Ending.WINDOW
             if (ending != Ending.LIMIT) break
@@ -113,9 +145,9 @@ class ExplicitChat(
         return Step(rows[taken.size - 1], taken, next)
     }
 
-    /** Feed and remember. A stop is heeded between the calls of a long prompt. */
-    private fun feed(tokens: List<Int>): FloatArray {
-        val logits = session.feed(tokens.toIntArray()) { stopped && tokens.size > 1 }
+    /** Feed and remember. [ended] is heeded between the calls of a long prompt. */
+    private fun feed(tokens: List<Int>, ended: () -> Boolean = { false }): FloatArray {
+        val logits = session.feed(tokens.toIntArray(), ended)
         fed += tokens
         return logits
     }

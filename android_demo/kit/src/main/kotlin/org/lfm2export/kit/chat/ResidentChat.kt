@@ -1,6 +1,7 @@
 package org.lfm2export.kit.chat
 
 import java.io.Closeable
+import java.util.concurrent.CancellationException
 import org.lfm2export.kit.bundle.Refusal
 import org.lfm2export.kit.text.Tokenizer
 
@@ -29,7 +30,7 @@ class ResidentChat(
     private val tokenizer: Tokenizer,
     private val template: ChatTemplate,
     private val eosTexts: Set<String>,
-    private val window: Int,
+    override val window: Int,
     private val maxTokens: Int,
     private val nanoseconds: () -> Long = System::nanoTime,
 ) : ChatModel {
@@ -51,7 +52,16 @@ class ResidentChat(
 
     override fun close() = runner.close()
 
-    override fun reply(messages: List<Message>, tools: List<Any>, limit: Int, drafting: Boolean, onText: (String) -> Unit): Reply {
+    override fun count(messages: List<Message>, tools: List<Any>): Int = tokenizer.encode(template.render(messages, tools)).size
+
+    override fun reply(
+        messages: List<Message>,
+        tools: List<Any>,
+        limit: Int,
+        drafting: Boolean,
+        cancelled: () -> Boolean,
+        onText: (String) -> Unit,
+    ): Reply {
         stopped = false
         val wanted = template.render(messages, tools)
         if (said.isEmpty() || !wanted.startsWith(said)) reset()
@@ -59,10 +69,10 @@ class ResidentChat(
         val count = tokenizer.encode(prompt).size
         val room = window - position - count
         if (room < 2) throw Refusal("the window of $window tokens is full ($position used, $count more); start a new conversation")
-        return answer(wanted, prompt, minOf(limit, room), limit > room, onText)
+        return answer(wanted, prompt, minOf(limit, room), limit > room, cancelled, onText)
     }
 
-    private fun answer(wanted: String, prompt: String, most: Int, atWindow: Boolean, onText: (String) -> Unit): Reply {
+    private fun answer(wanted: String, prompt: String, most: Int, atWindow: Boolean, cancelled: () -> Boolean, onText: (String) -> Unit): Reply {
         val text = StringBuilder()
         var ended = false
         var first = 0L
@@ -71,7 +81,7 @@ class ResidentChat(
             runner.generate(prompt, sequenceLength(prompt, most)) { piece ->
                 if (first == 0L) first = nanoseconds()
                 when {
-                    ended || stopped -> runner.stop() // the runner goes on past an end mark that is the first token
+                    ended || stopped || cancelled() -> runner.stop() // the runner goes on past an end mark that is the first token
                     piece in eosTexts -> ended = true
                     else -> {
                         text.append(piece)
@@ -85,6 +95,10 @@ class ResidentChat(
         }
         val end = nanoseconds()
         if (first == 0L) first = end
+        if (cancelled()) {
+            reset()
+            throw CancellationException()
+        }
         val whole = ended && !stopped && text.isNotEmpty()
         if (whole) { // the runner does not feed the end mark
             said = wanted + text

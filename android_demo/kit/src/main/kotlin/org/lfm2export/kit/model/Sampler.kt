@@ -9,7 +9,7 @@ import org.lfm2export.kit.bundle.Refusal
  * recommend. Temperature 0 is greedy: the most likely token after the penalty, of equals the lowest id.
  */
 class Sampler(
-    private val temperature: Double = 0.3,
+    internal val temperature: Double = 0.3,
     private val minP: Double = 0.15,
     private val repetitionPenalty: Double = 1.05,
     private val random: Random = Random(),

@@ -6,7 +6,7 @@ import org.lfm2export.kit.bundle.Refusal
 import org.lfm2export.kit.bundle.TensorSpec
 
 /** One conversation with a program: where it stands, what a call may hold, and where the window ends. */
-class Session(private val program: Program, private val manifest: Manifest, private val state: StateTensors?) {
+class Session(private val program: Program, internal val manifest: Manifest, internal val state: StateTensors?) {
     val window: Int get() = manifest.window
 
     /** The most tokens of a [verify]; 0 where the program has no method for it. */
@@ -22,6 +22,11 @@ class Session(private val program: Program, private val manifest: Manifest, priv
     fun reset() {
         position = 0
         state?.forget() // the resident form forgets by itself, at position 0
+    }
+
+    /** Go on at [position]: the state was set to one that has seen as many tokens. */
+    fun standAt(position: Int) {
+        this.position = position
     }
 
     /**
