@@ -19,8 +19,10 @@ from lfm2_export import bundle, recipes, runtimes, verify
 from lfm2_export.artifact.folder import Artifact, open_artifact, parse_manifest, seal, write_manifest
 from lfm2_export.bundle import archive, budget, pack, parts, zip_format
 from lfm2_export.bundle.joined_files import JoinedFiles
+from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.cli.main import run
 from lfm2_export.errors import BundleError, UsageError
+from lfm2_export.model.load import open_checkpoint
 from lfm2_export.pipeline import export
 
 
@@ -98,6 +100,11 @@ def test_golden_cases_can_be_replayed(artifact: Artifact, packed: Path) -> None:
             if step is not case["steps"][-1]:
                 logits = session.decode(step["top"][0])
     assert golden["cases"][0]["reply"] == "The sky is blue."
+    tokenizer = ChatTokenizer.load(artifact.folder, open_checkpoint("nano").config)
+    texts = [tokenizer.decode(each["prompt"], False) for each in golden["tool_prompts"]]
+    assert texts == [tokenizer.render(each["messages"], each["tools"]) for each in golden["tool_prompts"]]
+    assert all("get_weather" in text for text in texts)
+    assert "tool_response" in texts[1]
 
 
 class TestQuick:

@@ -25,6 +25,7 @@ from lfm2_export.checkpoint.nano_vl.drawing import draw, png
 from lfm2_export.checkpoint.nano_vl.scenes import Scene, Thing
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.checkpoint.vision_config import read_model_config
+from lfm2_export.errors import CheckpointError
 from lfm2_export.images.pictures import with_pictures
 from lfm2_export.images.viewing import Tile, Viewer
 from lfm2_export.recipes import Recipe
@@ -45,13 +46,26 @@ _SHOWN = (
     ((_STAR,), "What color is the star?"),
     ((_STAR, _NUMBER), "What digits do you see?"),
 )
+_TOOL = {
+    "name": "get_weather",
+    "description": "The weather now",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+_TOOL_CHATS = (  # only written: whoever writes prompts without Jinja learns whether it does as the template does
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it warm in Rome?"}],
+    [
+        {"role": "user", "content": "Is it warm in Rome?"},
+        {"role": "assistant", "content": '<|tool_call_start|>[get_weather(city="Rome")]<|tool_call_end|>'},
+        {"role": "tool", "content": '{"celsius": 31}'},
+    ],
+)
 _STEPS = 24  # longest reply
 _LARGEST = 8  # logits kept of each step
 _DIGEST = "sha256 of each step's logits as little-endian float32; informative: equal only on the same kernels"
 
 
 def golden_cases(artifact: Artifact, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """A JSON document: the runtime that answered, the error allowed (relative to `scale`), and the cases."""
+    """A JSON document: the runtime that answered, the error allowed (relative to `scale`), cases, tool prompts."""
     manifest = artifact.manifest
     session = runtimes.answering(manifest).open_session(artifact.folder, manifest)
     return {
@@ -62,7 +76,19 @@ def golden_cases(artifact: Artifact, tokenizer: ChatTokenizer) -> dict[str, Any]
             *(_case(session, tokenizer, messages, tokenizer.render(messages)) for messages in _CHATS),
             *(_cases_with_pictures(artifact, session, tokenizer) if manifest.takes_images else ()),
         ],
+        "tool_prompts": _tool_prompts(tokenizer),
     }
+
+
+def _tool_prompts(tokenizer: ChatTokenizer) -> list[dict[str, Any]]:
+    """Chats with a tool as the template writes them, as tokens; none where the template takes no tools."""
+    try:
+        return [
+            {"messages": chat, "tools": [_TOOL], "prompt": tokenizer.encode(tokenizer.render(chat, tools=[_TOOL]))}
+            for chat in _TOOL_CHATS
+        ]
+    except CheckpointError:
+        return []
 
 
 def _cases_with_pictures(artifact: Artifact, session: Session, tokenizer: ChatTokenizer) -> Iterator[dict[str, Any]]:

@@ -53,11 +53,20 @@ class Case(_Strict):
     images: list[Pixels] = []
 
 
+class ToolPrompt(_Strict):
+    """A chat with tools and its prompt as tokens, which nobody has answered."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    tools: list[dict[str, Any]] = Field(min_length=1)
+    prompt: list[int] = Field(min_length=1)
+
+
 class Golden(_Strict):
     runtime: str
     max_error: Finite = Field(gt=0)  # of a logit, relative to its step's scale
     digest: str  # what the steps' sha256 are good for
     cases: list[Case] = Field(min_length=1)
+    tool_prompts: list[ToolPrompt] = Field(default_factory=list)  # none where the template takes no tools
 
 
 def check_golden(
@@ -77,16 +86,26 @@ def check_golden(
         why = _impossible(case, vocab, window) or _impossible_pictures(case, vision)
         if why is not None:
             raise BundleError(f"{where}: case {number}: {why}")
+    for number, each in enumerate(golden.tool_prompts):
+        if (why := _impossible_prompt(each, vocab)) is not None:
+            raise BundleError(f"{where}: tool prompt {number}: {why}")
     return golden
 
 
-def _impossible(case: Case, vocab: int, window: int) -> str | None:
-    if any(not isinstance(m.get("role"), str) or not isinstance(m.get("content"), str | list) for m in case.messages):
+def _impossible_prompt(chat: Case | ToolPrompt, vocab: int) -> str | None:
+    if any(not isinstance(m.get("role"), str) or not isinstance(m.get("content"), str | list) for m in chat.messages):
         return "a message without role or content"
+    if any(not 0 <= token < vocab for token in chat.prompt):
+        return f"token ids outside the vocabulary of {vocab}"
+    return None
+
+
+def _impossible(case: Case, vocab: int, window: int) -> str | None:
+    if (why := _impossible_prompt(case, vocab)) is not None:
+        return why
     if len(case.prompt) + len(case.steps) - 1 > window:
         return f"{len(case.prompt)} tokens and {len(case.steps)} steps exceed the window of {window}"
-    ids = [*case.prompt, *(token for step in case.steps for token in step.top)]
-    if any(not 0 <= token < vocab for token in ids):
+    if any(not 0 <= token < vocab for step in case.steps for token in step.top):
         return f"token ids outside the vocabulary of {vocab}"
     for step in case.steps:
         if len(set(step.top)) != len(step.top) or len(step.logits) != len(step.top):

@@ -45,6 +45,11 @@ def step_with(**changes: Any) -> Spoil:
     return golden_with(lambda d: d["cases"][0]["steps"][0].update(changes))
 
 
+def tool_prompt(**changes: Any) -> Spoil:
+    prompt = {"messages": [{"role": "user", "content": "x"}], "tools": [{"name": "f"}], "prompt": [1], **changes}
+    return golden_with(lambda d: d.update(tool_prompts=[prompt]))
+
+
 def config_file(**changes: Any) -> Spoil:
     return lambda files, place: file_with(
         "config.json", json.dumps({**json.loads(files["config.json"]), **changes}).encode()
@@ -75,6 +80,9 @@ HOSTILE |= {
     "a golden prompt longer than the window": (case_with(prompt=[1] * 64), "exceed the window"),
     "a golden prompt that is empty": (case_with(prompt=[]), "prompt: list should"),
     "a golden message without a role": (case_with(messages=[{"content": "x"}]), "role"),
+    "a tool prompt beyond the model": (tool_prompt(prompt=[32]), "outside the vocabulary"),
+    "a tool prompt without a role": (tool_prompt(messages=[{"content": "x"}]), "role"),
+    "a tool prompt without tools": (tool_prompt(tools=[]), "tools: list should"),
     "golden logits that are not a number": (step_with(logits=[float("nan"), 1.0]), "not valid JSON"),
     "golden logits out of order": (step_with(logits=[1.0, 2.0]), "best first"),
     "golden logits above their scale": (step_with(logits=[5.0, 1.0]), "best first"),

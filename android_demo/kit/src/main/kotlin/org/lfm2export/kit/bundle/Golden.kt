@@ -8,8 +8,14 @@ class GoldenStep(val top: IntArray, val logits: DoubleArray, val scale: Double)
 /** A chat, its prompt as tokens, and the greedy reply of the artifact where the bundle was made. */
 class GoldenCase(val messages: List<Message>, val prompt: IntArray, val reply: String, val steps: List<GoldenStep>)
 
-/** `golden.json`: cases that the program must answer alike on every machine, up to [maxError], relative to the scale. */
-class Golden(val runtime: String, val maxError: Double, val cases: List<GoldenCase>) {
+/** A chat with tools, JSON objects, and its prompt as tokens, which nobody has answered. */
+class ToolPrompt(val messages: List<Message>, val tools: List<Any>, val prompt: IntArray)
+
+/**
+ * `golden.json`: cases that the program must answer alike on every machine, up to [maxError], relative to the scale; and how
+ * the bundle's template writes tools, if it takes any.
+ */
+class Golden(val runtime: String, val maxError: Double, val cases: List<GoldenCase>, val toolPrompts: List<ToolPrompt>) {
     companion object {
         const val NAME = "golden.json"
 
@@ -20,14 +26,16 @@ class Golden(val runtime: String, val maxError: Double, val cases: List<GoldenCa
             if (cases.isEmpty()) json.refuse("cases", "empty")
             val maxError = json.number("max_error")
             if (!(maxError > 0 && maxError < 1)) json.refuse("max_error", "$maxError, expected between 0 and 1")
-            return Golden(json.text("runtime"), maxError, cases)
+            val toolPrompts = if (json.has("tool_prompts")) json.children("tool_prompts") else emptyList()
+            return Golden(json.text("runtime"), maxError, cases, toolPrompts.map { ToolPrompt(readMessages(it), it.items("tools"), tokens(it, "prompt", vocabSize)) })
         }
 
+        private fun readMessages(json: Json) = json.children("messages").map { Message(it.text("role"), it.text("content")) }
+
         private fun readCase(json: Json, vocabSize: Int): GoldenCase {
-            val messages = json.children("messages").map { Message(it.text("role"), it.text("content")) }
             val steps = json.children("steps").map { readStep(it, vocabSize) }
             if (steps.isEmpty()) json.refuse("steps", "empty")
-            return GoldenCase(messages, tokens(json, "prompt", vocabSize), json.text("reply"), steps)
+            return GoldenCase(readMessages(json), tokens(json, "prompt", vocabSize), json.text("reply"), steps)
         }
 
         private fun readStep(json: Json, vocabSize: Int): GoldenStep {

@@ -1,5 +1,7 @@
 package org.lfm2export.kit.chat
 
+import org.lfm2export.kit.bundle.Refusal
+
 /**
  * LFM2's chat template, which ExecuTorch does not have: ChatML, with tools listed at the end of the system turn.
  *
@@ -8,9 +10,15 @@ package org.lfm2export.kit.chat
  * every conversation begins with. Special tokens in a message's text are not escaped, as they are not in the Jinja
  * template: who types `<|im_end|>` ends the turn.
  */
-class ChatTemplate(private val bos: String) {
-    /** The text of a conversation; [tools] are JSON objects, as text or as `org.json` values. */
+class ChatTemplate(private val bos: String, private val takesTools: Boolean = true) {
+    /**
+     * The text of a conversation; [tools] are JSON objects, as text or as `org.json` values. Refusal for tools and their
+     * answers where the bundle's own template is not known to write them as LFM2's does.
+     */
     fun render(messages: List<Message>, tools: List<Any> = emptyList(), addGenerationPrompt: Boolean = true): String {
+        if (!takesTools && (tools.isNotEmpty() || messages.any { it.role == "tool" })) {
+            throw Refusal("tools: the bundle's chat template does not write them as LFM2's does, or the bundle does not say; this app knows LFM2's alone")
+        }
         val ownSystem = messages.firstOrNull()?.takeIf { it.role == "system" }
         val turns = if (ownSystem == null) messages else messages.drop(1)
         val system = listOf(ownSystem?.content.orEmpty(), listed(tools)).filter { it.isNotEmpty() }.joinToString("\n")

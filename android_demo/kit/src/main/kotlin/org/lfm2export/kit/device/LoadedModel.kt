@@ -42,8 +42,7 @@ class LoadedModel internal constructor(val bundle: Bundle, val chat: ChatModel, 
             val bundle = Bundle.open(folder, EXECUTORCH_VERSION, cancelled)
             val tokenizer = Tokenizer.parse(bundle.tokenizer.readText(), Bundle.TOKENIZER)
             val golden = bundle.golden()
-            val template = ChatTemplate(bundle.manifest.bosId?.let(tokenizer::textOf).orEmpty())
-            TemplateProof.check(golden, template, tokenizer)
+            val template = TemplateProof.proven(golden, bundle.manifest.bosId?.let(tokenizer::textOf).orEmpty(), tokenizer)
             if (bundle.manifest.form == "resident") return resident(bundle, tokenizer, template, golden, sampler.temperature)
             return explicit(bundle, tokenizer, template, golden, sampler)
         }

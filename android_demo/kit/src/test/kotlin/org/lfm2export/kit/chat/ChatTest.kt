@@ -10,6 +10,7 @@ import org.junit.Test
 import org.lfm2export.kit.TinyBundle
 import org.lfm2export.kit.assertRefused
 import org.lfm2export.kit.bundle.Golden
+import org.lfm2export.kit.bundle.ToolPrompt
 import org.lfm2export.kit.model.FakeProgram
 import org.lfm2export.kit.model.Program
 import org.lfm2export.kit.model.Sampler
@@ -49,8 +50,25 @@ class ChatTemplateTest {
 
     @Test fun otherTemplatesAreNoticed() {
         val golden = Golden.parse(TinyBundle.golden().toString(), TinyBundle.VOCAB)
-        TemplateProof.check(golden, template, tokenizer)
-        assertRefused("template") { TemplateProof.check(golden, ChatTemplate(""), tokenizer) }
+        TemplateProof.proven(golden, "<|startoftext|>", tokenizer)
+        assertRefused("template") { TemplateProof.proven(golden, "", tokenizer) }
+    }
+
+    @Test fun otherWaysOfWritingToolsAreNoticed() {
+        val tools = listOf(JSONObject().put("name", "f"))
+        val messages = listOf(Message("tool", "21"))
+        fun proven(prompt: IntArray?): ChatTemplate {
+            val prompts = listOfNotNull(prompt?.let { ToolPrompt(messages, tools, it) })
+            val golden = Golden.parse(TinyBundle.golden().toString(), TinyBundle.VOCAB)
+            return TemplateProof.proven(Golden(golden.runtime, golden.maxError, golden.cases, prompts), "<|startoftext|>", tokenizer)
+        }
+        val prompt = tokenizer.encode(template.render(messages, tools))
+        assertEquals(template.render(messages, tools), proven(prompt).render(messages, tools))
+        for (other in listOf(proven(prompt.copyOf(prompt.size - 1)), proven(null))) {
+            assertEquals(template.render(hello), other.render(hello))
+            assertRefused("tools") { other.render(hello, tools) }
+            assertRefused("tools") { other.render(messages) }
+        }
     }
 }
 
