@@ -1,8 +1,10 @@
 package org.lfm2export.kit
 
 import java.io.File
+import java.io.InputStream
 import java.util.concurrent.Executors
 import java.util.concurrent.atomic.AtomicBoolean
+import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.ExecutorCoroutineDispatcher
 import kotlinx.coroutines.Job
 import kotlinx.coroutines.asCoroutineDispatcher
@@ -16,6 +18,7 @@ import kotlinx.coroutines.isActive
 import kotlinx.coroutines.withContext
 import org.lfm2export.kit.bundle.Bundle
 import org.lfm2export.kit.bundle.Refusal
+import org.lfm2export.kit.bundle.Unpacker
 import org.lfm2export.kit.chat.Conversation
 import org.lfm2export.kit.chat.Message
 import org.lfm2export.kit.chat.OnFull
@@ -65,7 +68,7 @@ class Assistant internal constructor(private val model: LoadedModel, private val
      * where it repeats what was said. Refusal when the window is full.
      *
      * Who stops collecting ends the reply, after the token or the part of the prompt that is being computed. A turn that
-     * is cancelled, refused or fails has not taken place.
+     * is cancelled, refused or fails has not taken place; the next one feeds the conversation anew.
      */
     fun say(message: Message, limit: Int = 512, drafting: Boolean = false): Flow<String> =
         channelFlow {
@@ -115,6 +118,13 @@ class Assistant internal constructor(private val model: LoadedModel, private val
     }
 
     companion object {
+        /**
+         * Write the bundle of [archive] to [folder], which appears whole or not at all; see [Unpacker]. [progress], in bytes, is
+         * called on another thread. Refusal for what is not a sound bundle.
+         */
+        suspend fun unpack(archive: InputStream, folder: File, progress: (done: Long, total: Long) -> Unit = { _, _ -> }) =
+            withContext(Dispatchers.IO) { Unpacker(cancelled = { !isActive }, progress = progress).unpack(archive, folder) }
+
         /**
          * Verify every byte of the bundle in [folder], then load its model. [sampler] chooses the tokens; the resident form
          * heeds its temperature alone. Refusal, or ExecuTorch's own exception.

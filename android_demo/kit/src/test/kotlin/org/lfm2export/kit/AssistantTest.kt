@@ -189,6 +189,18 @@ class AssistantTest {
         assertTrue(closed)
     }
 
+    @Test fun anArchiveIsUnpackedOrGivenUp() {
+        val archive = TinyBundle.archive()
+        val target = File(temporary.root, "unpacked")
+        var last = 0L to 0L
+        runBlocking { Assistant.unpack(archive.inputStream(), target) { done, total -> last = done to total } }
+        assertEquals(last.first, last.second)
+        TinyBundle.open(target)
+        val other = File(temporary.root, "other")
+        runBlocking { launch(Dispatchers.Default) { Assistant.unpack(archive.inputStream(), other) { _, _ -> cancel() } }.join() }
+        assertFalse(other.exists())
+    }
+
     @Test fun openingRefusesWhatTheBundleIsNot() {
         val folder = TinyBundle.folder(temporary.newFolder())
         File(folder, "model.pte").writeText("another")

@@ -15,14 +15,12 @@ import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.SupervisorJob
 import kotlinx.coroutines.asCoroutineDispatcher
 import kotlinx.coroutines.cancel
-import kotlinx.coroutines.isActive
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.withContext
 import org.json.JSONArray
 import org.json.JSONException
 import org.lfm2export.kit.Assistant
 import org.lfm2export.kit.bundle.Refusal
-import org.lfm2export.kit.bundle.Unpacker
 import org.lfm2export.kit.chat.ChatTemplate
 import org.lfm2export.kit.chat.Ending
 import org.lfm2export.kit.chat.Message
@@ -72,15 +70,14 @@ class MainActivity : Activity() {
     private suspend fun unpack(uri: Uri) {
         val target = File(filesDir, "bundle")
         unload() // the old model goes first: its file is about to be replaced
-        withContext(Dispatchers.IO) {
-            var shown = -1L
-            val unpacker = Unpacker(cancelled = { !isActive }) { done, total ->
+        val stream = withContext(Dispatchers.IO) { contentResolver.openInputStream(uri) } ?: throw Refusal("$uri: cannot be read")
+        var shown = -1L
+        stream.use {
+            Assistant.unpack(it.buffered(), target) { done, total ->
                 val percent = if (total > 0) 100 * done / total else 0
                 if (percent != shown) handler.post { screen.status.text = "Unpacking … $percent %" }
                 shown = percent
             }
-            val stream = contentResolver.openInputStream(uri) ?: throw Refusal("$uri: cannot be read")
-            stream.use { unpacker.unpack(it.buffered(), target) }
         }
         load(target)
     }

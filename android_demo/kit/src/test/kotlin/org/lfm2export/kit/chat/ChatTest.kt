@@ -1,6 +1,7 @@
 package org.lfm2export.kit.chat
 
 import java.util.Random
+import java.util.concurrent.CancellationException
 import org.json.JSONObject
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertNull
@@ -294,6 +295,17 @@ class ResidentChatTest {
         chat = chat()
         val reply = chat.reply(listOf(user("a")), emptyList(), 9) { chat.stop() }
         assertEquals("H" to Ending.STOPPED, reply.text to reply.ending)
+    }
+
+    @Test fun aCancelledReplyIsFedAgain() {
+        val chat = chat()
+        assertThrows(CancellationException::class.java) {
+            chat.reply(listOf(user("a")), emptyList(), 9, cancelled = { heard.isNotEmpty() }) { heard.append(it) }
+        }
+        assertEquals("H", heard.toString())
+        assertEquals(2, runner.stops) // asked of each piece after it
+        chat.ask(second)
+        assertEquals(template.render(second), runner.prompts.last().first)
     }
 
     @Test fun windowIsMindedOverAllTurns() {
