@@ -38,6 +38,10 @@ class RecipeError(Lfm2ExportError):
     """A recipe that is malformed, unknown, or impossible for this checkpoint."""
 
 
+class PlanError(Lfm2ExportError):
+    """A plan of `matrix` that is malformed, or that names what does not exist."""
+
+
 class ArtifactError(Lfm2ExportError):
     """An artifact folder whose manifest, files or checksums do not hold together."""
 

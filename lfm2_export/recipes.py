@@ -5,18 +5,15 @@ Every error names the line of the file that is wrong.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from lfm2_export import strict_yaml
 from lfm2_export.checkpoint.config import LFM2Config
-from lfm2_export.errors import RecipeError, field_error, nearest, one_line
+from lfm2_export.errors import RecipeError, nearest, one_line
 from lfm2_export.quantize.calibration import Calibration
 from lfm2_export.quantize.method import CALIBRATED, Method
 from lfm2_export.quantize.scheme import (
@@ -30,11 +27,8 @@ from lfm2_export.quantize.scheme import (
 
 _PACKAGE = Path(__file__).parent
 FOLDER = next(p for p in (_PACKAGE / "_recipes", _PACKAGE.parent / "recipes") if p.is_dir())
-_MAX_BYTES = 1 << 20
+_YAML = strict_yaml.Kind("a recipe", RecipeError)
 _LEAST_WINDOW = 32
-# of ruamel.yaml alone: for a scalar that is not what its tag or its looks say it lets through whatever Python's own
-# conversions raise (fuzzing found nine kinds), beside its own errors
-_UNREADABLE = Exception
 _WINDOWS = 128  # of calibration text for weights
 # the least limit of a median single step by the cache: kernels of 16-bit attention round more than the cache itself
 # (ExecuTorch's in bfloat16 up to 9.5e-3 on nano, onnxruntime's in float16 8.6e-4)
@@ -166,9 +160,7 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         near = nearest(name_or_path, names())
         every = f"built-in ones: {', '.join(names())}; or give a path to a .yaml"
         raise RecipeError(f"no recipe {name_or_path!r}{near}; {every}")
-    if path.stat().st_size > _MAX_BYTES:
-        raise RecipeError(f"{path}: larger than {_MAX_BYTES} bytes, that is no recipe")
-    return parse(path.read_bytes(), str(path), overrides)
+    return parse(_YAML.file(path), str(path), overrides)
 
 
 def asks_for_window(name_or_path: str, overrides: Sequence[str]) -> bool:
@@ -178,31 +170,10 @@ def asks_for_window(name_or_path: str, overrides: Sequence[str]) -> bool:
 
 def parse(data: bytes, where: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in these bytes; RecipeError, one line that begins with `where`, if they are none."""
-    try:
-        document = _read_yaml(data.decode("utf-8"), "rt")
-    except _UNREADABLE as error:
-        raise RecipeError(f"{where}: not valid YAML: {one_line(error)}") from error
-    if not isinstance(document, dict):
-        raise RecipeError(f"{where}: a recipe is a mapping of keys to values")
+    document = _YAML.mapping(data, where)
     for override in overrides:
         _override(document, override)
-    try:
-        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()  # as the manifest will have to hold it
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"{where}: holds more than plain values: {one_line(error)}") from error
-    try:
-        return Recipe.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        near = nearest(str(first["loc"][-1]), _KEYS) if first["type"] == "extra_forbidden" else ""
-        raise RecipeError(f"{where}{_line(document, first['loc'])}: {field_error(error)}{near}") from error
-
-
-def _read_yaml(text: str, kind: str) -> Any:
-    """One document. Aliases are refused: a few lines of them unfold into gigabytes once they are written out."""
-    if "&" in text and any(isinstance(event, AliasEvent) for event in YAML(typ=kind, pure=True).parse(text)):
-        raise YAMLError("aliases (*name) are not supported; write the value out")
-    return YAML(typ=kind).load(text)
+    return _YAML.validated(Recipe, document, where, _KEYS)
 
 
 def _override(document: Any, override: str) -> None:
@@ -214,8 +185,8 @@ def _override(document: Any, override: str) -> None:
     for part in parents:
         node = _child(node, part, override)
     try:
-        value = _read_yaml(text, "safe")
-    except _UNREADABLE as error:
+        value = strict_yaml.read(text)
+    except strict_yaml.UNREADABLE as error:
         raise RecipeError(f"--set {override!r}: {one_line(error)}") from error
     if isinstance(node, list):
         _child(node, last, override)
@@ -232,15 +203,3 @@ def _child(node: Any, part: str, override: str) -> Any:
     if isinstance(node, dict):
         return node.setdefault(part, {})
     raise RecipeError(f"--set {override!r}: no such place in the recipe: {part!r}")
-
-
-def _line(document: Any, location: tuple[int | str, ...]) -> str:
-    """`:12` for the deepest part of `location` whose line is known (an override has none)."""
-    line, node = None, document
-    for part in location:
-        positions = getattr(node, "lc", None)
-        if positions is None or positions.data is None or part not in positions.data:
-            break
-        line = positions.data[part][0] + 1
-        node = node[part]
-    return "" if line is None else f":{line}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lfm2_export.artifact.folder import open_artifact
+from lfm2_export.bundle.pack import bundle
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.errors import CheckpointError, UsageError
 from lfm2_export.model.load import load_decoder, open_checkpoint
@@ -91,6 +93,27 @@ def test_the_artifact_names_both_digests_and_parity_finds_both_again(tiny_checkp
     assert source.adapter.weights_sha256 != source.weights_sha256 != digest
     assert (output / "tokenizer.json").read_bytes() == (moved / "tokenizer.json").read_bytes()
     assert code_of("parity", str(output), "-q", "--effort", "quick") == 0
+
+
+@pytest.mark.slow
+def test_several_adapters_give_bundles_whose_equal_files_are_equal_bytes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """An app keeps what two bundles share once: everything but the weights and what describes them."""
+    entries, made = [], tmp_path / "out" / "artifacts"
+    for name, module in (("first", "q_proj"), ("second", "w1")):
+        trained(tiny_checkpoint, tmp_path / name, target_modules=[module])
+        entries.append(f"{{source: {tmp_path / name}, base: {tiny_checkpoint}}}")
+    plan = f"checkpoints: [{', '.join(entries)}]\nrecipes: [xnnpack-fp32]\nset: [window=64]\neffort: quick\n"
+    (tmp_path / "plan.yaml").write_text(plan)
+    assert code_of("matrix", str(tmp_path / "plan.yaml"), "-o", str(tmp_path / "out"), "-q") == 0
+    files = []
+    for name in ("first", "second"):
+        bundle(made / f"{name}-xnnpack-fp32", "desktop", tmp_path / f"{name}.zip", allow_quick=True)
+        with zipfile.ZipFile(tmp_path / f"{name}.zip") as archive:
+            files.append({entry: archive.read(entry) for entry in archive.namelist()})
+    assert files[0].keys() == files[1].keys()
+    differ = {name for name in files[0] if files[0][name] != files[1][name]}
+    assert {name.rpartition("/")[2] for name in differ} == {"model.pte", "manifest.json", "bundle.json", "golden.json"}
+    assert {"tokenizer.json", "chat_template.jinja", "config.json"} <= {name.rpartition("/")[2] for name in files[0]}
 
 
 def test_the_merged_weights_go_with_the_checkpoint(tiny_checkpoint: Path, tmp_path: Path, cache: Path) -> None:

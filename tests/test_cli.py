@@ -85,6 +85,7 @@ def test_every_command_has_help():
     for command in (
         "export",
         "parity",
+        "matrix",
         "chat",
         "bench",
         "compare",
@@ -113,6 +114,7 @@ def test_every_command_has_help():
         ["export", "nano", "-r", "onnx-int4", "--form", "resident"],
         ["export", "nano", "-r", "xnnpack-int4", "--set", "quantization.1.weight.group=48"],
         ["parity", "./no-such-folder"],
+        ["matrix", "./no-such-plan.yaml"],
         ["chat", "./no-such-folder"],
         ["chat", "./no-such-folder", "--json"],
         ["inspect", "./no-such-folder"],

@@ -17,7 +17,7 @@ PACKAGE = Path(lfm2_export.__file__).parent
 # From the ground up: a package or module imports only from the lines above its own, and never from its own line.
 LAYERS = (
     ("errors", "progress"),
-    ("files", "extras"),
+    ("extras", "files", "strict_yaml"),
     ("checkpoint",),
     ("artifact", "model"),
     ("graph", "qualcomm", "static_calls"),
@@ -31,6 +31,7 @@ LAYERS = (
     ("parity",),
     ("device", "pipeline", "plots"),
     ("report",),
+    ("matrix",),
     ("cli",),
     ("integrations", "__main__"),
 )

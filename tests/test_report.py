@@ -6,11 +6,11 @@ import json
 import re
 import sys
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 
 import pytest
 from junitparser import JUnitXml
 from parity_reports import HOSTILE, a_report
+from report_readers import Page, iter_cases
 
 from lfm2_export import extras, recipes
 from lfm2_export.bench.report import BenchReport
@@ -20,25 +20,6 @@ from lfm2_export.parity.report import ParityReport
 from lfm2_export.parity.reproduce import commands
 from lfm2_export.report import junit, outputs, page, reading
 from lfm2_export.report.compare import compare
-
-
-class Page(HTMLParser):
-    """Tags, attributes and the text of a page, as a browser would see them."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += attributes
-        self.text += " "
-
-    def handle_data(self, data):
-        self.text += data
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +91,6 @@ def test_junit_counts_failed_and_skipped_gates_with_their_reasons():
     assert results["quality: mean KLD"] == [("Failure", "measured 0.5, the limit is 0.02")]
     assert results["law: my-lfm2"] == [("Skipped", "because my-lfm2")]
     assert results["runtime"] == [("Skipped", "my-lfm2 is not installed")]
-
-
-def iter_cases(document):
-    for suite in document:
-        yield from suite
 
 
 def test_a_report_survives_json(tmp_path):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from checkpoints import tiny_config
+from command import code_of
 
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.cli.main import run
+from lfm2_export.model.random_init import init_checkpoint
 from lfm2_export.pipeline import export
 
 HERE = Path(__file__).parent / "fake_phone"
@@ -145,3 +149,27 @@ def test_one_of_several_phones_is_chosen_and_may_keep_what_was_run(made, phone, 
     assert {"model.pte", "qnn_executor_runner", "libQnnHtp.so", "calls", "outputs_0", "outputs_1"} <= {
         path.name for path in folder.iterdir()
     }
+
+
+@pytest.mark.slow
+def test_a_matrix_proves_on_the_phone_as_well(phone, tmp_path, monkeypatch):
+    programs, checkpoint = phone.parent, tmp_path / "tiny"
+    init_checkpoint(replace(tiny_config(), head_dim=16, hidden_size=32), checkpoint)
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        f"checkpoints: [{checkpoint}]\nrecipes: [xnnpack-fp32, onnx-fp32]\n"
+        f"phone: {{runner: {programs}/qnn_executor_runner, libraries: [{programs}/libQnnHtp.so], steps: 2}}\n"
+        "set: [window=64]\neffort: quick\n"
+    )
+    monkeypatch.setenv("FAKE_PHONE_FAULT", "none")
+    words = ["matrix", str(plan), "--output", str(tmp_path / "out"), "--quiet"]
+    assert code_of(*words) == 1
+    pte, onnx = json.loads((tmp_path / "out" / "matrix.json").read_text())["cells"]
+    assert (pte["status"], pte["reason"]) == ("failed", "no phone: connect one with USB debugging")
+    assert (onnx["status"], onnx["rows"][-1]["runtime"], onnx["rows"][-1]["status"]) == ("proven", "phone", "not meant")
+
+    monkeypatch.delenv("FAKE_PHONE_FAULT")
+    assert code_of(*words) == 0
+    pte, onnx = json.loads((tmp_path / "out" / "matrix.json").read_text())["cells"]
+    assert (pte["rows"][-1]["runtime"], pte["rows"][-1]["status"], pte["kept"]) == ("phone phone-1", "pass", False)
+    assert onnx["kept"]

@@ -78,6 +78,28 @@ def test_the_action_fails_with_the_gate_in_its_summary_and_goes_on_to_the_next_r
     assert not Path("pwned").exists()
 
 
+@pytest.mark.slow
+def test_the_action_takes_a_plan(checkpoint, tmp_path):
+    plan = tmp_path / "my plan.yaml"
+    cells = (
+        f"checkpoints: [{{source: '{checkpoint}', name: mine}}]\nrecipes: [onnx-fp32, {{recipe: onnx-fp32, name: no}}]"
+    )
+    plan.write_text(f"{cells}\nset: [window=32]\neffort: quick\nexclude: [mine-no]\n")
+    done, summary, outputs = prove(tmp_path, plan=plan)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert outputs == "passed=true\n"
+    assert summary.splitlines()[1] == "### my plan: ✅ 1 proven, 1 excluded (quick effort)"
+    reports = tmp_path / "re ports"
+    assert (reports / "artifacts" / "mine-onnx-fp32" / "manifest.json").is_file()
+    assert JUnitXml.fromfile(str(reports / "junit.xml")).failures == 0
+
+    plan.write_text("checkpoints: nothing\n")
+    done, summary, outputs = prove(tmp_path, plan=plan)
+    assert done.returncode == 2
+    assert outputs == "passed=false\n"
+    assert "my plan.yaml:1: checkpoints" in summary
+
+
 def test_the_action_hands_its_inputs_over_as_environment_only():
     action = YAML(typ="safe").load((ACTION / "action.yml").read_text())
     assert action["runs"]["using"] == "composite"

@@ -25,6 +25,7 @@ from lfm2_export.cli import (
     export,
     init,
     inspect,
+    matrix,
     parity,
     recipes,
     run_on_device,
@@ -44,7 +45,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 _COMMANDS = (
-    *(export, parity, compare, score, chat, bench, bundle, verify),
+    *(export, parity, matrix, compare, score, chat, bench, bundle, verify),
     *(inspect, run_on_device, recipes, tune, init, doctor),
 )
 for command in _COMMANDS:

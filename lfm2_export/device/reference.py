@@ -27,15 +27,22 @@ from lfm2_export.static_calls import PREFILL
 _CHUNK = 16  # tokens of a prefill call where the method leaves them open
 
 
+def refusal(target: str, form: str) -> str | None:
+    """Return why ExecuTorch's runner on a phone cannot execute a target's artifacts of a form; None where it can."""
+    if target not in _KINDS:
+        return f"run-on-device runs ExecuTorch artifacts ({', '.join(_KINDS)}), not {target!r} ones"
+    if form != "explicit":
+        return "a resident form hides its state from the runner; export with --form explicit"
+    return None
+
+
 def batches(
     artifact: Artifact, checkpoint: Checkpoint, recipe: Recipe, tokens: Sequence[int], steps: int
 ) -> list[Batch]:
     """One batch per method and number of rows. UsageError for an artifact that ExecuTorch's runner cannot execute."""
     manifest = artifact.manifest
-    if manifest.target not in _KINDS:
-        raise UsageError(f"run-on-device runs ExecuTorch artifacts ({', '.join(_KINDS)}), not {manifest.target!r} ones")
-    if manifest.form != "explicit":
-        raise UsageError("a resident form hides its state from the runner; export with --form explicit")
+    if (reason := refusal(manifest.target, manifest.form)) is not None:
+        raise UsageError(reason)
     decoder = quantized_model(artifact, checkpoint)
     with torch.no_grad():
         return _KINDS[manifest.target](artifact, decoder, recipe, tokens, steps)

@@ -24,6 +24,7 @@ _PURPOSES = {
     "torchvision": "pictures for LFM2-VL",
     "psutil": "bench",
     "matplotlib": "bench --plot",
+    "ray": "matrix --ray",
     "llama-cpp-python": "bench --vs FILE.gguf",
 }
 

@@ -16,27 +16,28 @@ def parity_junit(report: ParityReport) -> str:
 
     document = JUnitXml("lfm2-export parity")
     for runtime in report.runtimes:
-        suite = TestSuite(_text(f"{report.artifact}: {runtime.runtime}"))
-        suite.add_property("recipe", _text(report.recipe))
+        suite = TestSuite(text(f"{report.artifact}: {runtime.runtime}"))
+        suite.add_property("recipe", text(report.recipe))
         suite.add_property("effort", report.effort)
         for name, version in report.versions.items():
-            suite.add_property(_text(name), _text(version))
+            suite.add_property(text(name), text(version))
         for gate in runtime.gates:
-            case = TestCase(_text(gate.name), classname=_text(f"{report.artifact}.{runtime.runtime}"))
+            case = TestCase(text(gate.name), classname=text(f"{report.artifact}.{runtime.runtime}"))
             if gate.status == "skipped":
-                case.result = [Skipped(_text(gate.reason or "not measured"))]
+                case.result = [Skipped(text(gate.reason or "not measured"))]
             elif gate.status == "fail":
                 why = f"measured {gate.value}, the limit is {gate.limit}"
-                case.result = [Failure(_text(f"{why}: {gate.reason}" if gate.reason else why))]
+                case.result = [Failure(text(f"{why}: {gate.reason}" if gate.reason else why))]
             suite.add_testcase(case)
         if not runtime.gates:
-            case = TestCase("runtime", classname=_text(f"{report.artifact}.{runtime.runtime}"))
-            case.result = [Skipped(_text(runtime.reason or "no gate was judged"))]
+            case = TestCase("runtime", classname=text(f"{report.artifact}.{runtime.runtime}"))
+            case.result = [Skipped(text(runtime.reason or "no gate was judged"))]
             suite.add_testcase(case)
         document.add_testsuite(suite)
     document.update_statistics()
     return str(document.tostring().decode("utf-8")) + "\n"
 
 
-def _text(value: str) -> str:
+def text(value: str) -> str:
+    """Return the text without what XML cannot hold."""
     return _FORBIDDEN.sub("�", value)

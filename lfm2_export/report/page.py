@@ -23,21 +23,21 @@ _MARKS = {"pass": "✅ pass", "fail": "❌ FAIL", "skipped": "⚪ skipped"}
 def parity_html(report: ParityReport, bench: BenchReport | None = None) -> str:
     """The whole report as a page. Needs matplotlib."""
     charts = [(runtime, list(_charts(runtime))) for runtime in report.runtimes]
-    speeds = list(_speed_charts(bench)) if bench else []
-    template = _environment(autoescape=True).get_template("parity.html.jinja")
+    speeds = list(speed_charts(bench)) if bench else []
+    template = templates(autoescape=True).get_template("parity.html.jinja")
     return template.render(r=report, charts=charts, bench=bench, speeds=speeds)
 
 
 def parity_markdown(report: ParityReport, bench: BenchReport | None = None) -> str:
     """Return the Markdown that fits under a pull request."""
-    return _environment(autoescape=False).get_template("parity.md.jinja").render(r=report, bench=bench)
+    return templates(autoescape=False).get_template("parity.md.jinja").render(r=report, bench=bench)
 
 
 def comparison(found: Comparison, suffix: str) -> str:
     """Return two sides in one of the formats `COMPARISONS`."""
     if suffix == ".json":
         return found.model_dump_json(indent=2) + "\n"
-    return _environment(autoescape=suffix == ".html").get_template(f"compare{suffix}.jinja").render(c=found)
+    return templates(autoescape=suffix == ".html").get_template(f"compare{suffix}.jinja").render(c=found)
 
 
 def _charts(runtime: RuntimeReport) -> Iterator[tuple[str, str, Markup]]:
@@ -62,8 +62,8 @@ def _charts(runtime: RuntimeReport) -> Iterator[tuple[str, str, Markup]]:
         yield "Drift of the state", told, Markup(charts.state_drift(drift))
 
 
-def _speed_charts(bench: BenchReport) -> Iterator[tuple[str, str, Markup]]:
-    """(title, what it tells, drawing)."""
+def speed_charts(bench: BenchReport) -> Iterator[tuple[str, str, Markup]]:
+    """Yield (title, what it tells, drawing). Needs matplotlib."""
     from lfm2_export.plots import page_charts as charts
 
     decode = [(contender.name, contender.decode) for contender in bench.contenders]
@@ -77,7 +77,8 @@ def _speed_charts(bench: BenchReport) -> Iterator[tuple[str, str, Markup]]:
             yield title, told, Markup(charts.speed(speeds, f"{title} by {x.partition(' ')[0]}", x))
 
 
-def _environment(autoescape: bool) -> Environment:
+def templates(autoescape: bool) -> Environment:
+    """Return the engine of every page, with what figures and names are written by."""
     environment = Environment(
         loader=PackageLoader("lfm2_export.report"),
         autoescape=autoescape,
