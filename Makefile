@@ -8,7 +8,7 @@ PYTHON := $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 endif
 BIN := .venv/bin
 
-.PHONY: demo test docs pictures faults lint nano runner bench clean
+.PHONY: demo test docs pictures faults lint nano runner bench true-size clean
 
 demo: .venv/installed  ## export nano to a .pte and to ONNX, prove both, chat with both
 	$(BIN)/lfm2-export export nano --recipe xnnpack-int8 --output out/demo-xnnpack --force
@@ -43,6 +43,9 @@ runner: .venv/installed-runner  ## lfm2_runner in C++, for this machine and for 
 bench: .venv/installed-bench  ## 350M beside llama.cpp, ExecuTorch's own export, genai's and eager: hours; see benchmarks/
 	$(BIN)/python -m benchmarks.cpu --target xnnpack --size 350m
 	$(BIN)/python -m benchmarks.cpu --target onnx --size 350m
+
+true-size: .venv/installed-test  ## 350M, random weights: every main recipe exported and proven, beside its peers, on one page: an hour
+	$(BIN)/python -m benchmarks.true_size
 
 # --without-pip: Debian's python3 has venv but not ensurepip, which is a package of its own
 .venv/bin/python:
