@@ -11,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lfm2_export import extras
-from lfm2_export.errors import ImageError, Lfm2ExportError, MissingDependencyError
+from lfm2_export.checkpoint.processor_keys import Lfm2VlProcessorKeys
+from lfm2_export.errors import CheckpointError, ImageError, Lfm2ExportError, MissingDependencyError
+from lfm2_export.images.lfm2_vl import Lfm2VlPictures
 from lfm2_export.images.opening import open_image
 
 RED, BLUE = (220, 30, 35), (35, 70, 215)
@@ -164,3 +167,29 @@ def test_without_pillow_the_extra_is_named(write, monkeypatch):
     with pytest.raises(MissingDependencyError, match=r"pip install 'lfm2-export\[vision\]'"):
         open_image(write(GOOD["png"]))
     assert issubclass(MissingDependencyError, Lfm2ExportError)
+
+
+class Miscounting:
+    """A processor that makes four patches, and text for so many image tokens."""
+
+    def __init__(self, tokens: int, masked: int = 4) -> None:
+        self.tokens, self.masked = tokens, masked
+
+    def image_processor(self, images: list[Image.Image], **_: object) -> dict[str, torch.Tensor]:
+        mask = torch.tensor([[1] * self.masked + [0] * (4 - self.masked)])
+        shapes = torch.tensor([[2, 2]])
+        return {"pixel_values": torch.zeros(1, 4, 768), "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+    def replace_image_token(self, found: object, **_: object) -> str:
+        return "<image>" * self.tokens
+
+
+def test_image_tokens_must_be_as_many_as_the_patches_make():
+    processor = object.__new__(Lfm2VlPictures)
+    processor._keys = Lfm2VlProcessorKeys()
+    processor._processor = Miscounting(tokens=1)
+    assert processor._prepared([striped()]).texts == ("<image>",)
+    for wrong in (Miscounting(tokens=2), Miscounting(tokens=0), Miscounting(tokens=1, masked=3)):
+        processor._processor = wrong
+        with pytest.raises(CheckpointError, match=r"made 4 patches and \d image tokens, unlike in number"):
+            processor._prepared([striped()])
