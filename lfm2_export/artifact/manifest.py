@@ -119,7 +119,10 @@ class Source(_Strict):
 
 
 class GateResult(_Strict):
-    """One gate: a measured value against the recipe's limit, or the reason it was not measured."""
+    """One gate: a measured value against its limit, or the reason it was not measured.
+
+    The limit is the recipe's unless a reason beside the verdict says otherwise.
+    """
 
     name: str
     runtime: str

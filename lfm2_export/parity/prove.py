@@ -115,7 +115,7 @@ def _prove(
     _state_laws(subject, work, opened, counted, other, tolerances)
     accuracy, cache = question_2(subject, work, fp32, opened, counted, references)
     for report in opened:
-        judge(report, gates_of(subject.recipe, report.runtime), accuracy, checkpoint.random_weights)
+        judge(report, gates_of(subject.recipe, report.runtime), accuracy, checkpoint.random_weights, effort)
     if stock_runner.runs(artifact.manifest):
         reports.append(stock_runner.prove(artifact, subject.tokenizer, unpack(_quantized(subject)), progress))
     manifest = artifact.manifest

@@ -10,6 +10,7 @@ from lfm2_export.artifact.manifest import Delegation, Extent, GateResult
 from lfm2_export.evaluate.metrics import QuantizationLoss
 from lfm2_export.parity.cache import CacheFigures
 from lfm2_export.parity.detail import Details
+from lfm2_export.parity.effort import Effort
 from lfm2_export.parity.images import ImageFigures
 from lfm2_export.parity.laws import LawResult
 from lfm2_export.parity.lowering import (
@@ -21,6 +22,7 @@ from lfm2_export.parity.lowering import (
     noise_rules,
 )
 from lfm2_export.parity.pictures import PictureCases
+from lfm2_export.parity.sampling import Limit, least_share, most_mean
 from lfm2_export.parity.trace_result import Trace
 from lfm2_export.recipes import Gates
 from lfm2_export.runtimes.session import Check
@@ -109,8 +111,18 @@ class ParityReport(BaseModel):
         return proven and not any(runtime.status == "fail" for runtime in self.runtimes)
 
 
-def judge(report: RuntimeReport, gates: Gates, reference: dict[str, float] | None, random_weights: bool) -> None:
-    """Fill in the runtime's gates and status from its figures."""
+def judge(
+    report: RuntimeReport,
+    gates: Gates,
+    reference: dict[str, float] | None,
+    random_weights: bool,
+    effort: Effort | None = None,
+) -> None:
+    """Fill in the runtime's gates and status from its figures; a quick `effort` widens the limits of quality by chance.
+
+    See `sampling.py`.
+    """
+    sampled = effort if effort is not None and effort.name == "quick" else None
     judged = Judged(report.runtime)
     for check in report.checks:
         judged.at_most(check.name, check.error, check.limit, check.reason)
@@ -138,12 +150,17 @@ def judge(report: RuntimeReport, gates: Gates, reference: dict[str, float] | Non
     for law in report.laws:
         judged.at_most(f"law: {law.name}", law.error, law.limit, law.reason)
     if report.quality is not None:
-        judged.at_most("quality: mean KLD", report.quality.mean_kld, gates.quality.mean_kld, meaningless)
-        judged.at_least("quality: top-1", report.quality.top1, gates.quality.top1, meaningless)
+        kld, top1 = Limit(gates.quality.mean_kld), Limit(gates.quality.top1)
+        if sampled:
+            kld, top1 = most_mean(kld.value, report.quality), least_share(top1.value, report.quality.tokens)
+        judged.at_most("quality: mean KLD", report.quality.mean_kld, kld, meaningless)
+        judged.at_least("quality: top-1", report.quality.top1, top1, meaningless)
     if report.images is not None:
         judged.at_most("quality: image part's KLD", report.images.kld, gates.quality.vision_kld, meaningless)
     if report.task_accuracy is not None and reference is not None:
-        floor = reference["all"] - gates.quality.task_drop
+        floor = Limit(reference["all"] - gates.quality.task_drop)
+        if sampled:
+            floor = least_share(floor.value, sampled.questions)
         judged.at_least("quality: task accuracy", report.task_accuracy["all"], floor)
     report.gates = judged.results
     report.status = judged.status
@@ -156,25 +173,26 @@ class Judged:
         self.runtime = runtime
         self.results: list[GateResult] = []
 
-    def at_most(self, name: str, value: float | None, limit: float, reason: str | None = None) -> None:
-        self._add(name, value, limit, value is not None and value <= limit, reason)
+    def at_most(self, name: str, value: float | None, limit: float | Limit, reason: str | None = None) -> None:
+        held = limit if isinstance(limit, Limit) else Limit(limit)
+        self._add(name, value, held, value is not None and value <= held.value, reason)
 
-    def at_least(self, name: str, value: float | None, limit: float, reason: str | None = None) -> None:
-        self._add(name, value, limit, value is not None and value >= limit, reason)
+    def at_least(self, name: str, value: float | None, limit: float | Limit, reason: str | None = None) -> None:
+        held = limit if isinstance(limit, Limit) else Limit(limit)
+        self._add(name, value, held, value is not None and value >= held.value, reason)
 
     @property
     def status(self) -> str:
         statuses = {gate.status for gate in self.results}
         return "fail" if "fail" in statuses else "pass" if "pass" in statuses else "skipped"
 
-    def _add(self, name: str, value: float | None, limit: float, passed: bool, reason: str | None) -> None:
+    def _add(self, name: str, value: float | None, limit: Limit, passed: bool, reason: str | None) -> None:
         if reason is None and value is None:
             raise ValueError(f"gate {name!r} has neither a value nor a reason")
         status: Literal["pass", "fail", "skipped"]
         status = "skipped" if reason is not None else "pass" if passed else "fail"
         shown = None if value is None or value != value else float(f"{value:.3g}")
-        if value is not None and value != value:
-            reason = reason or "the figure is not a number"
+        reason = reason or ("the figure is not a number" if value is not None and value != value else limit.reason)
         self.results.append(
-            GateResult(name=name, runtime=self.runtime, status=status, value=shown, limit=limit, reason=reason)
+            GateResult(name=name, runtime=self.runtime, status=status, value=shown, limit=limit.value, reason=reason)
         )
