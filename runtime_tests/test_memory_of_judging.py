@@ -58,6 +58,24 @@ ArtifactLM(session, None)._loglikelihood_tokens([(None, list(ids[:1]), list(ids[
 """
 
 
+COMPARE = """
+from lfm2_export.parity.detail import Details, TokenDivergence
+from lfm2_export.parity.report import ParityReport, RuntimeReport
+from lfm2_export.report import outputs
+from lfm2_export.report.compare import compare
+details = Details(tokens=TokenDivergence(kld=[0.001] * count, position=list(range(count))))
+manifest = artifact.manifest
+report = ParityReport(
+    artifact="made", recipe="xnnpack-int4", source="narrow", weights_sha256=manifest.source.weights_sha256,
+    random_weights=True, text="random ids", size_bytes=1, versions=manifest.versions,
+    runtimes=[RuntimeReport(runtime="executorch", details=details)],
+)
+written = [folder.with_name(f"{count}-compared.{kind}") for kind in ("json", "html")]
+outputs.write(report, written)
+assert compare(folder, written[0]).rows
+"""
+
+
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """An artifact with the true vocabulary and little else, and its checkpoint."""
@@ -90,11 +108,13 @@ def _peak(work: str, folder: Path, checkpoint: Path, tokens: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
-@pytest.mark.parametrize("work", ["proof and reports", "tune", "score"])
+@pytest.mark.parametrize("work", ["proof and reports", "tune", "score", "compare and its page"])
 def test_the_peak_does_not_depend_on_the_amount_of_text(work: str, narrow: tuple[Path, Path]) -> None:
     if work == "score":
         pytest.importorskip("lm_eval")
-    program = {"proof and reports": PROOF, "tune": TUNE, "score": SCORE}[work]
+    if "page" in work:
+        pytest.importorskip("matplotlib")
+    program = {"proof and reports": PROOF, "tune": TUNE, "score": SCORE, "compare and its page": COMPARE}[work]
     few, tries = _peak(program, *narrow, 500), list[int]()
     while len(tries) < TRIES and (not tries or min(tries) >= 1.05 * few):
         tries.append(_peak(program, *narrow, 4000))

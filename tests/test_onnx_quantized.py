@@ -17,7 +17,8 @@ from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQua
 from lfm2_export.quantize.apply import BlockActivationLinear, install, quantize
 from lfm2_export.quantize.grid import grid_of, searched_scales
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
-from lfm2_export.runtimes.onnxruntime import RUNTIME
+from lfm2_export.runtimes._float_activations import in_float
+from lfm2_export.runtimes.onnxruntime import RUNTIME, OnnxRuntimeSession
 from lfm2_export.targets import onnx_graph
 from lfm2_export.targets.onnx.weights import linear, pack
 
@@ -45,6 +46,22 @@ class TestQuantized:
         made = lower(quantize(random_decoder(), recipe(name).quantization), recipe(name), tmp_path)
         unrounded = RUNTIME.weights_session(tmp_path, made)
         assert worst(unrounded, weight_only(name), [1, 2, 9, 1, 4]) < FP32_ERROR
+
+    @pytest.mark.parametrize("name", ["onnx-int8", "onnx-int4-mixed"])
+    def test_int8_matrices_turned_to_fp32_once_are_what_the_kernel_makes_of_them_in_every_call(
+        self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = lower(quantize(random_decoder(), recipe(name).quantization), recipe(name), tmp_path)
+        once = RUNTIME.weights_session(tmp_path, made)
+        monkeypatch.setattr(OnnxRuntimeSession, "_turns_int8_in_every_call", False)
+        in_every_call = RUNTIME.weights_session(tmp_path, made)
+        assert worst(once, in_every_call, [1, 2, 9, 1, 4]) < FP32_ERROR
+        path = model_file(tmp_path)
+        for turned in (True, False):
+            with in_float(path, turned) as file:
+                products = [node for node in onnx.load(file).graph.node if node.op_type == "MatMulNBits"]
+                bits = {attribute.i for node in products for attribute in node.attribute if attribute.name == "bits"}
+            assert (8 in bits) is not turned
 
     @pytest.mark.parametrize("group", [16, 32, 64, 128])
     @pytest.mark.parametrize("bits", [4, 8])

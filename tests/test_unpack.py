@@ -4,16 +4,42 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from torchao.quantization import IntxUnpackedToInt8Tensor
 
 from lfm2_export import recipes
 from lfm2_export.graph.matrices import matrices
 from lfm2_export.model.load import open_checkpoint
-from lfm2_export.quantize.apply import load_quantized, quantized_weight
-from lfm2_export.quantize.unpack import unpack, without_rounding
+from lfm2_export.quantize.apply import install, load_quantized, quantized_weight
+from lfm2_export.quantize.grid import grid_of, searched_scales
+from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
+from lfm2_export.quantize.unpack import _plain, unpack, without_rounding
 from lfm2_export.runtimes.eager import EagerSession
 
 WINDOW = 64
 TOKENS = [1 + 7 * i % 900 for i in range(24)]
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (8, None), (8, 128)])
+def test_weights_are_rounded_and_turned_back_as_torchao_does_to_the_bit(bits: int, group: int | None) -> None:
+    scheme = WeightScheme(bits=bits, group=group, scale="bfloat16")
+    weight = torch.randn(700, 256, generator=torch.Generator().manual_seed(bits))
+    scales = searched_scales(weight, grid_of(scheme), steps=0)
+    weight[::2] = (weight[::2] / scales[::2].repeat_interleave(256 // scales.shape[1], 1)).round() + 0.5  # ties
+    weight[::2] *= scales[::2].repeat_interleave(256 // scales.shape[1], 1)
+    decoder = nn.ModuleDict({"matrix": nn.Linear(256, 700, bias=False)})
+    install(decoder, "matrix", QuantizationRule(match="*", weight=scheme), weight, scales)
+    expected = IntxUnpackedToInt8Tensor.from_hp(
+        weight,
+        (1, 256 // scales.shape[1]),
+        {4: torch.int4, 8: torch.int8}[bits],
+        intx_choose_qparams_algorithm=None,
+        custom_scale=scales,
+        custom_zero_point=torch.zeros_like(scales, dtype=torch.int8),
+    )
+    assert torch.equal(decoder["matrix"].weight.qdata, expected.qdata)
+    assert torch.equal(_plain(decoder["matrix"]), expected.dequantize())
 
 
 @pytest.mark.parametrize("name", ["xnnpack-int4-mixed", "xnnpack-fp16", "xnnpack-fp32", "onnx-int8"])

@@ -98,9 +98,9 @@ def compare(
     )
 
 
-def distance(session: Session, truth: Truth, cases: Sequence[Case], drafts: bool = False) -> Distance:
-    """Return how far a session is from the truth over these cases, long runs of single steps read as `drafts`."""
-    ours = [answer(session, case, drafts) for case in cases]
+def distance(session: Session, truth: Truth, cases: Sequence[Case]) -> Distance:
+    """Return how far a session is from the truth over these cases."""
+    ours = [answer(session, case) for case in cases]
     return distance_of(cases, ours, [truth.answer(case) for case in cases])
 
 

@@ -63,37 +63,39 @@ class Passage:
 
 @torch.inference_mode()
 def passages(
-    decoder: Decoder, sequences: Sequence[Tokens], disturbances: Sequence[Tensor | None] = (), half: bool = False
+    decoder: Decoder, sequences: Sequence[Tokens], disturbances: Sequence[Tensor] = (), half: bool = False
 ) -> list[Passage]:
-    """Send sequences through the model, all in one call.
+    """Send sequences through the model, all of a length in one call: padding costs what other rows do.
 
     A disturbance `[T, H]` is what a sequence's embedded tokens are multiplied by. `half`: see `_computed`.
     """
+    found: dict[int, Passage] = {}
+    for length in sorted(set(map(len, sequences))):
+        places = [place for place, each in enumerate(sequences) if len(each) == length]
+        factors = torch.stack([disturbances[place] for place in places]) if disturbances else None
+        together = _side_by_side(decoder, [sequences[place] for place in places], factors, half)
+        found |= zip(places, together, strict=True)
+    return [found[place] for place in range(len(sequences))]
+
+
+def _side_by_side(decoder: Decoder, sequences: Sequence[Tokens], factors: Tensor | None, half: bool) -> list[Passage]:
+    """The passages of sequences of one length, in one call; factors `[sequences, T, H]`."""
     network = trace(decoder.config, padded=True)
-    longest, device = max(map(len, sequences)), decoder.device
-    tokens = torch.tensor([[*each, *[0] * (longest - len(each))] for each in sequences], device=device)
-    lengths = torch.tensor([len(each) for each in sequences], device=device)
+    tokens = torch.tensor(sequences, device=decoder.device)
     embedded = decoder.embed_tokens(tokens)
-    for row, disturbance in enumerate(disturbances):
-        if disturbance is not None:
-            embedded[row, : len(disturbance)] *= disturbance.to(device)
-    state = empty_state(decoder.config, 1, len(sequences), device=device)
+    if factors is not None:
+        embedded = embedded * factors.to(decoder.device)
+    position = torch.zeros(len(tokens), dtype=torch.long, device=decoder.device)
+    state = empty_state(decoder.config, 1, len(tokens), device=decoder.device)
     given = {STATE + name: tensor for name, tensor in state.items()}
-    given |= {TOKENS: tokens, POSITION: torch.zeros_like(lengths), LENGTH: lengths, _lookup(network): embedded}
+    given |= {TOKENS: tokens, POSITION: position, LENGTH: position + tokens.shape[1], _lookup(network): embedded}
     (hidden,) = (step.inputs[0] for step in network.of_kind("last_valid"))
     sources = {name: _column_source(network, name) for name in network.state}
     found = _computed(network, decoder, given, [hidden, *sources.values()], half)
     columns = {name: found[value].cpu() for name, value in sources.items()}
     return [
-        Passage(
-            decoder,
-            found[hidden][row, :length],
-            {
-                name: columns[name][row, :, :length] if is_cache(name) else columns[name][row, :length]
-                for name in columns
-            },
-        )
-        for row, length in enumerate(lengths.tolist())
+        Passage(decoder, found[hidden][row], {name: each[row] for name, each in columns.items()})
+        for row in range(len(tokens))
     ]
 
 

@@ -31,9 +31,10 @@ from lfm2_export.parity.reference import quantized_model, reference_version
 from lfm2_export.parity.report import ParityReport, RuntimeReport, judge
 from lfm2_export.parity.reproduce import commands
 from lfm2_export.parity.subject import Subject
+from lfm2_export.parity.weights_alone import unrounded_answers, weights_alone
 from lfm2_export.parity.work import Work
 from lfm2_export.progress import Progress, silent
-from lfm2_export.quantize.freed_memory import SMALL, return_at_once
+from lfm2_export.quantize.freed_memory import SMALL, return_at_once, used_again
 from lfm2_export.quantize.unpack import unpack
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
@@ -100,8 +101,8 @@ def _prove(
         ahead.reclaim()
     seen = _seen(subject)
     subject.progress("the quantized model", work.loading())
-    decoder = _quantized(subject)
     with _reading(subject, ahead) as reading:
+        decoder = _quantized(subject)
         model = lowered_from(subject, work, decoder)
         subject.progress("fp32: layer by layer over all tokens", work.fp32())
         fp32 = reading.result(partial(subject.progress.advance, work.layer()))
@@ -110,8 +111,11 @@ def _prove(
     tolerances = question_1(subject, work, model, opened, cases, counted, references)
     if seen:
         _images(subject, seen, decoder, opened, counted, tolerances)
-    other = model.other
+    expected = unrounded_answers(subject, work, model, opened, cases)
+    stored, other = model.stored, model.other
     del model, decoder
+    return_at_once(SMALL)
+    weights_alone(subject, stored, opened, cases, expected)
     _state_laws(subject, work, opened, counted, other, tolerances)
     accuracy, cache = question_2(subject, work, fp32, opened, counted, references)
     for report in opened:
@@ -254,5 +258,6 @@ def _state_laws(
         session, tolerance = sessions[report.runtime], tolerances[report.runtime]
         tokens, before = subject.spoken, subject.before_spoken
         context = LawContext(session, subject.config, tokens, tolerance, other, subject.effort.whole, before)
-        report.laws = list(state_laws(context))
+        with used_again():
+            report.laws = list(state_laws(context))
         session.rest()

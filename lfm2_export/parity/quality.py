@@ -19,6 +19,7 @@ from lfm2_export.parity.fp32 import narrow_cache
 from lfm2_export.parity.report import RuntimeReport
 from lfm2_export.parity.subject import Subject
 from lfm2_export.parity.work import Work
+from lfm2_export.quantize.freed_memory import used_again
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
@@ -45,7 +46,8 @@ def question_2(
         report.quality_of = asked.runtime
         subject.progress(f"{asked.runtime}: against fp32 on {subject.text.kind}", work.quality(report.runtime))
         sessions[report.runtime].rest()
-        rows = _rows(subject, work, asked, exact, None if report.runtime in references else report.runtime)
+        with used_again():
+            rows = _rows(subject, work, asked, exact, None if report.runtime in references else report.runtime)
         report.quality = summary(rows)
         if report.details is not None:
             report.details.tokens = details.token_divergence(rows, subject.text.sequences)

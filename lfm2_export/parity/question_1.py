@@ -12,7 +12,6 @@ from lfm2_export.parity import detail as details
 from lfm2_export.parity.cases import Case, lowering_cases
 from lfm2_export.parity.counted import Counted
 from lfm2_export.parity.detail import Detail, Details
-from lfm2_export.parity.effort import LEFT_OUT
 from lfm2_export.parity.laws import OtherForm
 from lfm2_export.parity.lowering import (
     TwinFigures,
@@ -31,7 +30,6 @@ from lfm2_export.parity.truth import EagerTruth, SessionTruth, Truth
 from lfm2_export.parity.work import Work
 from lfm2_export.quantize.freed_memory import return_at_once
 from lfm2_export.quantize.scheme import has_integers
-from lfm2_export.quantize.unpack import without_rounding
 from lfm2_export.recipes import Gates, Recipe
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
@@ -72,7 +70,7 @@ def question_1(
 
     Returns the error allowed to each runtime.
     """
-    decoder, eager, stored, _ = model
+    decoder, eager, *_ = model
     tolerances: dict[str, float] = {}
     prompts = [tokens[: min(32, subject.window - 1)] for tokens in subject.text.sequences[: subject.effort.prompts]]
     everything = [case for cases in cases_of.values() for case in cases]
@@ -102,11 +100,6 @@ def question_1(
             if subject.detail is not None:
                 report.details = _details(subject, work, subject.detail, session, own or eager)
             session.rest()
-    del eager, common, truth
-    for report in reports if subject.rounds else ():
-        report.weights_error = stored
-    if subject.rounds and stored is None:
-        _run_weights_alone(subject, work, without_rounding(decoder), reports)
     return tolerances
 
 
@@ -138,23 +131,6 @@ def _twin(subject: Subject, report: RuntimeReport, session: Session, cases: Sequ
     found = distance(session, truth, cases[:1])
     step = median_step(session, truth, cases[0].tokens[:TWIN_STEPS])
     return TwinFigures(twin.runtime, found.max_error, found.rms_error, step)
-
-
-def _run_weights_alone(subject: Subject, work: Work, decoder: Decoder, reports: list[RuntimeReport]) -> None:
-    """The same files with activations and KV cache in fp32, where a runtime can: rounding hides no small fault."""
-    for report in reports:
-        if not subject.effort.whole:
-            report.weights_reason = LEFT_OUT
-            continue
-        session = runtimes.find(report.runtime).weights_session(subject.artifact.folder, subject.artifact.manifest)
-        if session is None:
-            report.weights_reason = "this runtime cannot leave the activations in float"
-            continue
-        what = f"{report.runtime}: the stored weights, with activations in float"
-        subject.progress(what, work.weights_alone(report.runtime))
-        cases = cases_for(subject, session)
-        truth = EagerTruth(decoder, subject.window, cases)
-        report.weights_error = distance(session, truth, cases, drafts=True).max_error
 
 
 def _details(subject: Subject, work: Work, wanted: Detail, session: Session, truth: Session) -> Details:

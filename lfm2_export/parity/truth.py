@@ -103,7 +103,8 @@ class EagerTruth(Truth):
         """
         self.decoder, self.window, self.half = decoder, window, half
         self.runtime = eager_on(decoder.device)
-        self._cases = tuple(cases)
+        self._cases = tuple(dict.fromkeys(cases))
+        self._replies: dict[tuple[tuple[Tokens, ...], int], list[Continuation]] = {}
 
     @cached_property
     def _known(self) -> dict[Tokens, Passage]:
@@ -131,9 +132,21 @@ class EagerTruth(Truth):
 
         For a graph in fp16 every value on the way is rounded as there, too.
         """
+        self._ways |= self._disturbed([case for case in cases if case not in self._ways])
+        return [_read(self._ways[case], case) for case in cases]
+
+    @cached_property
+    def _ways(self) -> dict[Case, Passage]:
+        """The disturbed passages, of all cases known beforehand."""
+        return self._disturbed(self._cases)
+
+    def _disturbed(self, cases: Sequence[Case]) -> dict[Case, Passage]:
+        if not cases:
+            return {}
         factors = [_disturbance(case, self._width) for case in cases]
-        ways = passages(self.decoder, [case.tokens for case in cases], factors, self.half)
-        return [_read(way, case) for way, case in zip(ways, cases, strict=True)]
+        return dict(
+            zip(cases, passages(self.decoder, [case.tokens for case in cases], factors, self.half), strict=True)
+        )
 
     @property
     def _width(self) -> int:
@@ -157,9 +170,15 @@ class EagerTruth(Truth):
         factors = [_factors(1, self._width, position) for position in range(len(tokens))]
         yield from steps_from(self.decoder, tokens, before, factors, self.half)
 
-    @torch.inference_mode()
     def continuations(self, prompts: Sequence[Tokens], limit: int) -> list[Continuation]:
-        """Reply to all prompts side by side."""
+        """Reply to all prompts side by side, once however often it is asked."""
+        asked = (tuple(prompts), limit)
+        if asked not in self._replies:
+            self._replies[asked] = self._continuations(prompts, limit)
+        return self._replies[asked]
+
+    @torch.inference_mode()
+    def _continuations(self, prompts: Sequence[Tokens], limit: int) -> list[Continuation]:
         rows, longest, device = len(prompts), max(map(len, prompts)), self.decoder.device
         state = empty_state(self.decoder.config, min(self.window, longest + limit), rows, device=device)
         tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)

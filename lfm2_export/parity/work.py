@@ -16,7 +16,6 @@ from lfm2_export.parity.cases import Case
 from lfm2_export.parity.other_form import none_because
 from lfm2_export.parity.subject import Subject
 from lfm2_export.quantize.size import model_bytes
-from lfm2_export.runtimes.runtime import Runtime
 
 _BYTES, _OPERATIONS = 10e9, 150e9  # a second
 _CALL = 5e-4  # of any call, however small the model
@@ -72,7 +71,7 @@ class Work:
 
     def weights_alone(self, runtime: str) -> float:
         """Return the work of the stored weights alone: the cases once more, where a runtime can."""
-        able = type(runtimes.find(runtime)).weights_session is not Runtime.weights_session
+        able = runtimes.find(runtime).judges_weights
         asked = able and self._subject.rounds and self._subject.effort.whole
         return self.lowering(runtime) / 2 if asked else 0.0
 

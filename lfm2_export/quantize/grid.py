@@ -57,10 +57,12 @@ def rows_at_once(weight: Tensor) -> int:
 def _searched(weight: Tensor, grid: Grid, steps: int, cost: Tensor) -> Tensor:
     groups = weight.unflatten(1, (-1, grid.group or weight.shape[1]))
     full = torch.maximum(groups.amax(-1) / grid.highest, groups.amin(-1) / grid.lowest).clamp_min(grid.smallest)
+    if steps == 0:
+        return grid.storable(full)
     cost = cost.view(groups.shape[1:])
     best, least = full, torch.full_like(full, torch.inf)
     for step in range(steps + 1):
-        scales = grid.storable((full * (1 - (1 - _TIGHTEST) * step / max(steps, 1))).clamp_min(grid.smallest))
+        scales = grid.storable((full * (1 - (1 - _TIGHTEST) * step / steps)).clamp_min(grid.smallest))
         rounded = (groups / scales.unsqueeze(-1)).round_().clamp_(grid.lowest, grid.highest).mul_(scales.unsqueeze(-1))
         error = rounded.sub_(groups).square_().mul_(cost).sum(-1)
         best, least = torch.where(error < least, scales, best), torch.minimum(error, least)

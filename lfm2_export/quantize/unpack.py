@@ -19,7 +19,7 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 from lfm2_export.graph.matrices import matrices
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.vision.encoder import VisionEncoder
-from lfm2_export.quantize.apply import BlockActivationLinear, HalfLinear, round_caches
+from lfm2_export.quantize.apply import BlockActivationLinear, HalfLinear, quantized_weight, round_caches
 from lfm2_export.quantize.grid import rows_at_once
 
 
@@ -46,7 +46,7 @@ def unpack(decoder: Decoder) -> Decoder:
     for path, _, _ in matrices(decoder.config):
         module = cast(nn.Linear, decoder.get_submodule(path))
         tied = shared and path == "lm_head"
-        plain = cast(nn.Parameter, table.weight) if tied else nn.Parameter(_plain(module.weight), requires_grad=False)
+        plain = cast(nn.Parameter, table.weight) if tied else nn.Parameter(_plain(module), requires_grad=False)
         _turn_back(decoder, path, module, plain)
     if shared:
         decoder.lm_head.weight = table.weight
@@ -58,7 +58,7 @@ def unpack_encoder(encoder: VisionEncoder) -> VisionEncoder:
     """Unpack a quantized image part likewise."""
     for path, module in list(encoder.named_modules()):
         if isinstance(module, nn.Linear | BlockActivationLinear | HalfLinear):
-            _turn_back(encoder, path, module, nn.Parameter(_plain(module.weight), requires_grad=False))
+            _turn_back(encoder, path, module, nn.Parameter(_plain(module), requires_grad=False))
     return encoder
 
 
@@ -89,14 +89,15 @@ def without_rounding(decoder: Decoder) -> Decoder:
     return round_caches(decoder, "float32")
 
 
-def _plain(weight: Tensor) -> Tensor:
-    """The weight in fp32; a grid some rows at a time, since turning it back takes several times its size."""
-    if not isinstance(weight, IntxUnpackedToInt8Tensor):
-        return weight.float()
-    plain = torch.empty(weight.shape)
-    rows = rows_at_once(weight)
-    for start in range(0, len(plain), rows):
-        plain[start : start + rows] = weight[start : start + rows].dequantize()
+def _plain(module: nn.Module) -> Tensor:
+    """The weight in fp32; a grid some rows at a time, which stay in the processor's cache."""
+    grid = quantized_weight(module)
+    if grid is None:
+        return cast(Tensor, module.weight).float()
+    plain, rows = torch.empty(grid.values.shape), rows_at_once(grid.values)
+    for to, values, scales in zip(plain.split(rows), grid.values.split(rows), grid.scales.split(rows), strict=True):
+        by_group = (scales.shape[1], grid.group)
+        torch.mul(values.float().unflatten(1, by_group), scales.unsqueeze(-1), out=to.unflatten(1, by_group))
     return plain
 
 

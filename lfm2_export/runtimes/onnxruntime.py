@@ -81,6 +81,7 @@ class OnnxRuntimeSession(Session):
     draft_cost = DraftCost(0, 0.23, 8, 0)  # of its int4 products, which gain less from further rows
     _providers: Sequence[str] = ("CPUExecutionProvider",)
     _verifies_here = True
+    _turns_int8_in_every_call = True  # to fp32, the whole matrix, where activations are in float: a second at 350M
 
     def __init__(
         self, folder: Path, manifest: Manifest, float_activations: bool = False, threads: int | None = None
@@ -97,7 +98,8 @@ class OnnxRuntimeSession(Session):
             path = folder / method.file
             check_graph(path, method, manifest)
             try:
-                with in_float(path) if float_activations else nullcontext(path) as file:
+                once = self._turns_int8_in_every_call
+                with in_float(path, once) if float_activations else nullcontext(path) as file:
                     return onnxruntime.InferenceSession(file, options, providers=list(self._providers))
             except Exception as error:  # onnxruntime's exceptions have no common base of their own
                 raise ArtifactError(f"{path}: onnxruntime {self.version} cannot load it: {one_line(error)}") from error

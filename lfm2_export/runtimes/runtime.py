@@ -66,6 +66,11 @@ class Runtime(ABC):
         compute on the CPU's threads has no use for it. Raises ArtifactError where the library refuses the files.
         """
 
+    @property
+    def judges_weights(self) -> bool:
+        """Whether there is a `weights_session`."""
+        return type(self).weights_session is not Runtime.weights_session
+
     def weights_session(self, folder: Path, manifest: Manifest) -> Session | None:
         """Load the same files with activations and KV cache in fp32, to judge the stored weights without rounding.
 

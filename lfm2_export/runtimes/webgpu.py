@@ -88,6 +88,7 @@ class WebGpuSession(DeviceSession):
     runtime = "webgpu"
     _providers = ()
     _device = "webgpu"
+    _turns_int8_in_every_call = False
 
     def __init__(
         self, folder: Path, manifest: Manifest, float_activations: bool = False, threads: int | None = None

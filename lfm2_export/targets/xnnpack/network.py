@@ -8,6 +8,7 @@ picking the last token. Batch 1 only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from executorch.exir.delegate import executorch_call_delegate
@@ -15,13 +16,13 @@ from executorch.exir.lowered_backend_module import LoweredBackendModule
 from torch import Tensor, nn
 
 from lfm2_export.graph.cut import Call, cut
-from lfm2_export.graph.steps import POSITION, STATE, TOKENS
+from lfm2_export.graph.steps import POSITION, STATE, TOKENS, Network, Step
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.state import State
 from lfm2_export.targets.xnnpack.border import native_shapes, ordered
 from lfm2_export.targets.xnnpack.delegate_graph import Extent
 from lfm2_export.targets.xnnpack.delegated import Place
-from lfm2_export.targets.xnnpack.payload import written
+from lfm2_export.targets.xnnpack.payload import Payload, written
 from lfm2_export.targets.xnnpack.table import Hosted, hosts, prepared
 from lfm2_export.targets.xnnpack.weights import Weights
 
@@ -44,21 +45,17 @@ class DelegatedNetwork(nn.Module):
         self.parts = nn.ModuleList()
         self.reads: list[tuple[str, ...]] = []  # part by part
         self.makes: list[tuple[str, ...]] = []
-        known = {TOKENS: Extent((1, limit), 1), POSITION: Extent((1,))}
-        known |= {STATE + name: Extent(shape) for name, shape in native_shapes(decoder.config, window=1).items()}
-        for part in ordered(network, cut(network, hosts())):
-            if isinstance(part, Call):
-                payload = written(part, decoder, known, weights, probed)
-                known |= payload.outputs
-                self.points += payload.points
-                self.operators += payload.operators
-                self._append(_DelegateCall(payload.lowered), part.inputs, (*payload.outputs, *payload.points))
-            else:
-                hosted, place = hosts()[part.kind], Place(decoder.get_submodule(part.path), part.arguments)
-                if hosted.extent is not None:
-                    known[part.output] = hosted.extent(place, known[part.inputs[0]])
+        for part in _parts(network, decoder, limit, weights, probed):
+            if isinstance(part, Step):
+                hosted, place = _hosted(part, decoder)
                 self._append(_HostStep(hosted, place), part.inputs, part.outputs)
-        payload.lowered._named_data_store_output = weights.output()  # one list for all calls
+            else:
+                call, payload = part
+                lowered = payload.lowered()
+                self.points += payload.points
+                self.operators += payload.graph.operators
+                self._append(_DelegateCall(lowered), call.inputs, (*payload.outputs, *payload.points))
+        lowered._named_data_store_output = weights.output()  # one list for all calls
 
     def _append(self, part: nn.Module, reads: tuple[str, ...], makes: tuple[str, ...]) -> None:
         self.parts.append(part)
@@ -80,6 +77,34 @@ class DelegatedNetwork(nn.Module):
         for part, reads, makes in zip(self.parts, self.reads, self.makes, strict=True):
             values |= dict(zip(makes, part(*[values[value] for value in reads]), strict=True))
         return values
+
+
+def pack(decoder: Decoder, limit: int, weights: Weights) -> None:
+    """Store the constants that such a network reads, without making it."""
+    for _ in _parts(prepared(decoder), decoder, limit, weights):
+        pass
+
+
+def _parts(
+    network: Network, decoder: Decoder, limit: int, weights: Weights, probed: bool = False
+) -> Iterator[Step | tuple[Call, Payload]]:
+    """Yield the steps that the method computes, and the delegate calls as they are written, in a method's order."""
+    known = {TOKENS: Extent((1, limit), 1), POSITION: Extent((1,))}
+    known |= {STATE + name: Extent(shape) for name, shape in native_shapes(decoder.config, window=1).items()}
+    for part in ordered(network, cut(network, hosts())):
+        if isinstance(part, Call):
+            payload = written(part, decoder, known, weights, probed)
+            known |= payload.outputs
+            yield part, payload
+        else:
+            hosted, place = _hosted(part, decoder)
+            if hosted.extent is not None:
+                known[part.output] = hosted.extent(place, known[part.inputs[0]])
+            yield part
+
+
+def _hosted(step: Step, decoder: Decoder) -> tuple[Hosted, Place]:
+    return hosts()[step.kind], Place(decoder.get_submodule(step.path), step.arguments)
 
 
 def forget_weights(module: nn.Module) -> None:

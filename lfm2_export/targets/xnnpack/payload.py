@@ -23,12 +23,15 @@ BACKEND = "XnnpackBackend"
 
 
 class Payload(NamedTuple):
-    """A delegate call ready to be placed in a traced module."""
+    """A delegate call, its weights in the store."""
 
-    lowered: LoweredBackendModule
+    graph: Graph
     outputs: dict[str, Extent]  # value that comes out → its extent, in order
     points: tuple[str, ...]  # what its further outputs show, of a probed call
-    operators: int
+
+    def lowered(self) -> LoweredBackendModule:
+        """Return the call ready to be placed in a traced module."""
+        return LoweredBackendModule(_ShapesAlone(self.graph), BACKEND, self.graph.serialize(), [])
 
 
 def written(call: Call, decoder: Decoder, known: Mapping[str, Extent], weights: Weights, probed: bool) -> Payload:
@@ -50,8 +53,7 @@ def written(call: Call, decoder: Decoder, known: Mapping[str, Extent], weights: 
     for value in call.outputs:
         graph.output(values[value])
     points = tuple(_probe(graph, call, values)) if probed else ()
-    lowered = LoweredBackendModule(_ShapesAlone(graph), BACKEND, graph.serialize(), [])
-    return Payload(lowered, {value: values[value] for value in call.outputs}, points, graph.operators)
+    return Payload(graph, {value: values[value] for value in call.outputs}, points)
 
 
 def _probe(graph: Graph, call: Call, values: Mapping[str, Value]) -> Iterator[str]:

@@ -34,7 +34,7 @@ from lfm2_export.targets.xnnpack.capabilities import CAPABILITIES, MAX_TOKENS
 from lfm2_export.targets.xnnpack.delegation import delegation
 from lfm2_export.targets.xnnpack.in_place import drop_state_copies
 from lfm2_export.targets.xnnpack.methods import Method
-from lfm2_export.targets.xnnpack.network import DelegatedNetwork, forget_weights
+from lfm2_export.targets.xnnpack.network import forget_weights, pack
 from lfm2_export.targets.xnnpack.pte_file import intact_weights, tidy
 from lfm2_export.targets.xnnpack.single_token import branch_for_one
 from lfm2_export.targets.xnnpack.table import TABLE, prepared
@@ -76,8 +76,8 @@ class XnnpackTarget(Target):
         They are compared byte for byte.
         """
         weights = Weights()
-        with quiet(), torch.no_grad():
-            DelegatedNetwork(decoder, MAX_TOKENS, weights)
+        with torch.no_grad():
+            pack(decoder, MAX_TOKENS, weights)
         return len(weights.keys - intact_weights(folder / methods.FILE)) / len(weights.keys)
 
 
