@@ -1,5 +1,6 @@
 // The page: what is shown, and what is asked of the worker. Text is always set as text, never as markup.
 const LIMIT = 256; // tokens of a reply
+const LATER = ["runtime/transformers.mjs", "model/preprocessor_config.json"]; // read with the first picture
 const $ = (id) => document.getElementById(id);
 await keepFiles();
 const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
@@ -144,10 +145,10 @@ async function keepFiles() {
   }
 }
 
-/** What was loaded before the service worker saw it: the page itself. */
+/** What was loaded before the service worker saw it, the page itself; and what is loaded later. */
 async function keepPage(names) {
   if (!navigator.serviceWorker?.controller) return;
-  const small = names.filter((name) => !name.includes("/"));
+  const small = names.filter((name) => !name.includes("/") || LATER.includes(name));
   await Promise.allSettled([...small, location.href].map((name) => fetch(name)));
   const { port1, port2 } = new MessageChannel();
   await new Promise((kept) => {
