@@ -14,7 +14,7 @@ from lfm2_export.model.load import open_checkpoint
 from lfm2_export.quantize.apply import install, load_quantized, quantized_weight
 from lfm2_export.quantize.grid import grid_of, searched_scales
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
-from lfm2_export.quantize.unpack import _plain, unpack, without_rounding
+from lfm2_export.quantize.unpack import ROOM, plain, unpack, without_rounding
 from lfm2_export.runtimes.eager import EagerSession
 
 WINDOW = 64
@@ -39,15 +39,18 @@ def test_weights_are_rounded_and_turned_back_as_torchao_does_to_the_bit(bits: in
         custom_zero_point=torch.zeros_like(scales, dtype=torch.int8),
     )
     assert torch.equal(decoder["matrix"].weight.qdata, expected.qdata)
-    assert torch.equal(_plain(decoder["matrix"]), expected.dequantize())
+    grid = quantized_weight(decoder["matrix"])
+    assert grid is not None
+    assert torch.equal(plain(grid.values, grid.scales, grid.group), expected.dequantize())
 
 
 @pytest.mark.parametrize("name", ["xnnpack-int4-mixed", "xnnpack-fp16", "xnnpack-fp32", "onnx-int8"])
-def test_an_unpacked_decoder_computes_the_same_bits(name):
+@pytest.mark.parametrize("room", [ROOM, 2_000_000, 0])  # nano's matrices are 5.5 MB of fp32
+def test_an_unpacked_decoder_computes_the_same_bits_however_much_of_it_is_fp32(name, room):
     recipe = recipes.load(name)
     nano = open_checkpoint("nano")
     packed, unpacked = (load_quantized(nano, recipe.quantization, recipe.cache) for _ in range(2))
-    sessions = [EagerSession(decoder, WINDOW) for decoder in (packed, unpack(unpacked))]
+    sessions = [EagerSession(decoder, WINDOW) for decoder in (packed, unpack(unpacked, room))]
     for chunk in (TOKENS[:20], TOKENS[20:21], TOKENS[21:]):
         ours, theirs = (session.prefill(chunk) for session in sessions)
         np.testing.assert_array_equal(ours, theirs)
@@ -55,10 +58,11 @@ def test_an_unpacked_decoder_computes_the_same_bits(name):
 
 
 @pytest.mark.parametrize("name", ["xnnpack-int4", "xnnpack-fp16", "onnx-int8", "onnx-q4f16", "onnx-fp16"])
-def test_without_rounding_only_the_weights_are_those_of_the_recipe(name):
+@pytest.mark.parametrize("room", [ROOM, 2_000_000])
+def test_without_rounding_only_the_weights_are_those_of_the_recipe(name, room):
     recipe = recipes.load(name, ["cache=float16"])
     nano = open_checkpoint("nano")
-    unrounded = without_rounding(unpack(load_quantized(nano, recipe.quantization, recipe.cache)))
+    unrounded = without_rounding(unpack(load_quantized(nano, recipe.quantization, recipe.cache), room))
     rules = tuple(rule.model_copy(update={"activation": None}) for rule in recipe.quantization)
     weights_alone = unpack(load_quantized(nano, rules, "float32"))
     ours, theirs = (EagerSession(decoder, WINDOW) for decoder in (unrounded, weights_alone))
