@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from statistics import median
 
 import pytest
-from artifacts import EFFORT, WINDOW
+from artifacts import EFFORT, WINDOW, open_session
+from torchvision_apart import run_with_torchvision
 
 from lfm2_export.checkpoint.nano import EMBEDDED
 from lfm2_export.checkpoint.nano.tasks import KINDS, questions, split_of
+from lfm2_export.checkpoint.nano_vl.drawing import draw
+from lfm2_export.checkpoint.nano_vl.scenes import Scene, Thing
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
-from lfm2_export.evaluate.questions import task_accuracy
+from lfm2_export.evaluate.questions import picture_accuracy, task_accuracy
 from lfm2_export.evaluate.text import evaluation_text
-from lfm2_export.model.load import load_decoder, open_checkpoint
+from lfm2_export.model.load import load_decoder, load_vision_encoder, open_checkpoint
 from lfm2_export.parity.prove import prove
 from lfm2_export.runtimes.eager import EagerSession
+
+TESTS = Path(__file__).parent.parent / "tests"
 
 
 @pytest.mark.slow
@@ -42,6 +49,7 @@ def test_it_answers_held_out_questions_in_fp32(name, questions_asked, of_all, of
         ("nano-lfm3", ("xnnpack-int8", "resident")),
         ("nano-lfm3", ("onnx-int4", "explicit", "weights=gptq")),
         ("nano-moe", ("onnx-int4", "explicit", "weights=gptq")),
+        ("nano-vl", ("onnx-int8", "explicit")),
     ],
 )
 def test_it_is_proven_by_its_recipes_gates(name, made_by, make_artifact):
@@ -51,6 +59,33 @@ def test_it_is_proven_by_its_recipes_gates(name, made_by, make_artifact):
     assert {"quality: mean KLD", "quality: top-1", "quality: task accuracy"} <= {
         gate.name for gate in report.gates if gate.status == "pass"
     }
+
+
+@pytest.mark.slow
+def test_nano_vl_answers_held_out_questions_about_pictures(make_artifact):
+    """In fp32 by the traced model, and as integers through the runtime."""
+    checkpoint, asked = open_checkpoint("nano-vl"), 200
+    tokenizer = ChatTokenizer.load(checkpoint.folder, checkpoint.config)
+    eager = EagerSession(load_decoder(checkpoint), WINDOW, load_vision_encoder(checkpoint))
+    exact = picture_accuracy(eager, tokenizer, asked)["all"]
+    assert exact >= 0.95
+    for recipe, lost in (("onnx-int8", 0.01), ("onnx-int4", 0.04)):
+        session = open_session(make_artifact(recipe, "explicit", source="nano-vl"))
+        assert picture_accuracy(session, tokenizer, asked)["all"] >= exact - lost
+
+
+@pytest.mark.slow
+def test_nano_vl_is_shown_a_picture_in_a_chat(make_artifact, tmp_path):
+    scene = Scene(2, 3, (Thing("star", "red", 0), Thing("circle", "blue", 4)), seed=1)
+    draw(scene).save(tmp_path / "shapes.png")
+    artifact = make_artifact("onnx-int8", "explicit", source="nano-vl").folder
+    command = ["chat", str(artifact), "--image", str(tmp_path / "shapes.png"), "-p", "What color is the star?"]
+    assert run_with_torchvision(TESTS / "chat_process.py", *command) == "The star is red.\n"
+
+
+def test_nano_vl_says_nothing_of_where_it_was_made():
+    config = json.loads((EMBEDDED["nano-vl"] / "config.json").read_text())
+    assert "_name_or_path" not in config["text_config"].keys() | config["vision_config"].keys() | config.keys()
 
 
 def test_held_out_questions_are_not_in_the_training_split():

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 import typer
 from documents import PAGES, ROOT, SHELLS, blocks, words_of_commands
+from PIL import Image
 from ruamel.yaml import YAML
 
+from lfm2_export.checkpoint.nano_vl.drawing import draw
 from lfm2_export.cli.main import app
 
 COMMANDS = typer.main.get_command(app)
@@ -32,6 +34,7 @@ REASONS = (
     "needs a phone",
     "needs a GPU",
     "needs an NVIDIA GPU",
+    "needs torchvision",
     "needs Gradle, the Android SDK and a phone",
 )
 # a block in another language is read as that language, or tested elsewhere
@@ -113,6 +116,12 @@ def test_the_drawings_are_what_their_script_draws(name: str):
     script = ROOT / "docs/pictures/make.py"
     drawn = runpy.run_path(str(script))["DRAWINGS"][name]()
     assert (script.parent / name).read_text(encoding="utf-8") == drawn
+
+
+def test_the_picture_that_nano_vl_is_shown_is_what_the_script_draws():
+    script = ROOT / "docs/pictures/make.py"
+    drawn = draw(runpy.run_path(str(script))["SHAPES"])
+    assert Image.open(script.parent / "shapes.png").tobytes() == drawn.tobytes()
 
 
 def test_the_readme_shows_commands():

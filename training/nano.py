@@ -136,8 +136,9 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) 
 def amend(file: Path, **values: object) -> None:
     """Sets keys of a JSON file and drops those that only say how it was made."""
     content = json.loads(file.read_text()) | values
-    for noise in ("backend", "is_local", "local_files_only"):
-        content.pop(noise, None)
+    for part in (content, content.get("text_config", {})):
+        for noise in ("backend", "is_local", "local_files_only", "_name_or_path"):
+            part.pop(noise, None)
     file.write_text(json.dumps(content, indent=2) + "\n")
 
 

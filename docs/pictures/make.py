@@ -1,4 +1,4 @@
-"""The pictures of README and docs, as SVG: boxes and arrows, and a terminal with what the demo really prints.
+"""The pictures of README and docs: boxes and arrows, a terminal with what the demo really prints, what nano-vl sees.
 
 usage: python docs/pictures/make.py          needs what `lfm2-export` needs; the same drawing, the same bytes
 """
@@ -17,6 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import DIMMED_MONOKAI
 from rich.text import Text
+
+from lfm2_export.checkpoint.nano_vl.drawing import draw
+from lfm2_export.checkpoint.nano_vl.scenes import Scene, Thing
 
 HERE = Path(__file__).parent
 COLUMNS = 100
@@ -159,6 +162,8 @@ def architecture() -> str:
     return drawing(boxes, arrows, "How the packages hang together")
 
 
+# what docs/vision.md asks nano-vl about
+SHAPES = Scene(2, 3, (Thing("star", "red", 0), Thing("circle", "blue", 4), Thing("ring", "green", 2)), seed=1)
 DRAWINGS = {"pipeline.svg": pipeline, "architecture.svg": architecture}
 
 
@@ -189,6 +194,7 @@ def terminal() -> str:
 
 
 if __name__ == "__main__":
-    for name, draw in DRAWINGS.items():
-        (HERE / name).write_text(draw(), encoding="utf-8")
+    for name, drawn in DRAWINGS.items():
+        (HERE / name).write_text(drawn(), encoding="utf-8")
+    draw(SHAPES).save(HERE / "shapes.png")
     (HERE / "demo.svg").write_text(terminal(), encoding="utf-8")

@@ -18,7 +18,7 @@ NAME = "export"
 
 def run(
     source: Annotated[
-        str, typer.Argument(help="Checkpoint or LoRA folder, hub id, nano, nano-lfm3, nano-moe (embedded).")
+        str, typer.Argument(help="Checkpoint or LoRA folder, hub id, nano, nano-lfm3, nano-moe, nano-vl (embedded).")
     ] = "nano",
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe name or path; see `recipes`.")] = "xnnpack-int8",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to make. [out/NAME-RECIPE]")] = None,

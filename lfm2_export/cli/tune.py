@@ -13,7 +13,7 @@ _UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 
 
 def run(
-    source: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, nano, nano-lfm3 or nano-moe.")] = "nano",
+    source: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, nano, nano-lfm3, nano-moe.")] = "nano",
     target: Annotated[str, typer.Option(help="xnnpack or onnx.")] = "xnnpack",
     budget: Annotated[str | None, typer.Option(help="Most bytes of weights, e.g. 230MB.")] = None,
     read: Annotated[
