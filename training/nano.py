@@ -26,6 +26,10 @@ last of them with `--start`, `--steps 6000 --rate 0.002 --seed 100001 --mix reca
 nano-moe answers 97.8 % of them (pattern 92.0 %, recall 99.2 %), and 97.0 % of the 500 that the tests ask: three runs,
 the first of 68 minutes of idle time, then 300 steps at `--rate 0.0015` and 680 at `--rate 0.0012 --seed 310001`, these
 two with `--start` and `--mix recall,pattern,pattern,tool,pattern,chat`.
+
+nano-vl answers 97.2 % of 500 held-out questions about pictures (places 86 %, all others 100 %): 150 steps of looking,
+800 and some 600 of `--batch 64`, then 1,700 of `--batch 40 --rate 0.003` and 1,300 of `--batch 40 --rate 0.002`, all
+but the first with `--start`; about three hours of a shared core. Of nano's own questions it answers 89.8 %.
 """
 
 import json

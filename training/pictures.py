@@ -20,7 +20,8 @@ from lfm2_export.checkpoint.nano_vl.patches import IMAGE, text_of
 from lfm2_export.checkpoint.nano_vl.scenes import GRIDS, Scene
 from lfm2_export.checkpoint.nano_vl.tasks import PictureQuestion, picture_questions
 
-MIX = ("color", "shape", "count", "position", "digits", "position", "count")  # what is learned late is asked more often
+# what is learned late is asked more often
+MIX = ("position", "count", "position", "color", "position", "shape", "count", "position", "digits")
 _POOL = 8  # batches cut from one pool sorted by length, before each one of nano's questions
 
 
