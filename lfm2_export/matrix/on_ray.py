@@ -52,7 +52,7 @@ def made_on_ray(
                 "resources": {"phone": each.phones},
             }
             pending[submit.options(**asked).remote(each, mark, str(Path.cwd()), links.followed())] = each
-        progress(f"{len(pending)} cells on {sum(node['Alive'] for node in ray.nodes())} machines")
+        progress(f"to be made: {len(pending)}; machines: {sum(node['Alive'] for node in ray.nodes())}")
         yield from _results(ray, pending)
 
 
