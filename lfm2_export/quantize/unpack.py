@@ -86,7 +86,7 @@ def unpack_encoder(encoder: VisionEncoder) -> VisionEncoder:
 def _turn_back(model: nn.Module, path: str, keep: bool = False, instead: nn.Parameter | None = None) -> None:
     """Give a module its weight in fp32, or integers that look so; one whose grid rounds inputs itself becomes one that
     rounds them. `instead` is a matrix that has the same numbers already."""
-    module = cast(nn.Linear, model.get_submodule(path))
+    module: nn.Linear | TokenActivationLinear = cast(nn.Linear, model.get_submodule(path))
     grid, rounds = quantized_weight(module), rounds_its_input(module)
     if instead is not None:
         module.weight, grid = instead, None
