@@ -225,11 +225,16 @@ def _takes_images(checkpoint: Checkpoint, recipe: Recipe) -> bool:
     if checkpoint.vision is None or recipe.parts == "text":
         return False
     what = f"{recipe.name}: {checkpoint.name} is a vision-language model ({checkpoint.vision.model_type})"
-    if not targets.capabilities(recipe.target).images:
-        able = [name for name in targets.names() if targets.capabilities(name).images]
+    able = targets.with_images(checkpoint.vision.model_type)
+    if recipe.target not in able:
         raise RecipeError(
-            f"{what}, and the {recipe.target} target writes no image part ({' and '.join(able)} does); "
+            f"{what}, and the {recipe.target} target does not write its image part (these do: {', '.join(able)}); "
             f"--set parts=text exports its text decoder alone"
+        )
+    if recipe.form == "resident":
+        raise RecipeError(
+            f"{what}, which takes images in the explicit form alone; --form explicit, or --set parts=text for its text "
+            f"decoder alone"
         )
     if targets.find(recipe.target).half(recipe):
         raise RecipeError(

@@ -16,6 +16,7 @@ _GROWS = "past_sequence_length"  # the extent of a cache where it varies from ca
 VERIFY = "verify"  # the method that verifies a draft, where it is one of its own
 # the methods beside the decoder, which is then given embeddings, of an artifact that takes images
 TOKEN_EMBEDDING, VISION_ENCODER = "embed_tokens", "vision_encoder"
+TEXT_DECODER, TOKEN_LOOKUP = "text_decoder", "token_embedding"  # that decoder, and what embeds tokens, of a `.pte`
 PROBE = "probe:"  # how the further outputs of a probed method begin; the point follows
 
 

@@ -13,7 +13,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lfm2_export.artifact.folder import MANIFEST
-from lfm2_export.artifact.manifest import TOKEN_EMBEDDING, VISION_ENCODER, Manifest, MethodSpec, TensorSpec
+from lfm2_export.artifact.manifest import (
+    TOKEN_EMBEDDING,
+    TOKEN_LOOKUP,
+    VISION_ENCODER,
+    Manifest,
+    MethodSpec,
+    TensorSpec,
+)
 from lfm2_export.artifact.strict_json import parse_json
 from lfm2_export.bundle.containers import Container
 from lfm2_export.checkpoint.config import LFM2Config, from_dict, token_ids
@@ -33,7 +40,7 @@ _MAX_ELEMENTS = 1 << 40
 _MAX_METHODS = 64
 _MAX_CONFIG, _MAX_TOKENIZER = 1 << 20, 64 << 20
 _PROGRAM = b"ET12"  # identifier of ExecuTorch's flatbuffer, at byte 4
-_BESIDE = {TOKEN_EMBEDDING, "token_embedding", VISION_ENCODER}  # what gives embeddings where an artifact takes images
+_BESIDE = {TOKEN_EMBEDDING, TOKEN_LOOKUP, VISION_ENCODER}  # what gives embeddings where an artifact takes images
 
 
 class Companions(NamedTuple):
@@ -69,7 +76,7 @@ def check_manifest(manifest: Manifest, where: str) -> LFM2Config:
     for method in manifest.methods:
         if method.file not in manifest.shipped:
             raise BundleError(f"{where}: method {method.name!r:.80} names unlisted file {method.file!r:.120}")
-        if not 1 <= method.max_tokens <= manifest.window:
+        if method.max_tokens < 1 or (method.max_tokens > manifest.window and method.name != VISION_ENCODER):
             raise BundleError(
                 f"{where}: {method.name!r:.80}: max_tokens {method.max_tokens} in a window of {manifest.window}"
             )

@@ -58,6 +58,7 @@ def _show_checkpoint(folder: Path, as_json: bool) -> None:
 
     from rich.table import Table
 
+    from lfm2_export import targets
     from lfm2_export.cli import console
     from lfm2_export.environment.resources import parameters
     from lfm2_export.model.load import open_checkpoint
@@ -79,7 +80,8 @@ def _show_checkpoint(folder: Path, as_json: bool) -> None:
     if vision is not None:
         table.add_row("image part", _layers(vision.layer_types))
         table.add_row("", f"hidden size {vision.hidden_size:,}, {counts['vision']:,} weights with the projector")
-    table.add_row("can be exported", "whole" if vision is None else "whole, as ONNX")
+    able = "" if vision is None else f", by {' and '.join(targets.with_images(vision.model_type))}"
+    table.add_row("can be exported", f"whole{able}")
     if vision is not None:
         table.add_row("", "the decoder alone, with --set parts=text")
     console.out.print(table)

@@ -43,6 +43,8 @@ def batches(
     manifest = artifact.manifest
     if (reason := refusal(manifest.target, manifest.form)) is not None:
         raise UsageError(reason)
+    if manifest.takes_images:
+        raise UsageError("run-on-device feeds tokens, and this decoder takes embeddings; export with --set parts=text")
     decoder = quantized_model(artifact, checkpoint)
     with torch.no_grad():
         return _KINDS[manifest.target](artifact, decoder, recipe, tokens, steps)

@@ -108,10 +108,15 @@ def compare_images(
 
 
 def _images(config: VisionConfig) -> Iterator[Image]:
+    """Of a patch's frames, where it has several, all are the same, as a processor makes them of an image."""
     generator, merge = torch.Generator().manual_seed(_SEED), config.merge
     for rows, columns in _BLOCKS:
         rows, columns = rows * merge, columns * merge
-        yield Image(torch.randn(rows * columns, config.patch_values, generator=generator), rows, columns)
+        noise = torch.randn(rows * columns, config.patch_values, generator=generator)
+        if config.frames > 1:
+            frames = noise.unflatten(1, (-1, config.frames, config.patch_size**2))
+            noise = frames[:, :, :1].expand_as(frames).flatten(1)
+        yield Image(noise, rows, columns)
 
 
 @torch.inference_mode()

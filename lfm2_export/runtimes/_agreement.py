@@ -7,6 +7,7 @@ say what their methods take by place (`check_program`), ONNX graphs by name (`ch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,9 +79,12 @@ def _check(path: Path, spec: TensorSpec, found: _Found, limit: int | None) -> No
 
 
 def _most(size: str, limit: int) -> int:
-    """The most that a varying dimension can be, `T` or `T+2`, in calls of at most `limit` tokens."""
-    more = size.partition("+")[2]
-    return limit + int(more) if more.isdecimal() else limit
+    """The most that a varying dimension can be, `T`, `T+2` or `4*T`, in calls of at most `limit` tokens."""
+
+    def number(factor: str) -> int:
+        return int(factor) if factor.isdecimal() else limit
+
+    return sum(prod(map(number, term.split("*"))) for term in size.split("+"))
 
 
 def _check_caches(path: Path, method: MethodSpec, manifest: Manifest) -> None:

@@ -20,6 +20,7 @@ from lfm2_export.progress.native_output import silenced
 from lfm2_export.runtimes._agreement import check_program
 from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes._in_place_state import InPlaceState
+from lfm2_export.runtimes._pte_images import PteImages
 from lfm2_export.runtimes.session import Session, Snapshot, check_draft, check_kept, check_room
 
 
@@ -91,6 +92,8 @@ class _Conversation(Session):
         self._module = _Module(folder, manifest, version)
         self._vocab = int(manifest.source.config["vocab_size"])
         self._method = manifest.methods[0]
+        self._images = PteImages(folder, manifest, self._module.run) if manifest.takes_images else None
+        self.takes_images = self._images is not None
         self._probes: dict[str, np.ndarray] = {}
         self._position = 0
 
@@ -115,9 +118,21 @@ class _Conversation(Session):
         self._probes = {name.removeprefix(PROBE): _copy(x) for name, x in zip(self._method.probes, shown, strict=True)}
         return _copy(logits[0])
 
+    def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
+        if self._images is None:
+            return super().encode(patches, rows, columns)  # refuses
+        return self._images.encode(patches, rows, columns)
+
+    def prefill_with_images(self, tokens: Sequence[int], images: np.ndarray) -> np.ndarray:
+        if self._images is None:
+            return super().prefill_with_images(tokens, images)  # refuses
+        with self._images.standing_for(tokens, images):
+            return self.prefill(tokens)
+
     def _inputs(self, chunk: Sequence[int]) -> list[Tensor]:
         """Of one call of at most `max_tokens` tokens at the current position."""
-        return [torch.tensor([list(chunk)]), torch.tensor([self._position])]
+        first = torch.tensor([list(chunk)]) if self._images is None else self._images.embedded(chunk)
+        return [first, torch.tensor([self._position])]
 
 
 class ExplicitSession(_Conversation):

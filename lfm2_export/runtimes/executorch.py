@@ -19,6 +19,7 @@ class ExecuTorch(Runtime):
     targets = ("xnnpack",)
     forms = ("explicit", "resident")
     taken = "first"
+    takes_images = True
 
     def version(self) -> str:
         """Return the version of the installed executorch. MissingDependencyError if there is none."""

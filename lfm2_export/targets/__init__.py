@@ -10,7 +10,7 @@ from lfm2_export.errors import RecipeError, nearest
 from lfm2_export.targets.capabilities import Capabilities
 from lfm2_export.targets.target import Lowered, Methods, Target
 
-__all__ = ["Lowered", "Methods", "Target", "find", "names"]
+__all__ = ["Lowered", "Methods", "Target", "capabilities", "find", "names", "with_images"]
 
 
 def names() -> list[str]:
@@ -23,6 +23,11 @@ def capabilities(name: str) -> Capabilities:
     found = importlib.import_module(f"{__name__}.{name}.capabilities").CAPABILITIES
     assert isinstance(found, Capabilities)
     return found
+
+
+def with_images(family: str) -> list[str]:
+    """Return the targets, by name, that write the image part of vision-language models of that `model_type`."""
+    return [name for name in names() if family in capabilities(name).images]
 
 
 def find(name: str) -> Target:

@@ -158,9 +158,9 @@ class Capabilities:
     observers: tuple[str, ...] = ()  # that may choose the ranges of int16 activations
     slow_caches: Mapping[str, str] = field(default_factory=dict)  # precision → what it does to speed, and where
     unwritten: Mapping[str, str] = field(default_factory=dict)  # kind of step that it does not write → why not
-    images: bool = False  # whether it writes the image part of a vision-language model
     vision: Mapping[Precision, QuantizationRule | None] = field(default_factory=lambda: {"fp32": None})  # its matrices,
     # the default first
+    images: tuple[str, ...] = ()  # the vision-language models, by model type, whose image part it writes
 
     def option(self, recipe: Recipe, name: str) -> Any:
         """Return the recipe's value of an option, or its default."""

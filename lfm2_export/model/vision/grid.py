@@ -26,7 +26,7 @@ def with_positions(x: Tensor, grid: Tensor, table: Tensor) -> Tensor:
     table, so that it is one product whatever the grid is. Patches come row by row.
     """
     side = math.isqrt(table.shape[0])
-    row, column = _coordinates(grid, x.shape[1], merge=1)
+    row, column = coordinates(grid, x.shape[1], merge=1)
     down, across = _shares(row, grid[:, :1], side), _shares(column, grid[:, 1:], side)
     return x + (down.unsqueeze(-1) * across.unsqueeze(-2)).flatten(-2) @ table
 
@@ -38,7 +38,7 @@ def axial_rotary(x: Tensor, grid: Tensor, width: int, theta: float, merge: int) 
     Of a head's pairs of channels the first half turns with the patch's row, the second with its column.
     """
     frequencies = rotary_frequencies(width // 2, theta, width // 4).to(grid.device)
-    angles = torch.cat([each.unsqueeze(-1) * frequencies for each in _coordinates(grid, x.shape[1], merge)], dim=-1)
+    angles = torch.cat([each.unsqueeze(-1) * frequencies for each in coordinates(grid, x.shape[1], merge)], dim=-1)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
@@ -63,13 +63,11 @@ def grid_conv(x: Tensor, grid: Tensor, kernel: Tensor, merge: int) -> Tensor:
     It is size² multiply-adds of neighbours that are looked up, so the order of the patches stays as it is.
     """
     patches, size = x.shape[1], math.isqrt(kernel.shape[0])
-    row, column = _coordinates(grid, patches, merge)
+    row, column = coordinates(grid, patches, merge)
     mixed = torch.zeros_like(x)
     for tap in range(size**2):
-        above, left = row + tap // size - size // 2, column + tap % size - size // 2
-        inside = (above >= 0) & (above < grid[:, :1]) & (left >= 0) & (left < grid[:, 1:])
-        neighbour = _taken(x, _place(above, left, grid, merge))
-        mixed = mixed + neighbour * (inside.to(x.dtype).unsqueeze(-1) * kernel[tap])
+        place, inside = neighbour(row, column, grid, merge, size, tap)
+        mixed = mixed + _taken(x, place) * (inside.to(x.dtype).unsqueeze(-1) * kernel[tap])
     return mixed
 
 
@@ -80,7 +78,7 @@ def merged_blocks(x: Tensor, grid: Tensor, merge: int) -> Tensor:
     Patches come row by row, and so do blocks; within a block likewise.
     """
     count = x.shape[1] // merge**2
-    row, column = _coordinates(torch.div(grid, merge, rounding_mode="floor"), count, merge=1)
+    row, column = coordinates(torch.div(grid, merge, rounding_mode="floor"), count, merge=1)
     parts = [
         _taken(x, (row * merge + down) * grid[:, 1:] + column * merge + across)
         for down in range(merge)
@@ -95,7 +93,7 @@ def adjacent_blocks(x: Tensor, merge: int) -> Tensor:
     return x.unflatten(1, (-1, merge**2)).flatten(2)
 
 
-def _coordinates(grid: Tensor, patches: int, merge: int) -> tuple[Tensor, Tensor]:
+def coordinates(grid: Tensor, patches: int, merge: int) -> tuple[Tensor, Tensor]:
     """Row and column of each patch, `[B, patches] int64`; behind an image's last patch they go on below its grid."""
     number = torch.arange(patches, device=grid.device).unsqueeze(0)
     blocks = _quotient(grid[:, 1:], merge)
@@ -104,8 +102,15 @@ def _coordinates(grid: Tensor, patches: int, merge: int) -> tuple[Tensor, Tensor
     return row, block % blocks * merge + within % merge
 
 
+def neighbour(row: Tensor, column: Tensor, grid: Tensor, merge: int, size: int, tap: int) -> tuple[Tensor, Tensor]:
+    """Which patch lies under a tap of a kernel of size × size around each patch, and whether there is one, `[B, N]`."""
+    above, left = row + tap // size - size // 2, column + tap % size - size // 2
+    inside = (above >= 0) & (above < grid[:, :1]) & (left >= 0) & (left < grid[:, 1:])
+    return _place(above, left, grid, merge), inside
+
+
 def _place(row: Tensor, column: Tensor, grid: Tensor, merge: int) -> Tensor:
-    """Which patch lies there: what `_coordinates` turns around."""
+    """Which patch lies there: what `coordinates` turns around."""
     block = _quotient(row, merge) * _quotient(grid[:, 1:], merge) + _quotient(column, merge)
     return block * merge**2 + row % merge * merge + column % merge
 

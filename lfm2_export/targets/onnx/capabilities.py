@@ -37,7 +37,7 @@ CAPABILITIES = Capabilities(
             caches=("float16",),
         ),
     ),
-    images=True,
+    images=("lfm2_vl", "lfm3_vl"),
     vision={
         "int8": QuantizationRule(match="*", weight=WeightScheme(bits=8, group=128)),
         "fp16": QuantizationRule(match="*", weight=WeightScheme(bits=16)),

@@ -38,20 +38,24 @@ def native_state(config: LFM2Config, window: int, cache: torch.dtype) -> State:
     }
 
 
-def inputs(state: State, position: str, reads_convolutions: bool = False) -> list[TensorSpec]:
-    """The method's inputs for the manifest: tokens, position, then the caller's state, which the call changes.
+def given(config: LFM2Config, embedded: bool) -> TensorSpec:
+    """What a decoder reads: tokens, or their embeddings."""
+    if embedded:
+        return TensorSpec(name="embeddings", dtype="float32", shape=[1, "T", config.hidden_size])
+    return TensorSpec(name="tokens", dtype="int64", shape=[1, "T"])
+
+
+def inputs(first: TensorSpec, state: State, position: str, reads_convolutions: bool = False) -> list[TensorSpec]:
+    """A method's inputs for the manifest: what it reads, position, then the caller's state, which the call changes.
 
     With `reads_convolutions` it changes the caches alone.
     """
-    given = [
-        TensorSpec(name="tokens", dtype="int64", shape=[1, "T"]),
-        TensorSpec(name=position, dtype="int64", shape=[1]),
-    ]
+    specs = [first, TensorSpec(name=position, dtype="int64", shape=[1])]
     for name, tensor in state.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
         written = is_cache(name) or not reads_convolutions
-        given.append(TensorSpec(name=name, dtype=dtype, shape=list(tensor.shape), written=written))
-    return given
+        specs.append(TensorSpec(name=name, dtype=dtype, shape=list(tensor.shape), written=written))
+    return specs
 
 
 def columns(state: State) -> list[TensorSpec]:

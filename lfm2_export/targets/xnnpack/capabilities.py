@@ -6,6 +6,7 @@ from lfm2_export.targets.capabilities import ANY_GROUP, FLOAT32, Arithmetic, Cap
 
 MAX_TOKENS = 256  # the activation arena grows with it
 VERIFIED = 16
+IMAGE_TOKENS = 256  # what LFM2-VL's processor makes of an image or a tile
 
 CAPABILITIES = Capabilities(
     title="ExecuTorch `.pte`, computed by XNNPACK on CPUs",
@@ -24,7 +25,9 @@ CAPABILITIES = Capabilities(
     options={
         "max_tokens": Whole(MAX_TOKENS, 2, "the most tokens of one call"),
         "speculation": Whole(VERIFIED, 0, "the most tokens of a call that verifies a draft; 0: none does"),
+        "image_tokens": Whole(IMAGE_TOKENS, IMAGE_TOKENS, "the most embeddings of an image"),
     },
+    images=("lfm2_vl", "lfm3_vl"),
     forms=("explicit", "resident"),
     unwritten={
         "experts": "the delegate would compute every expert for every token, of which a router chooses a few: it has "

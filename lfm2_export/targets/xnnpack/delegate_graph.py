@@ -94,6 +94,10 @@ class Graph:
         """The difference of two values, broadcast."""
         return self._binary(xnn.XNNSubtract, a, b)
 
+    def divide(self, a: Value, b: Value) -> Value:
+        """The quotient of two values, element by element, broadcast."""
+        return self._binary(xnn.XNNDiv, a, b)
+
     def maximum(self, a: Value, b: Value) -> Value:
         """The larger of two values, element by element, broadcast."""
         return self._binary(xnn.XNNMaximum, a, b)
@@ -114,6 +118,18 @@ class Graph:
     def rsqrt(self, x: Value) -> Value:
         """1 / √x, element by element."""
         return self._unary(xnn.XNNReciprocalSquareRoot, x)
+
+    def absolute(self, x: Value) -> Value:
+        """The value without its sign, element by element."""
+        return self._unary(xnn.XNNAbs, x)
+
+    def tanh(self, x: Value) -> Value:
+        """The hyperbolic tangent, element by element."""
+        return self._unary(xnn.XNNTanh, x)
+
+    def gelu(self, x: Value) -> Value:
+        """x times the normal distribution's share below it, exact, element by element."""
+        return self._unary(xnn.XNNGelu, x)
 
     def cos(self, x: Value) -> Value:
         """The cosine, element by element."""

@@ -93,15 +93,26 @@ def sliding_attend(
     kv_heads, width = at.arguments
     groups = _channels(query) // kv_heads // width
     keys, values = graph.concatenate(past_key, key, axis=1), graph.concatenate(past_value, value, axis=1)
+    hidden = _outside_window(graph, offsets, seen, past_key.shape[1], groups)
+    mask = graph.multiply(hidden, graph.constant(torch.tensor([MASKED])))
+    return attended(graph, width, query, keys, values, mask), keys, values
+
+
+def attended(graph: Graph, width: int, query: Value, keys: Value, values: Value, mask: Value | None = None) -> Value:
+    """Softmax attention of rows `[1, T, heads·D]` over keys and values `[1, columns, kv_heads·D]`, as rows.
+
+    D is `width`. The mask, `[T·groups, columns]`, is added to the scores; without one every row sees all columns.
+    """
+    kv_heads = _channels(keys) // width
+    groups = _channels(query) // kv_heads // width
     scaled = graph.multiply(query, graph.constant(torch.tensor([width**-0.5])))
     by_head = graph.transpose(graph.reshape(scaled, 0, kv_heads, groups, width), 1, 0, 2, 3)
     turned = graph.transpose(graph.reshape(keys, 0, kv_heads, width), 1, 2, 0)
-    scores = graph.matmul(graph.reshape(by_head, kv_heads, 0, width), turned)  # [kv_heads, T·groups, W-1+T]
-    hidden = _outside_window(graph, offsets, seen, past_key.shape[1], groups)
-    weights = graph.softmax(graph.add(scores, graph.multiply(hidden, graph.constant(torch.tensor([MASKED])))))
+    scores = graph.matmul(graph.reshape(by_head, kv_heads, 0, width), turned)  # [kv_heads, T·groups, columns]
+    weights = graph.softmax(scores if mask is None else graph.add(scores, mask))
     mixed = graph.matmul(weights, graph.transpose(graph.reshape(values, 0, kv_heads, width), 1, 0, 2))
     by_row = graph.transpose(graph.reshape(mixed, kv_heads, 0, groups, width), 1, 0, 2, 3)
-    return graph.reshape(by_row, 1, 0, kv_heads * groups * width), keys, values
+    return graph.reshape(by_row, 1, 0, kv_heads * groups * width)
 
 
 def _outside_window(graph: Graph, offsets: Value, seen: Value, reach: int, groups: int) -> Value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lfm2_export.model.state import State
-from lfm2_export.targets.xnnpack.network import DelegatedNetwork
+from lfm2_export.targets.xnnpack.network import DelegatedDecoder
 
 
 class Explicit(nn.Module):
@@ -14,7 +14,7 @@ class Explicit(nn.Module):
     Of a probed network the values of its points follow the logits.
     """
 
-    def __init__(self, network: DelegatedNetwork) -> None:
+    def __init__(self, network: DelegatedDecoder) -> None:
         super().__init__()
         self.network = network
 
@@ -33,7 +33,7 @@ class Verifying(nn.Module):
     first n tokens is then `columns[:, n : n + L-1]`, and the position n tokens further.
     """
 
-    def __init__(self, network: DelegatedNetwork) -> None:
+    def __init__(self, network: DelegatedDecoder) -> None:
         super().__init__()
         self.network = network
 

@@ -40,8 +40,8 @@ def offsets(at: Place, tokens: Tensor) -> Tensor:
 
 
 def offsets_extent(at: Place, tokens: Extent) -> Extent:
-    """The axis of the tokens alone."""
-    return Extent(tokens.shape[1:], 0)
+    """The axis of the tokens, or of embeddings, alone."""
+    return Extent(tokens.shape[1:2], 0)
 
 
 def seen(at: Place, position: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from lfm2_export.model.decoder import Decoder
 from lfm2_export.quantize.apply import quantized_weight
 
 START, OFFSETS, SEEN = "start", "offsets", "seen"  # where a call stands: its first position, in two types, and tokens
+EMBEDDINGS = "embeddings"  # what a decoder without a lookup is given, `[1, T, H]`
 _LAST = ("last_columns", "last_row", "without_time")  # what a call keeps of its tokens: without them it shows all
 _POSITIONS = (
     Step("start", "", (POSITION,), (START,)),
@@ -36,6 +37,16 @@ def arranged(given: Given, network: Network) -> Network:
 def of_every_row(network: Network) -> Network:
     """Show what `last_columns` and the last row are taken from: a call that verifies drafts."""
     return bypassed(network, _LAST)
+
+
+def of_embeddings(network: Network) -> Network:
+    """Begin with embeddings, which then tell how many tokens a call has: nothing is looked up."""
+    looked_up = tuple(network.of_kind("lookup", "swap_pairs"))
+    instead = dict.fromkeys((TOKENS, *(value for step in looked_up for value in step.outputs)), EMBEDDINGS)
+    steps = (step for step in network.steps if step not in looked_up)
+    return network._replace(
+        steps=tuple(step._replace(inputs=tuple(instead.get(value, value) for value in step.inputs)) for step in steps)
+    )
 
 
 def lookup(given: Given, step: Step) -> Sequence[Step]:

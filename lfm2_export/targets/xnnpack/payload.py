@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lfm2_export.artifact.manifest import point_name
 from lfm2_export.graph.cut import Call
 from lfm2_export.graph.walk import probes
-from lfm2_export.model.decoder import Decoder
 from lfm2_export.targets.xnnpack.border import declared
 from lfm2_export.targets.xnnpack.delegate_graph import Extent, Graph, Value
 from lfm2_export.targets.xnnpack.delegated import Place
@@ -34,7 +33,7 @@ class Payload(NamedTuple):
         return LoweredBackendModule(_ShapesAlone(self.graph), BACKEND, self.graph.serialize(), [])
 
 
-def written(call: Call, decoder: Decoder, known: Mapping[str, Extent], weights: Weights, probed: bool) -> Payload:
+def written(call: Call, model: nn.Module, known: Mapping[str, Extent], weights: Weights, probed: bool) -> Payload:
     """Write a call. `known` has the extent of every input; weights go to the store.
 
     When probed, what goes into and comes out of every module comes out as well.
@@ -47,7 +46,7 @@ def written(call: Call, decoder: Decoder, known: Mapping[str, Extent], weights: 
             continue
         entry = TABLE[part.kind]
         assert isinstance(entry, Delegated)
-        place = Place(decoder.get_submodule(part.path), part.arguments)
+        place = Place(model.get_submodule(part.path), part.arguments)
         made = entry.write(graph, place, *(values[value] for value in part.inputs))
         values |= zip(part.outputs, (made,) if isinstance(made, Value) else made, strict=True)
     for value in call.outputs:

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from torch import nn
 
-from lfm2_export.graph.passes import expanded
+from lfm2_export.graph.passes import Rewrite, expanded
 from lfm2_export.graph.steps import STATE, Network, Step
 from lfm2_export.graph.trace import trace
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.targets.xnnpack import delegated, hosted, passes
+from lfm2_export.targets.xnnpack import delegated, hosted, passes, vision
 from lfm2_export.targets.xnnpack.border import native_shapes
 from lfm2_export.targets.xnnpack.delegate_graph import Extent, Value
 from lfm2_export.targets.xnnpack.delegated import Place
@@ -58,6 +58,9 @@ TABLE: dict[str, Entry] = {
     "mul": Delegated(delegated.multiply),
     "add": Delegated(delegated.add),
     "gate_heads": Delegated(delegated.gate_heads),
+    # of the image part
+    **{kind: Delegated(write) for kind, write in vision.DELEGATED.items()},
+    "neighbours": Hosted(vision.neighbours, hosted.same_extent),
     # of the passes
     "angles": Delegated(delegated.angles),
     "convolve": Delegated(delegated.convolve),
@@ -83,14 +86,29 @@ def hosts() -> dict[str, Hosted]:
     return {kind: entry for kind, entry in TABLE.items() if isinstance(entry, Hosted)}
 
 
-def prepared(decoder: Decoder, every_row: bool = False) -> Network:
+def prepared(decoder: Decoder, every_row: bool = False, embedded: bool = False) -> Network:
     """Return the trace of a decoder as the steps that are delegated or hosted, in the order in which they are written.
 
     Weights matter where they change the steps: a skeleton gives those of a decoder that is not quantized. With
     `every_row` the logits are of every token, and instead of its new state a convolution gives the columns that it went
-    over, of which the state as of any token is a part.
+    over, of which the state as of any token is a part. `embedded`: it begins with embeddings.
     """
-    given = Given(decoder, {STATE + name: shape for name, shape in native_shapes(decoder.config, 1).items()})
-    rewrites = {kind: partial(entry.rewrite, given) for kind, entry in TABLE.items() if isinstance(entry, Split)}
-    network = expanded(trace(decoder.config, padded=False), rewrites)
-    return passes.arranged(given, passes.of_every_row(network) if every_row else network)
+    given = _given(decoder)
+    network = expanded(trace(decoder.config, padded=False), _rewrites(given))
+    network = passes.arranged(given, passes.of_every_row(network) if every_row else network)
+    return passes.of_embeddings(network) if embedded else network
+
+
+def lookup_alone(decoder: Decoder) -> Network:
+    """Return the part of a decoder's trace that makes embeddings of tokens, as the same steps."""
+    network = trace(decoder.config, padded=False)
+    (step,) = network.of_kind("embedding")
+    return expanded(Network((step,), step.output, {}), _rewrites(_given(decoder)))
+
+
+def _given(decoder: Decoder) -> Given:
+    return Given(decoder, {STATE + name: shape for name, shape in native_shapes(decoder.config, 1).items()})
+
+
+def _rewrites(given: Given) -> dict[str, Rewrite]:
+    return {kind: partial(entry.rewrite, given) for kind, entry in TABLE.items() if isinstance(entry, Split)}

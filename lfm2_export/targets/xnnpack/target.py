@@ -3,12 +3,15 @@
 One method with a dynamic number of tokens serves prefill and decode, so the packed weights exist once. The explicit
 form writes the caller's state tensors in place (`inplace` transport), and has a second method over the same weights
 that verifies drafts; the resident form keeps its state in buffers and carries the metadata methods that ExecuTorch's
-stock LLM runners ask for.
+stock LLM runners ask for. A vision-language model's decoder takes embeddings, and the methods that make them of tokens
+and of images lie beside it.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -17,13 +20,14 @@ import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 from executorch.exir.passes import MemoryPlanningPass
 
-from lfm2_export.artifact.manifest import VERIFY
+from lfm2_export.artifact.manifest import VERIFY, VISION_ENCODER, MethodSpec
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.graph.steps import Network
 from lfm2_export.model.decoder import Decoder, skeleton
 from lfm2_export.model.sequences import TokenSequences
 from lfm2_export.model.state import FLOAT_DTYPES
+from lfm2_export.model.vision.encoder import VisionEncoder
 from lfm2_export.progress import Progress
 from lfm2_export.recipes import Recipe
 from lfm2_export.targets._compiling import no_collection, quiet, swept_temporaries
@@ -62,13 +66,22 @@ class XnnpackTarget(Target):
         self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
     ) -> Lowered:
         """Write `model.pte`. Raises LoweringError if the delegate left a matrix product or convolution behind."""
-        return _lower(decoder, recipe, folder, progress)
+        return _lower(_methods(decoder, recipe, Weights()), recipe, folder, progress, _metadata(decoder, recipe))
+
+    def lower_with_images(
+        self, decoder: Decoder, encoder: VisionEncoder, recipe: Recipe, folder: Path, progress: Progress
+    ) -> Lowered:
+        """Write `model.pte` whose decoder is given embeddings, with the methods that make them."""
+        return _lower(
+            _methods_with_images(decoder, encoder, recipe), recipe, folder, progress, _metadata(decoder, recipe)
+        )
 
     def lower_with_probes(
         self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
     ) -> Lowered:
         """Lower the explicit form; its method also returns what goes into and comes out of every module."""
-        return _lower(decoder, recipe.model_copy(update={"form": "explicit"}), folder, progress, probed=True)
+        explicit = recipe.model_copy(update={"form": "explicit"})
+        return _lower(_methods(decoder, explicit, Weights(), probed=True), explicit, folder, progress, None)
 
     def weights_error(self, decoder: Decoder, folder: Path) -> float:
         """Return the share of the delegate's stored weights, scales, norms and kernels that are not the decoder's.
@@ -84,14 +97,17 @@ class XnnpackTarget(Target):
 TARGET = XnnpackTarget()
 
 
-def _lower(decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, probed: bool = False) -> Lowered:
+def _lower(
+    methods_of: Iterator[Method], recipe: Recipe, folder: Path, progress: Progress, metadata: dict[str, Any] | None
+) -> Lowered:
+    """Write methods, which are traced here, into one file, beside constant ones."""
     with quiet(), no_collection(), swept_temporaries(), torch.no_grad():
         progress("packing weights for XNNPACK, tracing")
-        found = _methods(decoder, recipe, probed)
+        found = list(methods_of)
         edge = to_edge(
             {method.spec.name: method.program for method in found},
             compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-            constant_methods=_metadata(decoder, recipe),
+            constant_methods=metadata,
         )
         specs = []
         for spec, _, operators in found:
@@ -102,8 +118,7 @@ def _lower(decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, p
             report = delegation(program.graph_module, operators)
             specs.append(spec.model_copy(update={"delegation": report}))
         progress("writing the .pte")
-        # the caller's own tensors serve as inputs: an arena copy of the KV cache would cost its size again
-        planning = MemoryPlanningPass(alloc_graph_input=recipe.form == "resident")
+        planning = {spec.name: _planning(spec, recipe) for spec in specs}
         final = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
         with tempfile.NamedTemporaryFile(dir=folder, suffix=".pte") as raw:
             final.write_to_file(raw)
@@ -122,16 +137,35 @@ def _lower(decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, p
     )
 
 
-def _methods(decoder: Decoder, recipe: Recipe, probed: bool) -> list[Method]:
-    """Everything that can be called but for constants."""
+def _methods(
+    decoder: Decoder, recipe: Recipe, weights: Weights, probed: bool = False, embedded: bool = False
+) -> Iterator[Method]:
+    """Everything of a decoder that can be called but for constants."""
     limit, verified = _limit(recipe), CAPABILITIES.option(recipe, "speculation")
-    state, weights = native_state(decoder.config, recipe.window, FLOAT_DTYPES[recipe.cache]), Weights()
+    state = native_state(decoder.config, recipe.window, FLOAT_DTYPES[recipe.cache])
     if recipe.form == "resident":
-        return [methods.resident(decoder, state, limit, weights)]
-    forward = methods.explicit(decoder, state, limit, weights, probed)
-    if probed or not verified:
-        return [forward]
-    return [forward, methods.verify(decoder, state, min(limit, verified), weights)]
+        yield methods.resident(decoder, state, limit, weights, embedded)
+        return
+    yield methods.explicit(decoder, state, limit, weights, probed, embedded)
+    if verified and not probed:
+        yield methods.verify(decoder, state, min(limit, verified), weights, embedded)
+
+
+def _methods_with_images(decoder: Decoder, encoder: VisionEncoder, recipe: Recipe) -> Iterator[Method]:
+    """The same of a decoder that is given embeddings, and what makes them."""
+    weights = Weights()
+    yield from _methods(decoder, recipe, weights, embedded=True)
+    yield methods.token_embedding(decoder, _limit(recipe), weights)
+    most = cast(int, CAPABILITIES.option(recipe, "image_tokens"))
+    if recipe.form == "resident":
+        yield methods.image_encoder(encoder, math.isqrt(most - 1) + 1, weights)
+    else:
+        yield methods.patch_encoder(encoder, most, weights)
+
+
+def _planning(spec: MethodSpec, recipe: Recipe) -> MemoryPlanningPass:
+    """The caller's own tensors serve as inputs: in the arena the KV cache would cost its size again, an image too."""
+    return MemoryPlanningPass(alloc_graph_input=recipe.form == "resident" and spec.name != VISION_ENCODER)
 
 
 def _metadata(decoder: Decoder, recipe: Recipe) -> dict[str, Any] | None:
