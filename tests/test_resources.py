@@ -11,6 +11,7 @@ from command import code_of
 from lfm2_export.environment import resources
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.model.random_init import SIZES
+from lfm2_export.quantize.size import ROOM
 from lfm2_export.recipes import load
 
 
@@ -34,10 +35,10 @@ def test_where_the_system_does_not_say_nothing_is_refused(monkeypatch) -> None:
     resources.check_memory(SIZES["2.6b"], load("xnnpack-int4").quantization)
 
 
-@pytest.mark.parametrize(("size", "most"), [("350m", 3e9), ("1.2b", 8e9), ("2.6b", 14.5e9)])
-def test_the_estimate_holds_the_weights_once_in_fp32(size: str, most: float) -> None:
+@pytest.mark.parametrize(("size", "most"), [("350m", 3e9), ("1.2b", 8e9), ("2.6b", 12e9)])
+def test_the_estimate_holds_the_weights_once_in_fp32_as_far_as_there_is_room(size: str, most: float) -> None:
     needed = resources.proof_bytes(SIZES[size], load("xnnpack-int4").quantization)
-    assert 4 * resources.parameters(SIZES[size]) < needed < most
+    assert min(4 * resources.parameters(SIZES[size]), ROOM) < needed < most
 
 
 def test_a_small_model_gets_one_thread_and_gives_the_others_back() -> None:

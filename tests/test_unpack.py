@@ -14,7 +14,8 @@ from lfm2_export.model.load import open_checkpoint
 from lfm2_export.quantize.apply import install, load_quantized, quantized_weight
 from lfm2_export.quantize.grid import grid_of, searched_scales
 from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
-from lfm2_export.quantize.unpack import ROOM, plain, unpack, without_rounding
+from lfm2_export.quantize.size import ROOM
+from lfm2_export.quantize.unpack import plain, unpack, without_rounding
 from lfm2_export.runtimes.eager import EagerSession
 
 WINDOW = 64

@@ -12,8 +12,8 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.checkpoint.vision_config import VisionConfig
 from lfm2_export.errors import UsageError
 from lfm2_export.model.load import tensor_shapes
-from lfm2_export.quantize.scheme import Rules
-from lfm2_export.quantize.size import model_bytes
+from lfm2_export.quantize.scheme import Rules, has_integers
+from lfm2_export.quantize.size import ROOM, model_bytes
 
 _SMALL = 100_000_000  # parameters up to which a second thread costs more than it brings, the more so on a busy machine
 _LIBRARIES = 1_100_000_000  # bytes: PyTorch, ExecuTorch and the rest, with what they allocate for themselves
@@ -47,9 +47,12 @@ def torch_threads(config: LFM2Config) -> Iterator[None]:
 
 
 def proof_bytes(config: LFM2Config, rules: Rules) -> int:
-    """Estimate the most memory that an export with its proof takes: the quantized model unpacked to fp32, beside the
-    artifact in a runtime."""
-    return 4 * parameters(config) + 2 * model_bytes(config, rules) + _LIBRARIES
+    """Estimate the most memory that an export with its proof takes: the quantized model unpacked to fp32, or what of it
+    has room so and the rest in bytes, beside the artifact in a runtime."""
+    weights = 4 * parameters(config)
+    if has_integers(rules):
+        weights = min(weights, ROOM) + max(0, weights - ROOM) // 3  # a byte and its share of a scale instead of four
+    return weights + 2 * model_bytes(config, rules) + _LIBRARIES
 
 
 def check_memory(config: LFM2Config, rules: Rules, instead: str = "export with --no-verify here and run") -> None:

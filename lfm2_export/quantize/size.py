@@ -9,6 +9,9 @@ from lfm2_export.graph.matrices import MatrixClass, matrices
 from lfm2_export.model.state import FLOAT_DTYPES
 from lfm2_export.quantize.scheme import QuantizationRule, Rules, rule_for
 
+# bytes of fp32 that integers are turned back to, once: all of LFM2-1.2B and half of 2.6B, whose proof then fits 16 GB
+ROOM = 5_000_000_000
+
 
 def matrix_bytes(shape: tuple[int, int], rule: QuantizationRule | None) -> int:
     """Return the bytes of one matrix `(rows, columns)`; fp32 where no rule fits."""

@@ -29,8 +29,7 @@ from lfm2_export.quantize.apply import (
     rounds_its_input,
 )
 from lfm2_export.quantize.grid import rows_at_once
-
-ROOM = 5_000_000_000  # bytes of fp32 weights: all of LFM2-1.2B and half of 2.6B, whose proof then fits 16 GB of memory
+from lfm2_export.quantize.size import ROOM
 
 
 class TokenActivationLinear(nn.Module):
