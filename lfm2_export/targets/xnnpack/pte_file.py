@@ -11,6 +11,7 @@ of the flatbuffer are used, one of the reasons for the exact pin of executorch.
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 from itertools import pairwise
 from pathlib import Path
@@ -18,9 +19,23 @@ from typing import Any, NamedTuple
 
 from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program, _program_to_flatbuffer
 from executorch.exir._serialize._program import _ExtendedHeader, _get_extended_header, _insert_flatbuffer_header
+from executorch.exir.schema import Tensor
 
 _ALIGNMENT = 128  # of every segment and shared tensor, as the exporter aligns segments
 _CONSTANT_ALIGNMENT = 16  # of a tensor inside the constants' segment, as the exporter has it
+
+_ITEM_BYTES = {
+    "BYTE": 1,
+    "CHAR": 1,
+    "BOOL": 1,
+    "SHORT": 2,
+    "HALF": 2,
+    "BFLOAT16": 2,
+    "FLOAT": 4,
+    "INT": 4,
+    "LONG": 8,
+    "DOUBLE": 8,
+}
 
 
 class Piece(NamedTuple):
@@ -66,7 +81,7 @@ def _share(program: Any, area: memoryview) -> list[Piece]:
     segments, constants = program.segments, program.constant_segment
     if constants is None or not constants.offsets:
         return [Piece(segment.offset, segment.size, segment.offset) for segment in segments]
-    home = constants.segment_index
+    home, sizes = constants.segment_index, _sizes(program)
     by_digest = {
         (segment.size, _digest(area, segment.offset, segment.size)): index
         for index, segment in enumerate(segments)
@@ -79,7 +94,8 @@ def _share(program: Any, area: memoryview) -> list[Piece]:
     end = 0
     whole = segments[home]
     for start, stop in pairwise(sorted({*constants.offsets, whole.size})):
-        twin = _twin(by_digest, area, whole.offset + start, stop - start)
+        size = sizes.get(start, stop - start)
+        twin = by_digest.get((size, _digest(area, whole.offset + start, size))) if size else None
         if twin is not None:
             twins[start] = twin
             continue
@@ -104,12 +120,14 @@ def _share(program: Any, area: memoryview) -> list[Piece]:
     return pieces
 
 
-def _twin(by_digest: dict[tuple[int, bytes], int], area: memoryview, start: int, room: int) -> int | None:
-    """The segment whose bytes a constant begins with, if only padding follows them."""
-    for size, digest in by_digest:
-        if size and size <= room < size + _CONSTANT_ALIGNMENT and _digest(area, start, size) == digest:
-            return by_digest[size, digest]
-    return None
+def _sizes(program: Any) -> dict[int, int]:
+    """The bytes of every constant by its offset in their segment, where padding follows."""
+    offsets, found = program.constant_segment.offsets, dict[int, int]()
+    for tensor in (value.val for plan in program.execution_plan for value in plan.values):
+        if isinstance(tensor, Tensor) and tensor.data_buffer_idx and tensor.allocation_info is None:
+            offset, item = offsets[tensor.data_buffer_idx], _ITEM_BYTES[tensor.scalar_type.name]
+            found[offset] = max(math.prod(tensor.sizes) * item, found.get(offset, 0))
+    return found
 
 
 def _write(path: Path, program: Any, pieces: list[Piece], area: memoryview) -> None:
