@@ -35,7 +35,7 @@ from lfm2_export.report import outputs
 effort = Effort(quality_tokens=count, law_tokens=24, whole=False)
 report = prove(artifact, checkpoint, effort=effort, detail=Detail(drift_steps=40, drift_samples=4))
 assert report.passed
-outputs.write(report, [folder.with_name(f"{count}.json"), folder.with_name(f"{count}.md")])
+outputs.write(report, [folder.with_name(f"{count}.json"), folder.with_name(f"{count}.md")], force=True)
 """
 
 TUNE = """
@@ -71,7 +71,7 @@ report = ParityReport(
     runtimes=[RuntimeReport(runtime="executorch", details=details)],
 )
 written = [folder.with_name(f"{count}-compared.{kind}") for kind in ("json", "html")]
-outputs.write(report, written)
+outputs.write(report, written, force=True)
 assert compare(folder, written[0]).rows
 """
 

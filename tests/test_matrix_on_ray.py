@@ -68,8 +68,8 @@ def test_a_machine_that_dies_in_the_middle_costs_nothing(cluster: Any, tmp_path:
             assert command.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        cluster.remove_node(first, allow_graceful=False)  # at once: the cell takes seconds, and so does a new machine
         cluster.add_node(**machine)
-        cluster.remove_node(first, allow_graceful=False)
         most = 0
         while command.poll() is None:
             most = max(most, sum(each.machine != cut_off[0].machine for each in begun(folder, windows)))
