@@ -6,47 +6,37 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from command import code_of
+from image_artifacts import QUICK, Made, made_with_images
 from safetensors.torch import load_file, save_file
-from vision_checkpoints import IMAGE_TOKEN, Grids, processed, save_vision, vision_model
+from vision_checkpoints import save_vision, vision_model
 
 from lfm2_export import runtimes
 from lfm2_export.artifact.folder import open_artifact
-from lfm2_export.errors import ArtifactError, BundleError, RecipeError, UsageError
+from lfm2_export.errors import ArtifactError, BundleError, RecipeError
 from lfm2_export.evaluate.origin import checkpoint_of
-from lfm2_export.model.load import open_checkpoint
 from lfm2_export.model.random_init import init_checkpoint
-from lfm2_export.model.vision.images import images_of
 from lfm2_export.pipeline import ParityError, export
 from lfm2_export.runtimes.session import Session
 from lfm2_export.targets.onnx import capabilities as onnx_capabilities
 from lfm2_export.targets.onnx import vision
 
-QUICK: dict[str, Any] = {"overrides": ["window=96"], "effort": "quick"}
 ERROR = 1e-4
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
-    """A checkpoint, its artifact, and transformers' model."""
-    place = tmp_path_factory.mktemp("images")
-    theirs = save_vision(place / "vision", "lfm2_vl")
-    export(str(place / "vision"), "onnx-fp32", place / "out", **QUICK)
-    return place / "vision", place / "out", theirs
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return made_with_images(tmp_path_factory.mktemp("images"), "onnx-fp32")
 
 
 @pytest.fixture
-def session(made: tuple[Path, Path, Any]) -> Session:
-    artifact = open_artifact(made[1])
-    return runtimes.find("onnxruntime").open_session(artifact.folder, artifact.manifest)
+def session(made: Made) -> Session:
+    return made.session()
 
 
-def test_it_is_proven_with_images(made: tuple[Path, Path, Any]) -> None:
+def test_it_is_proven_with_images(made: Made) -> None:
     manifest = open_artifact(made[1]).manifest
     assert manifest.takes_images
     gates = {gate.name: gate for gate in manifest.parity}
@@ -55,35 +45,6 @@ def test_it_is_proven_with_images(made: tuple[Path, Path, Any]) -> None:
         assert gates[name].status == "pass"
     assert (made[1] / "onnx" / "vision_encoder.onnx").is_file()
     assert runtimes.able(manifest) == ["onnxruntime"]
-
-
-@pytest.mark.parametrize("grids", [[(3, 2)], [(1, 4), (2, 2), (3, 1)]], ids=["an image", "three"])
-def test_what_it_says_of_images_is_what_transformers_says(
-    grids: Grids, made: tuple[Path, Path, Any], session: Session
-) -> None:
-    _, _, theirs = made
-    given = processed("lfm2_vl", theirs.config, grids)
-    vision_config = open_checkpoint(str(made[0])).vision
-    assert vision_config is not None
-    images = images_of(vision_config, given)
-    embeddings = [session.encode(each.patches.numpy(), each.rows, each.columns) for each in images]
-    tokens = [11, 12]
-    for each in embeddings:
-        tokens += [IMAGE_TOKEN] * len(each) + [13]
-    logits, reply = session.prefill_with_images(tokens, np.concatenate(embeddings)), list[int]()
-    for _ in range(6):  # greedy; transformers reads everything anew each time
-        with torch.inference_mode():
-            expected = theirs(torch.tensor([tokens + reply]), **given).logits[0, -1].numpy()
-        assert np.abs(logits - expected).max() < ERROR * np.abs(expected).max()
-        reply.append(int(expected.argmax()))
-        assert int(logits.argmax()) == reply[-1]
-        logits = session.decode(reply[-1])
-
-
-def test_places_must_be_as_many_as_the_images_have(session: Session) -> None:
-    with pytest.raises(UsageError, match="has 2 places for image embeddings"):
-        session.prefill_with_images([5, IMAGE_TOKEN, IMAGE_TOKEN], np.zeros((1, 32), dtype=np.float32))
-    assert session.position == 0
 
 
 @pytest.mark.slow
@@ -149,22 +110,20 @@ def test_a_precision_that_the_target_lacks_is_refused(
         export(str(wide), "onnx-int4", tmp_path / "out", overrides=["vision=int8"])
 
 
-def test_widths_that_no_group_divides_are_refused(made: tuple[Path, Path, Any], tmp_path: Path) -> None:
+def test_widths_that_no_group_divides_are_refused(made: Made, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"vision: int8: .* has 24 inputs, .*; use --set vision=fp16"):
         export(str(made[0]), "onnx-int4", tmp_path / "out", **QUICK)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_image_part_that_is_wrong_is_found_out(
-    made: tuple[Path, Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_part_that_is_wrong_is_found_out(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(vision.TABLE, "with_positions", lambda to, step, x, grid: x)
     with pytest.raises(ParityError, match="images: embeddings is"):
         export(str(made[0]), "onnx-fp32", tmp_path / "out", **QUICK)
     assert not (tmp_path / "out").exists()
 
 
-def test_another_image_part_is_another_checkpoint(made: tuple[Path, Path, Any], tmp_path: Path) -> None:
+def test_another_image_part_is_another_checkpoint(made: Made, tmp_path: Path) -> None:
     other = Path(shutil.copytree(made[0], tmp_path / "other"))
     artifact = open_artifact(made[1])
     assert checkpoint_of(artifact, str(other)).vision is not None
@@ -176,7 +135,7 @@ def test_another_image_part_is_another_checkpoint(made: tuple[Path, Path, Any], 
 
 
 def test_no_bundle_without_a_processor_and_no_other_runtime_takes_it(
-    made: tuple[Path, Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ("--for", "desktop", "--allow-quick", "-o", str(tmp_path / "app.zip"))
     assert code_of("bundle", str(made[1]), *arguments) == BundleError.exit_code

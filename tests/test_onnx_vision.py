@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from vision_checkpoints import FAMILIES, GRIDS, Grids, ours_of, processed, vision_model
+from vision_checkpoints import FAMILIES, GRIDS, SHAPES, Grids, ours_of, processed, vision_model
 
 from lfm2_export.graph.trace import trace_vision
 from lfm2_export.model.vision.encoder import VisionEncoder
@@ -17,20 +17,6 @@ from lfm2_export.model.vision.images import encode, images_of
 from lfm2_export.targets.onnx.vision import TABLE, vision_graph
 
 ERROR = 1e-5  # of the largest value
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "lfm2_vl": ("lfm2_vl", {}),
-    "lfm2_vl without a norm, exact GELU, no merging": (
-        "lfm2_vl",
-        {"projector_use_layernorm": False, "downsample_factor": 1, "tower": {"hidden_act": "gelu"}},
-    ),
-    "lfm2_vl merging by 3, one place in the table": ("lfm2_vl", {"downsample_factor": 3, "tower": {"num_patches": 1}}),
-    "lfm3_vl": ("lfm3_vl", {}),
-    "lfm3_vl merging by 3, wide kernel, one KV head": (
-        "lfm3_vl",
-        {"tower": {"spatial_merge_size": 3, "conv_kernel_size": 5, "num_key_value_heads": 1}},
-    ),
-    "lfm3_vl of attention alone": ("lfm3_vl", {"tower": {"layer_types": ["full_attention"] * 3}}),
-}
 
 
 class Pair:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from vision_checkpoints import IMAGE_TOKEN, Grids, processed, save_vision, vision_model
+from image_artifacts import QUICK, Made, made_with_images
+from vision_checkpoints import IMAGE_TOKEN, vision_model
 
 from lfm2_export import recipes, runtimes
 from lfm2_export.artifact.folder import open_artifact
@@ -16,32 +15,25 @@ from lfm2_export.device.reference import batches
 from lfm2_export.errors import RecipeError, UsageError
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.model.random_init import init_checkpoint
-from lfm2_export.model.vision.images import images_of
 from lfm2_export.pipeline import ParityError, export
 from lfm2_export.runtimes.session import Session
 from lfm2_export.targets.xnnpack import vision
 from lfm2_export.targets.xnnpack.table import TABLE, Delegated
 
-QUICK: dict[str, Any] = {"overrides": ["window=96"], "effort": "quick"}
 ERROR = 1e-4
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
-    """A checkpoint, its artifact, and transformers' model."""
-    place = tmp_path_factory.mktemp("images")
-    theirs = save_vision(place / "vision", "lfm2_vl")
-    export(str(place / "vision"), "xnnpack-fp32", place / "out", **QUICK)
-    return place / "vision", place / "out", theirs
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return made_with_images(tmp_path_factory.mktemp("images"), "xnnpack-fp32")
 
 
 @pytest.fixture
-def session(made: tuple[Path, Path, Any]) -> Session:
-    artifact = open_artifact(made[1])
-    return runtimes.find("executorch").open_session(artifact.folder, artifact.manifest)
+def session(made: Made) -> Session:
+    return made.session()
 
 
-def test_it_is_proven_with_images(made: tuple[Path, Path, Any]) -> None:
+def test_it_is_proven_with_images(made: Made) -> None:
     manifest = open_artifact(made[1]).manifest
     assert manifest.takes_images
     assert [method.name for method in manifest.methods] == [
@@ -57,30 +49,7 @@ def test_it_is_proven_with_images(made: tuple[Path, Path, Any]) -> None:
     assert runtimes.able(manifest) == ["executorch"]
 
 
-@pytest.mark.parametrize("grids", [[(3, 2)], [(1, 4), (2, 2), (3, 1)]], ids=["an image", "three"])
-def test_what_it_says_of_images_is_what_transformers_says(
-    grids: Grids, made: tuple[Path, Path, Any], session: Session
-) -> None:
-    checkpoint, _, theirs = made
-    given = processed("lfm2_vl", theirs.config, grids)
-    vision_config = open_checkpoint(str(checkpoint)).vision
-    assert vision_config is not None
-    images = images_of(vision_config, given)
-    embeddings = [session.encode(each.patches.numpy(), each.rows, each.columns) for each in images]
-    tokens = [11, 12]
-    for each in embeddings:
-        tokens += [IMAGE_TOKEN] * len(each) + [13]
-    logits, reply = session.prefill_with_images(tokens, np.concatenate(embeddings)), list[int]()
-    for _ in range(6):  # greedy; transformers reads everything anew each time
-        with torch.inference_mode():
-            expected = theirs(torch.tensor([tokens + reply]), **given).logits[0, -1].numpy()
-        assert np.abs(logits - expected).max() < ERROR * np.abs(expected).max()
-        reply.append(int(expected.argmax()))
-        assert int(logits.argmax()) == reply[-1]
-        logits = session.decode(reply[-1])
-
-
-def test_an_image_that_is_fed_in_several_calls(tmp_path: Path, made: tuple[Path, Path, Any], session: Session) -> None:
+def test_an_image_that_is_fed_in_several_calls(tmp_path: Path, made: Made, session: Session) -> None:
     few = {"overrides": ["window=96", "options.max_tokens=8", "options.speculation=0"]}
     export(str(made[0]), "xnnpack-fp32", tmp_path / "few", verify=False, **few)
     artifact = open_artifact(tmp_path / "few")
@@ -91,13 +60,7 @@ def test_an_image_that_is_fed_in_several_calls(tmp_path: Path, made: tuple[Path,
     assert np.abs(whole - apart).max() < 1e-5 * np.abs(whole).max()
 
 
-def test_places_must_be_as_many_as_the_images_have(session: Session) -> None:
-    with pytest.raises(UsageError, match="has 2 places for image embeddings"):
-        session.prefill_with_images([5, IMAGE_TOKEN, IMAGE_TOKEN], np.zeros((1, 32), dtype=np.float32))
-    assert session.position == 0
-
-
-def test_what_knows_no_images_says_so(made: tuple[Path, Path, Any]) -> None:
+def test_what_knows_no_images_says_so(made: Made) -> None:
     artifact, checkpoint = open_artifact(made[1]), open_checkpoint(str(made[0]))
     with pytest.raises(UsageError, match="run-on-device feeds tokens"):
         batches(artifact, checkpoint, recipes.load("xnnpack-fp32"), [5, 6], 1)
@@ -109,7 +72,7 @@ def test_an_image_that_is_too_large_is_refused(session: Session) -> None:
         session.encode(np.zeros((1200, 48), dtype=np.float32), 2, 600)
 
 
-def test_the_resident_form_is_refused(made: tuple[Path, Path, Any], tmp_path: Path) -> None:
+def test_the_resident_form_is_refused(made: Made, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="takes images in the explicit form alone"):
         export(str(made[0]), "xnnpack-fp32", tmp_path / "out", overrides=["form=resident"])
     assert not (tmp_path / "out").exists()
@@ -127,9 +90,7 @@ def test_integers_in_the_decoder_and_lfm3(family: str, recipe: str, tmp_path: Pa
     assert 0 < report.runtimes[0].images.embeddings_error < 1e-5
 
 
-def test_an_image_part_that_is_wrong_is_found_out(
-    made: tuple[Path, Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_part_that_is_wrong_is_found_out(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TABLE, "with_positions", Delegated(lambda graph, at, x, *_: x))
     with pytest.raises(ParityError, match="images: embeddings is"):
         export(str(made[0]), "xnnpack-fp32", tmp_path / "out", **QUICK)

@@ -77,6 +77,22 @@ GRIDS: dict[str, Grids] = {
     "images of many sizes": [(1, 1), (7, 2), (2, 9), (5, 5)],
 }
 
+# families, and what of their configuration is another than the smallest's
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "lfm2_vl": ("lfm2_vl", {}),
+    "lfm2_vl without a norm, exact GELU, no merging": (
+        "lfm2_vl",
+        {"projector_use_layernorm": False, "downsample_factor": 1, "tower": {"hidden_act": "gelu"}},
+    ),
+    "lfm2_vl merging by 3, one place in the table": ("lfm2_vl", {"downsample_factor": 3, "tower": {"num_patches": 1}}),
+    "lfm3_vl": ("lfm3_vl", {}),
+    "lfm3_vl merging by 3, wide kernel, one KV head": (
+        "lfm3_vl",
+        {"tower": {"spatial_merge_size": 3, "conv_kernel_size": 5, "num_key_value_heads": 1}},
+    ),
+    "lfm3_vl of attention alone": ("lfm3_vl", {"tower": {"layer_types": ["full_attention"] * 3}}),
+}
+
 
 def vision_model(
     family: str, text: dict[str, Any] | None = None, tower: dict[str, Any] | None = None, **changes: Any

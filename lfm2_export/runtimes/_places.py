@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lfm2_export.errors import ArtifactError, UsageError
+from lfm2_export.runtimes.session import Session
 
 if TYPE_CHECKING:
     from lfm2_export.checkpoint.vision_config import VisionConfig
@@ -25,7 +27,7 @@ def vision_config(folder: Path) -> VisionConfig:
     return found
 
 
-class Places:
+class Places(ABC):
     """The places of images in a prompt, which may be fed in several calls."""
 
     def __init__(self, token: int) -> None:
@@ -33,6 +35,10 @@ class Places:
         self._token = token
         self._given: np.ndarray | None = None
         self._used = 0
+
+    @abstractmethod
+    def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
+        """Return the embeddings `[places, H] float32` of one image."""
 
     def filled(self, ids: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
         """Put images into the embeddings `[1, T, H] float32` of `ids [1, T] int64`, where some were given; in place."""
@@ -59,3 +65,22 @@ class Places:
             yield
         finally:
             self._given = None
+
+
+class SeeingSession(Session):
+    """A session of an artifact that may take images."""
+
+    _images: Places | None  # None for a text model's
+
+    def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
+        """Ask the image part."""
+        if self._images is None:
+            return super().encode(patches, rows, columns)  # refuses
+        return self._images.encode(patches, rows, columns)
+
+    def prefill_with_images(self, tokens: Sequence[int], images: np.ndarray) -> np.ndarray:
+        """Prefill, the images in their places."""
+        if self._images is None:
+            return super().prefill_with_images(tokens, images)  # refuses
+        with self._images.standing_for(tokens, images):
+            return self.prefill(tokens)

@@ -20,8 +20,9 @@ from lfm2_export.progress.native_output import silenced
 from lfm2_export.runtimes._agreement import check_program
 from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes._in_place_state import InPlaceState
+from lfm2_export.runtimes._places import SeeingSession
 from lfm2_export.runtimes._pte_images import PteImages
-from lfm2_export.runtimes.session import Session, Snapshot, check_draft, check_kept, check_room
+from lfm2_export.runtimes.session import Snapshot, check_draft, check_kept, check_room
 
 
 def load_library() -> Any:
@@ -81,7 +82,7 @@ class _Module:
             raise ArtifactError(f"ExecuTorch {self._version} failed in {method}: {one_line(error)}") from error
 
 
-class _Conversation(Session):
+class _Conversation(SeeingSession):
     """What both forms share: position, chunking, checks."""
 
     runtime = "executorch"
@@ -92,7 +93,9 @@ class _Conversation(Session):
         self._module = _Module(folder, manifest, version)
         self._vocab = int(manifest.source.config["vocab_size"])
         self._method = manifest.methods[0]
-        self._images = PteImages(folder, manifest, self._module.run) if manifest.takes_images else None
+        self._images: PteImages | None = (
+            PteImages(folder, manifest, self._module.run) if manifest.takes_images else None
+        )
         self.takes_images = self._images is not None
         self._probes: dict[str, np.ndarray] = {}
         self._position = 0
@@ -117,17 +120,6 @@ class _Conversation(Session):
             self._position += len(chunk)
         self._probes = {name.removeprefix(PROBE): _copy(x) for name, x in zip(self._method.probes, shown, strict=True)}
         return _copy(logits[0])
-
-    def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
-        if self._images is None:
-            return super().encode(patches, rows, columns)  # refuses
-        return self._images.encode(patches, rows, columns)
-
-    def prefill_with_images(self, tokens: Sequence[int], images: np.ndarray) -> np.ndarray:
-        if self._images is None:
-            return super().prefill_with_images(tokens, images)  # refuses
-        with self._images.standing_for(tokens, images):
-            return self.prefill(tokens)
 
     def _inputs(self, chunk: Sequence[int]) -> list[Tensor]:
         """Of one call of at most `max_tokens` tokens at the current position."""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lfm2_export.artifact.manifest import TOKEN_LOOKUP, VISION_ENCODER, Manifest
 from lfm2_export.errors import ArtifactError, UsageError
-from lfm2_export.model.vision.images import Image, pixels
 from lfm2_export.runtimes._places import Places, vision_config
 
 Run = Callable[[str, list[Tensor]], list[Tensor]]  # (method, inputs) → outputs
@@ -24,12 +23,11 @@ class PteImages(Places):
         """`run` calls a method. Raises ArtifactError where the folder's config is of no such model."""
         vision = vision_config(folder)
         super().__init__(vision.image_token_id)
-        self._run, self._vision, self._in_pixels = run, vision, manifest.form == "resident"
+        self._run, self._vision = run, vision
         methods = {method.name: method for method in manifest.methods}
         if TOKEN_LOOKUP not in methods:
             raise ArtifactError(f"{folder}: takes images, but has no method {TOKEN_LOOKUP}; export again")
-        most = methods[VISION_ENCODER].max_tokens
-        self._most = most**2 if self._in_pixels else most  # there of a side
+        self._most = methods[VISION_ENCODER].max_tokens
 
     def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
         """Return the embeddings `[places, H] float32` of one image. UsageError where it is too large."""
@@ -39,10 +37,7 @@ class PteImages(Places):
                 f"an image of {rows} × {columns} patches has {count} embeddings; this artifact takes {self._most} at "
                 f"most: export with --set options.image_tokens={count}"
             )
-        if self._in_pixels:
-            given = [pixels(self._vision, Image(torch.from_numpy(patches), rows, columns))]
-        else:
-            given = [torch.from_numpy(np.ascontiguousarray(patches))[None], torch.tensor([[rows, columns]])]
+        given = [torch.from_numpy(np.ascontiguousarray(patches))[None], torch.tensor([[rows, columns]])]
         (embeddings,) = self._run(VISION_ENCODER, given)
         return embeddings[0].numpy().copy()
 

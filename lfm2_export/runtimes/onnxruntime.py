@@ -19,10 +19,10 @@ from lfm2_export.runtimes._agreement import check_graph
 from lfm2_export.runtimes._float_activations import in_float
 from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes._images import Images
+from lfm2_export.runtimes._places import SeeingSession
 from lfm2_export.runtimes.runtime import Runtime
 from lfm2_export.runtimes.session import (
     DraftCost,
-    Session,
     Snapshot,
     check_draft,
     check_kept,
@@ -73,7 +73,7 @@ class OnnxRuntime(Runtime):
 RUNTIME = OnnxRuntime()
 
 
-class OnnxRuntimeSession(Session):
+class OnnxRuntimeSession(SeeingSession):
     """One conversation, batch 1 (see `Session`)."""
 
     runtime = "onnxruntime"
@@ -107,7 +107,7 @@ class OnnxRuntimeSession(Session):
         pages = HugePages()
         self._session = opened(method)
         pages.adopt()
-        self._images = Images(folder, manifest, opened) if manifest.takes_images else None
+        self._images: Images | None = Images(folder, manifest, opened) if manifest.takes_images else None
         self.takes_images = self._images is not None
         self.window = manifest.window
         self._position = 0
@@ -141,17 +141,6 @@ class OnnxRuntimeSession(Session):
         self._session.run_with_iobinding(self._binding)
         self._position += count
         return self._logits[0, 0].copy()
-
-    def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
-        if self._images is None:
-            return super().encode(patches, rows, columns)  # refuses
-        return self._images.encode(patches, rows, columns)
-
-    def prefill_with_images(self, tokens: Sequence[int], images: np.ndarray) -> np.ndarray:
-        if self._images is None:
-            return super().prefill_with_images(tokens, images)  # refuses
-        with self._images.standing_for(tokens, images):
-            return self.prefill(tokens)
 
     def verify(self, tokens: Sequence[int]) -> np.ndarray:
         """Keys and values go into the buffers; what a call replaces is read there, its columns returned beside them."""

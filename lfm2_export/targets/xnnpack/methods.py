@@ -29,13 +29,12 @@ from lfm2_export.model.resident import Resident
 from lfm2_export.model.state import State
 from lfm2_export.model.vision.encoder import VisionEncoder
 from lfm2_export.targets.xnnpack.border import columns, given, inputs
-from lfm2_export.targets.xnnpack.encoder import Encoder, OfImage, OfPatches
+from lfm2_export.targets.xnnpack.encoder import Encoder, OfPatches
 from lfm2_export.targets.xnnpack.explicit import Explicit, Verifying
 from lfm2_export.targets.xnnpack.network import DelegatedDecoder, Lookup
 from lfm2_export.targets.xnnpack.weights import Weights
 
 FILE, FORWARD = "model.pte", "forward"
-_COLORS = 3
 
 
 class Method(NamedTuple):
@@ -62,13 +61,13 @@ def explicit(
     return Method(spec, _exported(Explicit(network), spec, state), network.operators)
 
 
-def resident(decoder: Decoder, state: State, limit: int, weights: Weights, embedded: bool = False) -> Method:
+def resident(decoder: Decoder, state: State, limit: int, weights: Weights) -> Method:
     """Return the decoder over state of its own."""
-    network = DelegatedDecoder(decoder, limit, weights, embedded=embedded).eval()
+    network = DelegatedDecoder(decoder, limit, weights).eval()
     spec = MethodSpec(
-        name=TEXT_DECODER if embedded else FORWARD,
+        name=FORWARD,
         file=FILE,
-        inputs=inputs(given(decoder.config, embedded), {}, "start_pos"),
+        inputs=inputs(given(decoder.config, embedded=False), {}, "start_pos"),
         outputs=[_logits(decoder, 1)],
         max_tokens=limit,
     )
@@ -120,27 +119,6 @@ def patch_encoder(encoder: VisionEncoder, limit: int, weights: Weights) -> Metho
     call = torch.zeros(1, 2 * blocks, config.patch_values), torch.tensor([[config.merge, 2 * config.merge]])
     patches = {1: blocks * Dim("T", min=1, max=limit)}
     program = torch.export.export(OfPatches(network), call, dynamic_shapes=(patches, None), strict=True)
-    return Method(spec, program, network.operators)
-
-
-def image_encoder(encoder: VisionEncoder, limit: int, weights: Weights) -> Method:
-    """Return the image part for an image of whole pixels, as large as a square of `limit` embeddings a side.
-
-    ExecuTorch holds a tensor to its number of elements: a longer side is as good where the other is shorter.
-    """
-    network, config = Encoder(encoder, limit**2, weights).eval(), encoder.config
-    block = config.merge * config.patch_size
-    sides: list[int | str] = [f"{block}*rows", f"{block}*columns"]
-    spec = MethodSpec(
-        name=VISION_ENCODER,
-        file=FILE,
-        inputs=[TensorSpec(name="image", dtype="float32", shape=[1, _COLORS, *sides])],
-        outputs=[TensorSpec(name="embeddings", dtype="float32", shape=[1, "rows*columns", config.output_size])],
-        max_tokens=limit,
-    )
-    call = torch.zeros(1, _COLORS, 2 * block, 3 * block)
-    varying = {axis: block * Dim(name, min=1, max=limit) for axis, name in ((2, "rows"), (3, "columns"))}
-    program = torch.export.export(OfImage(network), (call,), dynamic_shapes=(varying,), strict=True)
     return Method(spec, program, network.operators)
 
 

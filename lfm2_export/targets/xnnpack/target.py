@@ -9,7 +9,6 @@ and of images lie beside it.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -20,7 +19,7 @@ import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 from executorch.exir.passes import MemoryPlanningPass
 
-from lfm2_export.artifact.manifest import VERIFY, VISION_ENCODER, MethodSpec
+from lfm2_export.artifact.manifest import VERIFY
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.graph.steps import Network
@@ -118,7 +117,8 @@ def _lower(
             report = delegation(program.graph_module, operators)
             specs.append(spec.model_copy(update={"delegation": report}))
         progress("writing the .pte")
-        planning = {spec.name: _planning(spec, recipe) for spec in specs}
+        # the caller's own tensors serve as inputs: an arena copy of the KV cache would cost its size again
+        planning = MemoryPlanningPass(alloc_graph_input=recipe.form == "resident")
         final = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
         with tempfile.NamedTemporaryFile(dir=folder, suffix=".pte") as raw:
             final.write_to_file(raw)
@@ -144,7 +144,7 @@ def _methods(
     limit, verified = _limit(recipe), CAPABILITIES.option(recipe, "speculation")
     state = native_state(decoder.config, recipe.window, FLOAT_DTYPES[recipe.cache])
     if recipe.form == "resident":
-        yield methods.resident(decoder, state, limit, weights, embedded)
+        yield methods.resident(decoder, state, limit, weights)
         return
     yield methods.explicit(decoder, state, limit, weights, probed, embedded)
     if verified and not probed:
@@ -156,16 +156,7 @@ def _methods_with_images(decoder: Decoder, encoder: VisionEncoder, recipe: Recip
     weights = Weights()
     yield from _methods(decoder, recipe, weights, embedded=True)
     yield methods.token_embedding(decoder, _limit(recipe), weights)
-    most = cast(int, CAPABILITIES.option(recipe, "image_tokens"))
-    if recipe.form == "resident":
-        yield methods.image_encoder(encoder, math.isqrt(most - 1) + 1, weights)
-    else:
-        yield methods.patch_encoder(encoder, most, weights)
-
-
-def _planning(spec: MethodSpec, recipe: Recipe) -> MemoryPlanningPass:
-    """The caller's own tensors serve as inputs: in the arena the KV cache would cost its size again, an image too."""
-    return MemoryPlanningPass(alloc_graph_input=recipe.form == "resident" and spec.name != VISION_ENCODER)
+    yield methods.patch_encoder(encoder, cast(int, CAPABILITIES.option(recipe, "image_tokens")), weights)
 
 
 def _metadata(decoder: Decoder, recipe: Recipe) -> dict[str, Any] | None:
