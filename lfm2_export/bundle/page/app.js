@@ -181,6 +181,7 @@ function show(those) {
 function thumbnail({ file }) {
   const picture = document.createElement("img");
   picture.src = URL.createObjectURL(file);
+  picture.addEventListener("load", () => URL.revokeObjectURL(picture.src));
   picture.alt = file.name;
   return picture;
 }
