@@ -20,6 +20,7 @@ from lfm2_export.progress.native_output import silenced
 from lfm2_export.runtimes._agreement import check_program
 from lfm2_export.runtimes._huge_pages import HugePages
 from lfm2_export.runtimes._in_place_state import InPlaceState
+from lfm2_export.runtimes._one_thread import hold_pool_threads, one_thread
 from lfm2_export.runtimes._places import SeeingSession
 from lfm2_export.runtimes._pte_images import PteImages
 from lfm2_export.runtimes.session import Snapshot, check_draft, check_kept, check_room
@@ -31,6 +32,7 @@ def load_library() -> Any:
     from executorch.extension.pybindings import portable_lib
     from executorch.kernels import quantized  # noqa: F401  registers the quantized embedding's kernels
 
+    hold_pool_threads()
     return portable_lib
 
 
@@ -77,7 +79,8 @@ class _Module:
 
     def _run(self, method: str, inputs: list[Tensor]) -> list[Tensor]:
         try:
-            return self._module.run_method(method, inputs, clone_outputs=False)
+            with one_thread():
+                return self._module.run_method(method, inputs, clone_outputs=False)
         except RuntimeError as error:
             raise ArtifactError(f"ExecuTorch {self._version} failed in {method}: {one_line(error)}") from error
 

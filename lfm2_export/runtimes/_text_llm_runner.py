@@ -7,6 +7,7 @@ stomach ends the process.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ def generate(pte: Path, tokenizer: Path, prompts: Sequence[str], max_new_tokens:
     """
     request = json.dumps([str(pte), str(tokenizer), list(prompts), max_new_tokens])
     command = [sys.executable, "-W", "ignore", "-m", __name__]
-    done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
+    alone = os.environ | {"MKL_NUM_THREADS": "1"}  # see _one_thread.py
+    done = subprocess.run(command, input=request, capture_output=True, text=True, check=False, env=alone)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise ArtifactError(f"{pte}: TextLLMRunner: {last[:200]}")

@@ -16,6 +16,7 @@ from lfm2_export.bench.spec import Spec
 from lfm2_export.errors import ArtifactError, one_line
 from lfm2_export.runtimes import _pte, executorch
 from lfm2_export.runtimes._huge_pages import HugePages
+from lfm2_export.runtimes._one_thread import one_thread
 
 _FILLER = 1
 
@@ -49,7 +50,7 @@ class PteContender:
         except RuntimeError as error:
             raise ArtifactError(f"{path}: not a stock LLM program: {one_line(error)}") from error
         self._position = 0
-        self._pages: HugePages | None = HugePages()  # until the first call: what our own Session does, for a fair race
+        self._pages: HugePages | None = HugePages()  # until the first call, for a fair race too
 
     def stand(self, position: int) -> None:
         """Going back is free: later keys are overwritten, and only the conv state is then another conversation's.
@@ -63,7 +64,8 @@ class PteContender:
     def feed(self, tokens: Sequence[int]) -> np.ndarray:
         for start in range(0, len(tokens), self._call):
             chunk = tokens[start : start + self._call]
-            (logits,) = self._module.run_method("forward", [torch.tensor([chunk]), torch.tensor([self._position])])
+            with one_thread():  # what our own Session does, for a fair race
+                (logits,) = self._module.run_method("forward", [torch.tensor([chunk]), torch.tensor([self._position])])
             self._position += len(chunk)
             if self._pages is not None:
                 self._pages.adopt()
