@@ -89,10 +89,12 @@ def _opened(path: Path, runtime: str | None, threads: int) -> tuple[Session, int
 
 
 def _costs(session: Session, vocab: int, context: int, rounds: int) -> dict[str, object]:
-    """The time of a call by its tokens, interleaved so that a drift of the machine hits all of them."""
+    """The time of a call by its tokens, interleaved so that a drift of the machine hits all of them.
+
+    The conversation grows by a token each round: to restore it before a step would let the cores go to sleep.
+    """
     ids = np.random.default_rng(1).integers(vocab, size=context + session.verifies).tolist()
     session.prefill(ids[:context])
-    there = session.state() if session.has_state else None
     sizes = range(1, session.verifies + 1)
     calls: dict[str, Callable[[], object]] = {"decode": lambda: session.decode(ids[-1])}
     for size in sizes:
@@ -100,8 +102,6 @@ def _costs(session: Session, vocab: int, context: int, rounds: int) -> dict[str,
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
-            if name == "decode" and there is not None:
-                session.restore(there)
             start = time.perf_counter()
             call()
             if number:  # the first is a warm-up
