@@ -44,7 +44,7 @@ bench: .venv/installed-bench  ## 350M beside llama.cpp, ExecuTorch's own export,
 	$(BIN)/python -m benchmarks.cpu --target xnnpack --size 350m
 	$(BIN)/python -m benchmarks.cpu --target onnx --size 350m
 
-true-size: .venv/installed-test  ## 350M, random weights: every main recipe exported and proven, beside its peers, on one page: an hour
+true-size: .venv/installed-test  ## 350M, random weights: every main recipe exported and proven, beside its peers, on one page: 15 to 60 minutes
 	$(BIN)/python -m benchmarks.true_size
 
 # --without-pip: Debian's python3 has venv but not ensurepip, which is a package of its own
