@@ -8,12 +8,13 @@
 namespace lfm2 {
 namespace {
 
-constexpr size_t kLongest = 4, kShortest = 2;  // run of tokens that is looked up
-constexpr double kMemory = 0.1;                // weight of each guess that is judged
-constexpr double kDraft = 0.45, kRow = 0.02;   // of a step: what a draft costs, and each guess of it,
-constexpr double kBlock = 0.9;                 // and every further block of rows
+constexpr size_t kRuns[] = {8, 4, 2};         // tokens that are looked up together
+constexpr size_t kDifference = 8;             // tokens behind which a copy and its original may agree again
+constexpr double kMemory = 0.1;               // weight of each guess that is judged
+constexpr double kDraft = 0.45, kRow = 0.02;  // of a step: what a draft costs, and each guess of it,
+constexpr double kBlock = 0.9;                // and every further block of rows
 constexpr int64_t kBlockRows = 8;
-constexpr double kEarned = 0.01, kMost = 8;    // steps that drafts may lose: more with each call, and in all
+constexpr double kEarned = 0.01, kMost = 8;   // steps that drafts may lose: more with each call, and in all
 
 double cost(int64_t guesses) { return kDraft + kRow * static_cast<double>(guesses) + kBlock * static_cast<double>(guesses / kBlockRows); }
 
@@ -35,21 +36,36 @@ using Tokens = std::vector<int64_t>;
 
 Tokens Lookup::guess(const Tokens& seen, int64_t most) {
   for (size_t end = std::max<size_t>(indexed_, 1); end < seen.size(); ++end) {
-    for (size_t size = kLongest; size >= kShortest; --size) {
+    for (size_t size : kRuns) {
       if (size <= end) ends_[Tokens(seen.begin() + static_cast<int64_t>(end - size), seen.begin() + static_cast<int64_t>(end))] = end;
     }
   }
   indexed_ = seen.size();
-  for (size_t size = kLongest; size >= kShortest; --size) {
+  size_t start = behind_run(seen);
+  if (start == 0) start = behind_difference(seen);
+  if (start == 0) return {};
+  original_ = start, copy_ = seen.size();
+  Tokens draft(static_cast<size_t>(most));
+  for (size_t at = 0; at < draft.size(); ++at) draft[at] = seen[start + at % (seen.size() - start)];
+  return draft;
+}
+
+size_t Lookup::behind_run(const Tokens& seen) const {
+  for (size_t size : kRuns) {
     if (seen.size() <= size) continue;
     const auto found = ends_.find(Tokens(seen.end() - static_cast<int64_t>(size), seen.end()));
-    if (found == ends_.end()) continue;
-    const size_t start = found->second, period = seen.size() - start;
-    Tokens draft(static_cast<size_t>(most));
-    for (size_t at = 0; at < draft.size(); ++at) draft[at] = seen[start + at % period];
-    return draft;
+    if (found != ends_.end()) return found->second;
   }
-  return {};
+  return 0;
+}
+
+size_t Lookup::behind_difference(const Tokens& seen) {
+  while (copy_ < seen.size() && seen[original_] == seen[copy_]) ++original_, ++copy_;
+  if (seen.size() - copy_ > kDifference) return 0;
+  for (size_t at = original_ + 1; at <= original_ + kDifference && at + 1 < seen.size(); ++at) {
+    if (seen[at] == seen.back()) return at + 1;
+  }
+  return 0;
 }
 
 SmallerModel::SmallerModel(const Manifest& manifest, int64_t vocab, uint32_t threads) : session_(manifest, threads) {

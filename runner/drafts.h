@@ -17,15 +17,19 @@ class Source {
   virtual std::vector<int64_t> guess(const std::vector<int64_t>& seen, int64_t most) = 0;
 };
 
-// What followed the longest run of last tokens, of 4 down to 2, the last time it occurred, again and again where it is
-// short. `seen` may only grow.
+// What followed the longest run of last tokens, of 8, 4 or 2, the last time it occurred, again and again where it is short;
+// where none did, what followed the last token behind a difference of the last draft's copy. `seen` may only grow.
 class Lookup : public Source {
  public:
   std::vector<int64_t> guess(const std::vector<int64_t>& seen, int64_t most) override;
 
  private:
+  size_t behind_run(const std::vector<int64_t>& seen) const;   // 0 for none
+  size_t behind_difference(const std::vector<int64_t>& seen);  // 0 for none
+
   std::map<std::vector<int64_t>, size_t> ends_;  // run of tokens → where its last occurrence ends
   size_t indexed_ = 0;
+  size_t original_ = 0, copy_ = 0;  // from where and to where the last draft copied; the text itself, at first
 };
 
 // What a smaller model of the same vocabulary would say. It is fed only what was said; what it guesses it verifies

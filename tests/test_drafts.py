@@ -142,7 +142,8 @@ class TestLookup:
         assert Lookup()([1, 2, 3, 4, 1, 2, 5, 6, 7, 1, 2], 3) == [5, 6, 7]
 
     def test_a_longer_run_goes_before_a_later_one(self) -> None:
-        assert Lookup()([9, 1, 2, 3, 3, 1, 2, 4, 9, 1, 2], 1) == [3]
+        for run in ([9, 8, 1, 2], [7, 5, 9, 4, 9, 8, 1, 2]):
+            assert Lookup()([*run, 3, *run[len(run) // 2 :], 4, *run], 1) == [3]
 
     def test_a_loop_goes_on(self) -> None:
         assert Lookup()([5, 1, 2, 3, 1, 2, 3, 1, 2], 7) == [3, 1, 2, 3, 1, 2, 3]
@@ -161,6 +162,83 @@ class TestLookup:
         assert lookup(said, 2) == []
         said += [4, 1, 2]
         assert lookup(said, 2) == [3, 4]
+
+
+class Copying:
+    """A text of all different tokens that is said, copied as far as a draft, and then goes on with others."""
+
+    def __init__(self) -> None:
+        self.original, self.lookup = list(range(100, 130)), Lookup()
+        self.said = [*self.original, 1, *self.original[:4]]
+        assert self.lookup(self.said, 3) == self.original[4:7]
+
+    def then(self, *tokens: int) -> list[int]:
+        """What is guessed behind the last of these, asked behind each."""
+        for token in tokens:
+            self.said.append(token)
+            guesses = self.lookup(self.said, 3)
+        return guesses
+
+
+class TestDifference:
+    """How a copy goes on that differs from its original."""
+
+    def test_in_a_word(self) -> None:
+        copy = Copying()
+        assert copy.then(900) == []
+        assert copy.then(105) == copy.original[6:9]
+
+    def test_in_the_middle_of_a_draft_and_behind_a_whole_one(self) -> None:
+        for right in (2, 3):
+            copy = Copying()
+            copy.said += copy.original[4 : 4 + right]
+            assert copy.then(900) == []
+            assert copy.then(105 + right) == copy.original[6 + right : 9 + right]
+
+    def test_in_several_tokens_of_either(self) -> None:
+        assert Copying().then(900, 901, 902, 903, 112) == [113, 114, 115]
+        assert Copying().then(900, 901, 902, 903, 113) == []  # eight of the original
+        assert Copying().then(*range(900, 907), 105) == [106, 107, 108]
+        assert Copying().then(*range(900, 908), 105) == []  # eight of the copy
+
+    def test_once_more_in_each_record(self) -> None:
+        """A form is filled in a second time: behind each value one token tells that the next key has come."""
+        lookup, said = Lookup(), [1, 2, 3, 50, 4, 5, 6, 51, 7, 8, 9, 52, 0]
+        guessed = list[int]()
+        for token in [1, 2, 3, 60, 4, 5, 6, 61, 7, 8, 9, 62]:
+            guessed += [token] if lookup(said, 1) == [token] else []
+            said.append(token)
+        assert guessed == [3, 5, 6, 8, 9]
+
+    def test_a_token_elsewhere_is_no_place_to_go_on(self) -> None:
+        assert Copying().then(900, 103) == []  # before the difference
+        assert Copying().then(900, 120) == []  # far behind it
+
+    def test_nothing_follows_the_last_token(self) -> None:
+        lookup, said = Lookup(), [1, 2, 3, 4, 1, 2]
+        assert lookup(said, 2) == [3, 4]
+        assert lookup([*said, 9], 2) == []
+        assert lookup([*said, 9, 8], 2) == []  # neither 9 nor 8 stands behind itself
+
+    def test_in_a_loop(self) -> None:
+        lookup, said = Lookup(), [5, 1, 2, 3, 1, 2, 3, 1, 2]
+        assert lookup(said, 4) == [3, 1, 2, 3]
+        assert lookup([*said, 3, 1, 9], 4) == []
+        assert lookup([*said, 3, 1, 9, 3], 4) == [1, 9, 3, 1]
+
+    def test_is_forgotten_with_the_conversation(self) -> None:
+        copy = Copying()
+        assert copy.then(900) == []
+        assert copy.lookup([*copy.said[:-2], 105], 3) == []  # it went back
+        copy = Copying()
+        assert copy.then(900) == []
+        assert copy.lookup([*range(500, 600), *copy.original, 900, 105], 3) == []
+
+    def test_whose_draft_was_not_asked_for(self) -> None:
+        """Where drafts cannot be paid, lookup sees several tokens at once."""
+        copy = Copying()
+        copy.said += [104, 900]
+        assert copy.then(106) == copy.original[7:10]
 
 
 def _said(drafts: Drafts, draw: np.random.Generator, rate: float) -> tuple[int, float]:

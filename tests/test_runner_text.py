@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from text_mixtures import mixtures
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.bundle.golden import golden_cases
 from lfm2_export.chat.conversation import Conversation
+from lfm2_export.chat.drafts import Lookup
 from lfm2_export.chat.overflow import OnFull
 from lfm2_export.checkpoint.config import LFM2Config, from_dict
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
@@ -144,6 +146,21 @@ def test_a_chat_says_what_pythons_says(artifact, options):
     assert told.code == 0
     assert told.out == "".join(python_talk(artifact, SAID[:3], 12, SYSTEM))
     assert "more from cache" in told.err.splitlines()[1]  # only what is new was fed
+
+
+def test_lookup_guesses_what_pythons_guesses(artifact):
+    """The answer differs in a name from what it copies, and goes on behind it."""
+    said = ["Hello, I am Anna", "Hello, I am Ben"]
+    told = talk(artifact.folder, said, "--max-new", 12, "--draft", "lookup")
+    session = native.RUNTIME.open_session(artifact.folder, artifact.manifest)
+    conversation = Conversation(session, tokenizer_of(artifact), source=Lookup())
+    expected = list[str]()
+    for text in said:
+        for _ in conversation.reply(text, 12):
+            pass
+        speed = conversation.speed
+        expected.append(f"accepted {speed.accepted_tokens} of {speed.drafted_tokens} drafted")
+    assert re.findall(r"accepted \d+ of \d+ drafted", told.err) == expected
 
 
 def test_a_full_window_forgets_the_oldest_turns_as_python_does(artifact):

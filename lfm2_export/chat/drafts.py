@@ -22,37 +22,55 @@ class Source(Protocol):
     def __call__(self, seen: Sequence[int], most: int) -> list[int]: ...
 
 
+_RUNS = (8, 4, 2)  # tokens that are looked up together
+_DIFFERENCE = 8  # tokens behind which a copy and its original may agree again
+
+
 class Lookup:
     """What followed the last tokens the last time they stood in this order: for text that repeats what was said.
 
-    The longest run of last tokens that occurred before is taken, of at most `longest` and at least `shortest`. Where
-    less than is asked for has followed it, that is guessed to come again and again.
+    The longest run of last tokens that occurred before is taken, of 8, 4 or 2. Where none did, the last draft's copy may
+    go on behind a difference, such as another name or value: the last token alone is looked for among the next ones of
+    the original. Where less than is asked for has followed, that is guessed to come again and again.
     """
 
-    def __init__(self, longest: int = 4, shortest: int = 2) -> None:
-        self._sizes = range(longest, shortest - 1, -1)
+    def __init__(self) -> None:
         self._ends: dict[tuple[int, ...], int] = {}  # run of tokens → where its last occurrence ends
         self._indexed: list[int] = []
         self._of: Sequence[int] = ()  # the very sequence, which grows from call to call
+        self._original = self._copy = 0  # from where and to where the last draft copied; the text itself, at first
 
     def __call__(self, seen: Sequence[int], most: int) -> list[int]:
         """Look the last tokens up, and remember all runs that something follows."""
         self._index(seen)
-        for size in self._sizes:
-            end = self._ends.get(tuple(seen[-size:])) if len(seen) > size else None
-            if end is not None:
-                period = len(seen) - end
-                return [seen[end + at % period] for at in range(most)]
-        return []
+        start = self._behind_run(seen) or self._behind_difference(seen)
+        if start is None:
+            return []
+        self._original, self._copy = start, len(seen)
+        period = len(seen) - start
+        return [seen[start + at % period] for at in range(most)]
+
+    def _behind_run(self, seen: Sequence[int]) -> int | None:
+        runs = (self._ends.get(tuple(seen[-size:])) for size in _RUNS if size < len(seen))
+        return next((end for end in runs if end is not None), None)
+
+    def _behind_difference(self, seen: Sequence[int]) -> int | None:
+        while self._copy < len(seen) and seen[self._original] == seen[self._copy]:
+            self._original += 1
+            self._copy += 1
+        if len(seen) - self._copy > _DIFFERENCE:
+            return None
+        following = range(self._original + 1, min(self._original + 1 + _DIFFERENCE, len(seen) - 1))
+        return next((at + 1 for at in following if seen[at] == seen[-1]), None)
 
     def _index(self, seen: Sequence[int]) -> None:
         known = len(self._indexed)
         if seen is not self._of and list(seen[:known]) != self._indexed:  # it went back, or is another conversation
             self._ends.clear()
             self._indexed.clear()
-            known = 0
+            self._original = self._copy = known = 0
         for end in range(max(known, 1), len(seen)):  # the run that ends with the last token has nothing behind it yet
-            for size in self._sizes:
+            for size in _RUNS:
                 if size <= end:
                     self._ends[tuple(seen[end - size : end])] = end
         self._indexed.extend(seen[known:])

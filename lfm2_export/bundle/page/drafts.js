@@ -1,25 +1,43 @@
 // Guesses at the next tokens, which the model verifies together: as lfm2_export/chat/drafts.py, which says why.
-const SIZES = [4, 3, 2]; // of the runs of last tokens that are looked up
+const RUNS = [8, 4, 2]; // tokens that are looked up together
+const DIFFERENCE = 8; // tokens behind which a copy and its original may agree again
 const [PRIOR, MEMORY] = [0.6, 0.1]; // acceptance before anything is known, and the weight of each guess that is judged
 const GUESS = 0.23; // what each guess costs, in steps
 const [CREDIT, EARNED, MOST] = [2, 0.01, 8]; // steps that drafts may lose: at first, more with each call, and in all
 
-/** What followed the longest run of last tokens the last time it occurred; again and again, where it is short. */
+/**
+ * What followed the longest run of last tokens the last time it occurred; again and again, where it is short. Where none
+ * did, what followed the last token behind a difference of the last draft's copy.
+ */
 export class Lookup {
   #ends = new Map(); // run of tokens → where its last occurrence ends
   #indexed = 0;
+  #original = 0; // from where
+  #copy = 0; // and to where the last draft copied; the text itself, at first
 
   /** Up to `most` tokens that may follow all that was `seen`, which may only grow. */
   guess(seen, most) {
     for (let end = Math.max(this.#indexed, 1); end < seen.length; end++) {
-      for (const size of SIZES) if (size <= end) this.#ends.set(run(seen, end, size), end);
+      for (const size of RUNS) if (size <= end) this.#ends.set(run(seen, end, size), end);
     }
     this.#indexed = seen.length;
-    for (const size of SIZES) {
-      const end = seen.length > size ? this.#ends.get(run(seen, seen.length, size)) : undefined;
-      if (end !== undefined) return Array.from({ length: most }, (_, at) => seen[end + (at % (seen.length - end))]);
-    }
-    return [];
+    const start = this.#behindRun(seen) ?? this.#behindDifference(seen);
+    if (start === undefined) return [];
+    [this.#original, this.#copy] = [start, seen.length];
+    return Array.from({ length: most }, (_, at) => seen[start + (at % (seen.length - start))]);
+  }
+
+  #behindRun(seen) {
+    const size = RUNS.find((size) => size < seen.length && this.#ends.has(run(seen, seen.length, size)));
+    return size && this.#ends.get(run(seen, seen.length, size));
+  }
+
+  #behindDifference(seen) {
+    for (; this.#copy < seen.length && seen[this.#original] === seen[this.#copy]; this.#copy++) this.#original++;
+    if (seen.length - this.#copy > DIFFERENCE) return undefined;
+    const end = Math.min(this.#original + 1 + DIFFERENCE, seen.length - 1);
+    for (let at = this.#original + 1; at < end; at++) if (seen[at] === seen.at(-1)) return at + 1;
+    return undefined;
   }
 }
 

@@ -2,23 +2,42 @@ package org.lfm2export.kit.chat
 
 import kotlin.math.pow
 
-/** What followed the longest run of last tokens, of 4 down to 2, the last time it occurred; again and again, where it is short. */
+/**
+ * What followed the longest run of last tokens, of 8, 4 or 2, the last time it occurred; again and again, where it is short.
+ * Where none did, what followed the last token behind a difference of the last draft's copy.
+ */
 class Lookup {
     private val ends = HashMap<List<Int>, Int>() // run of tokens → where its last occurrence ends
     private var indexed = 0
+    private var original = 0 // from where
+    private var copy = 0 // and to where the last draft copied; the text itself, at first
 
     /** Up to [most] tokens that may follow all that was [seen], which may only grow. */
     fun guess(seen: List<Int>, most: Int): List<Int> {
         for (end in maxOf(indexed, 1) until seen.size) {
-            for (size in SIZES) if (size <= end) ends[seen.subList(end - size, end).toList()] = end
+            for (size in RUNS) if (size <= end) ends[seen.subList(end - size, end).toList()] = end
         }
         indexed = seen.size
-        val found = SIZES.filter { it < seen.size }.firstNotNullOfOrNull { ends[seen.takeLast(it)] } ?: return emptyList()
-        return List(most) { seen[found + it % (seen.size - found)] }
+        val start = behindRun(seen) ?: behindDifference(seen) ?: return emptyList()
+        original = start
+        copy = seen.size
+        return List(most) { seen[start + it % (seen.size - start)] }
+    }
+
+    private fun behindRun(seen: List<Int>): Int? = RUNS.filter { it < seen.size }.firstNotNullOfOrNull { ends[seen.takeLast(it)] }
+
+    private fun behindDifference(seen: List<Int>): Int? {
+        while (copy < seen.size && seen[original] == seen[copy]) {
+            original++
+            copy++
+        }
+        if (seen.size - copy > DIFFERENCE) return null
+        return (original + 1 until minOf(original + 1 + DIFFERENCE, seen.size - 1)).find { seen[it] == seen.last() }?.plus(1)
     }
 
     private companion object {
-        val SIZES = listOf(4, 3, 2)
+        val RUNS = listOf(8, 4, 2) // tokens that are looked up together
+        const val DIFFERENCE = 8 // tokens behind which a copy and its original may agree again
     }
 }
 
