@@ -29,9 +29,9 @@ _DIFFERENCE = 8  # tokens behind which a copy and its original may agree again
 class Lookup:
     """What followed the last tokens the last time they stood in this order: for text that repeats what was said.
 
-    The longest run of last tokens that occurred before is taken, of 8, 4 or 2. Where none did, the last draft's copy may
-    go on behind a difference, such as another name or value: the last token alone is looked for among the next ones of
-    the original. Where less than is asked for has followed, that is guessed to come again and again.
+    The longest run of last tokens that occurred before is taken, of 8, 4 or 2. Where none did, what the last draft
+    copied may go on behind a difference, such as another name or value: the last token alone is looked for among the
+    next ones of the original. Where less than is asked for has followed, that is guessed to come again and again.
     """
 
     def __init__(self) -> None:
