@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -103,7 +104,9 @@ def export(
                 del encoder
             else:
                 lowered = target.lower(decoder, chosen, folder, progress, sequences)
-            del decoder  # the proof loads its own references
+            lowered_from = [decoder] if verify and effort == "quick" else []  # a full proof makes its own
+            del decoder
+            gc.collect()  # what a lowering builds holds on to weights in circles
             progress("checksums")
             manifest = Manifest(
                 files=seal(folder),
@@ -119,7 +122,8 @@ def export(
             write_manifest(folder, manifest)
             report = None
             if verify:
-                report = _prove(folder, output.name, manifest, checkpoint, effort, progress, detail, ahead)
+                model = lowered_from.pop if lowered_from else None
+                report = _prove(folder, output.name, manifest, checkpoint, effort, progress, detail, ahead, model)
     if chosen.is_calibrated:
         shutil.rmtree(_kept(checkpoint, chosen, sequences), ignore_errors=True)
     if checkpoint.is_local:
@@ -188,10 +192,13 @@ def _prove(
     progress: Progress,
     detail: Detail | None,
     ahead: Beside | None,
+    lowered: Callable[[], Decoder] | None,
 ) -> ParityReport:
     from lfm2_export.parity.prove import prove  # opens the runtimes: not needed to lower
 
-    report = prove(open_artifact(folder), checkpoint, effort=effort, progress=progress, detail=detail, ahead=ahead)
+    report = prove(
+        open_artifact(folder), checkpoint, effort=effort, progress=progress, detail=detail, ahead=ahead, lowered=lowered
+    )
     report.artifact = name  # not the temporary one it still has
     write_manifest(
         folder, manifest.model_copy(update={"parity": report.gates, "effort": effort, "unproven": report.unproven})

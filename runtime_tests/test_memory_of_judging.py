@@ -39,14 +39,22 @@ outputs.write(report, [folder.with_name(f"{count}.json"), folder.with_name(f"{co
 """
 
 TUNE = """
-from lfm2_export.model.load import load_decoder
+from dataclasses import replace
+from lfm2_export.model.load import load_decoder, open_checkpoint
+from lfm2_export.model.random_init import init_checkpoint
 from lfm2_export.quantize.freed_memory import return_at_once
 from lfm2_export.tune.choices import units
-from lfm2_export.tune.sensitivity import sensitivities
+from lfm2_export.tune.sensitivity import sensitivities, whole_cost
+config = replace(checkpoint.config, layer_types=("conv",) * 40)  # its streams are 21 kB a token
+deep = folder.with_name(f"deep-{count}")
+if not deep.exists():
+    init_checkpoint(config, deep)
 return_at_once()
-windows = [random_ids(checkpoint.config, 100, seed) for seed in range(count // 100)]
-first = units(checkpoint.config, "xnnpack")[:1]
-sensitivities(load_decoder(checkpoint), [first[0]._replace(options=first[0].options[:1])], windows)
+windows = [random_ids(config, 100, seed) for seed in range(count // 100)]
+exact, first = load_decoder(open_checkpoint(str(deep))), units(config, "xnnpack")[1:2]
+first[0] = first[0]._replace(options=first[0].options[:1])
+sensitivities(exact, first, windows)
+whole_cost(exact, first, first[0].options, windows)
 """
 
 SCORE = """

@@ -54,7 +54,7 @@ def test_manifest_reports_and_commands_say_that_it_was_quick(folder: Path, artif
 
 
 def test_quick_judges_the_same_gates_for_at_most_a_fifth_of_the_tokens(
-    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+    folder: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = list[int]()
     for name in ("prefill", "verify"):
@@ -69,6 +69,9 @@ def test_quick_judges_the_same_gates_for_at_most_a_fifth_of_the_tokens(
     assert reports["full"].runtimes[0].quality.tokens > 2000
     assert (reports["full"].effort, reports["full"].verdict) == ("full", "proven")
     assert work["quick"] <= work["full"] / 5, work
+    exported = ParityReport.model_validate_json(Path(f"{folder}.json").read_text())  # held to the lowered model itself
+    (ours,) = (each for each in exported.runtimes if each.runtime == "onnxruntime")
+    assert ours.gates == reports["quick"].runtimes[0].gates  # held to one that was made again
     skipped = [gate for gate in reports["quick"].gates if gate.reason and "--effort full" in gate.reason]
     assert [gate.name for gate in skipped] == ["lowering: weights alone", "law: explicit = resident"]
 

@@ -63,7 +63,7 @@ def test_a_disturbed_pass_is_a_little_off_and_the_same_again() -> None:
     decoder = random_decoder()
     cases = [Case("whole", tuple(tokens(20)), (20,)), Case("steps", tuple(tokens(20)), (1,) * 20)]
     truth = EagerTruth(decoder, WINDOW, cases)
-    first, again = truth.disturbed(cases), EagerTruth(decoder, WINDOW).disturbed(cases)
+    first, again = list(truth.disturbed(cases)), list(EagerTruth(decoder, WINDOW).disturbed(cases))
     for case, ours, same in zip(cases, first, again, strict=True):
         assert np.array_equal(ours.logits, same.logits)
         assert 0 < relative(ours.logits, truth.answer(case).logits) < 1e-4
@@ -74,12 +74,12 @@ def test_the_model_is_asked_once_however_many_runtimes_are_compared_with_it(monk
     decoder = random_decoder()
     cases = lowering_cases(decoder.config, WINDOW, tokens(60), pads=True)
     truth, prompts = EagerTruth(decoder, WINDOW, [*cases, *cases[:-1]]), [tuple(tokens(9)), tuple(tokens(5))]
-    first = truth.disturbed(cases), [truth.answer(case) for case in cases], truth.continuations(prompts, 8)
+    first = list(truth.disturbed(cases)), [truth.answer(case) for case in cases], truth.continuations(prompts, 8)
     monkeypatch.setattr(decoder.embed_tokens, "forward", lambda *_: pytest.fail("the model was asked again"))
-    again = truth.disturbed(cases), [truth.answer(case) for case in cases], truth.continuations(prompts, 8)
+    again = list(truth.disturbed(cases)), [truth.answer(case) for case in cases], truth.continuations(prompts, 8)
     for ours, theirs in zip(first, again, strict=True):
         assert all(np.array_equal(a.logits, b.logits) for a, b in zip(ours, theirs, strict=True))
-    assert len(truth.disturbed(cases[:-1])) == len(cases) - 1  # of a runtime that takes no padding
+    assert len(list(truth.disturbed(cases[:-1]))) == len(cases) - 1  # of a runtime that takes no padding
 
 
 def test_disturbed_steps_begin_at_the_undisturbed_states_and_end_near_the_undisturbed_ones() -> None:

@@ -22,7 +22,7 @@ from lfm2_export.device.adb import Phone, quoted
 from lfm2_export.device.calls import Batch, Call, valid
 from lfm2_export.device.reference import batches
 from lfm2_export.errors import DeviceError, UsageError
-from lfm2_export.evaluate.metrics import clear_top1, relative_error, rms_error, worst
+from lfm2_export.evaluate.metrics import apart, relative_error, worst
 from lfm2_export.evaluate.text import evaluation_text, random_ids
 from lfm2_export.files import scratch_folder
 from lfm2_export.parity.lowering import LoweringFigures
@@ -176,14 +176,15 @@ def _compare(calls: list[Call], outputs: list[dict[str, np.ndarray]], tolerance:
     ours = np.stack([found["logits"].reshape(-1) for found in outputs])
     theirs = np.stack([call.expected["logits"].reshape(-1) for call in calls])
     states = [error for each in errors for name, error in each.items() if name != "logits"]
-    agreeing, counted = clear_top1(ours, theirs, tolerance)
+    logits = apart(ours, theirs)
+    agreeing, counted = logits.clear_top1(tolerance)
     steps = [worst(list(each.values())) for each in errors]
     return LoweringFigures(
         max_error=worst(steps),
         logits_error=worst([each["logits"] for each in errors]),
         state_error=worst(states) if states else None,
-        mean_absolute_error=float(np.abs(ours - theirs).mean()),
-        rms_error=rms_error(ours, theirs),
+        mean_absolute_error=logits.mean_absolute_error,
+        rms_error=logits.rms_error,
         top1=agreeing / counted if counted else None,
         median_step=float(np.median(steps)),
         worst_case=calls[int(np.argmax(steps))].name,

@@ -46,16 +46,58 @@ def _pairs(actual: np.ndarray, expected: np.ndarray) -> Iterator[tuple[np.ndarra
     return zip(_parts(actual), _parts(expected), strict=True)
 
 
-def clear_top1(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> tuple[int, int]:
-    """Return (agreeing, counted) argmax over rows whose margin exceeds the error `tolerance` · max|expected|.
+class Apart(NamedTuple):
+    """How far logits lie from the expected ones: of each part of them what the figures of all parts follow from."""
 
-    With a smaller margin either token is a fair answer to that error, so such rows prove nothing.
-    """
+    largest: np.ndarray  # [parts, 2]: max|Δ|, max|expected|
+    sums: np.ndarray  # [parts, 4]: Σ|Δ|, ΣΔ², Σexpected², values
+    margin: np.ndarray  # [rows], of expected: its largest logit less its second
+    same: np.ndarray  # [rows], whether both have the same largest
+
+    @property
+    def relative_error(self) -> float:
+        """Return what the function of that name does."""
+        error, scale = self.largest.max(0)
+        return float(error) / (float(scale) or 1.0)
+
+    @property
+    def mean_absolute_error(self) -> float:
+        """Return the mean of |Δ|."""
+        absolute, _, _, values = self.sums.sum(0)
+        return float(absolute / values)
+
+    @property
+    def rms_error(self) -> float:
+        """Return what the function of that name does."""
+        _, noise, signal, _ = self.sums.sum(0)
+        return float(noise**0.5 / (signal**0.5 or 1.0))
+
+    def clear_top1(self, tolerance: float) -> tuple[int, int]:
+        """Return (agreeing, counted) argmax over rows whose margin exceeds the error `tolerance` · max|expected|.
+
+        With a smaller margin either token is a fair answer to that error, so such rows prove nothing.
+        """
+        counted = self.margin > tolerance * self.largest[:, 1].max()
+        return int((self.same & counted).sum()), int(counted.sum())
+
+
+def apart(actual: np.ndarray, expected: np.ndarray) -> Apart:
+    """Return how far two sets of logits are apart."""
     best = torch.from_numpy(expected).topk(2, dim=-1).values.numpy()
-    largest = worst([float(np.abs(part).max()) for part in _parts(expected)])
-    counted = best[:, 0] - best[:, 1] > tolerance * largest
-    agree = actual.argmax(-1) == expected.argmax(-1)
-    return int((agree & counted).sum()), int(counted.sum())
+    figures = np.array([_figures(*pair) for pair in _pairs(actual, expected)])
+    same = actual.argmax(-1) == expected.argmax(-1)
+    return Apart(figures[:, :2], figures[:, 2:], best[:, 0] - best[:, 1], same)
+
+
+def _figures(actual: np.ndarray, expected: np.ndarray) -> tuple[float, ...]:
+    difference, size = np.abs(actual - expected), np.abs(expected)
+    squares = (np.square(each, dtype=np.float64).sum() for each in (difference, size))
+    return difference.max(), size.max(), difference.sum(dtype=np.float64), *squares, difference.size
+
+
+def all_apart(parts: Sequence[Apart]) -> Apart:
+    """Return how far all parts together are apart."""
+    return Apart(*(np.concatenate(figures) for figures in zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,9 @@ _EFFORTS: dict[Extent, dict[str | None, Effort]] = {
         "NPU": Effort(150, 12, 2, 8, 24, drift_steps=24, name="full"),
     },
     "quick": {
-        None: Effort(128, 8, 1, 4, 24, 16, 8, whole=False, drift_steps=200, name="quick"),
-        "CPU": Effort(80, 4, 1, 4, 24, 16, 8, whole=False, drift_steps=24, name="quick"),
-        "NPU": Effort(30, 2, 1, 4, 24, 16, 4, whole=False, drift_steps=24, name="quick"),
+        None: Effort(128, 8, 1, 4, 16, 12, 8, whole=False, drift_steps=200, name="quick"),
+        "CPU": Effort(80, 4, 1, 4, 16, 12, 8, whole=False, drift_steps=24, name="quick"),
+        "NPU": Effort(30, 2, 1, 4, 16, 12, 4, whole=False, drift_steps=24, name="quick"),
     },
 }
 EMULATED, EMULATED_CPU = _EFFORTS["full"]["NPU"], _EFFORTS["full"]["CPU"]  # 0.1 to 0.5 s a call; nano 0.01 s

@@ -33,7 +33,7 @@ class LawContext:
 
     session: Session
     config: LFM2Config
-    tokens: tuple[int, ...]  # at least 24, from the evaluation text
+    tokens: tuple[int, ...]  # at least 16, from the evaluation text
     tolerance: float  # the recipe's lowering error
     other_form: OtherForm  # what the artifact's other form says
     # whether the window's edge is reached token by token; else from a state of zeros, where it shows

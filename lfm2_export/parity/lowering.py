@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from lfm2_export.evaluate.metrics import clear_top1, relative_error, rms_error, worst
+from lfm2_export.evaluate.metrics import Apart, all_apart, apart, relative_error, worst
 from lfm2_export.parity.cases import Case
 from lfm2_export.parity.truth import Answer, Truth, answer
 from lfm2_export.recipes import LoweringGates
@@ -87,10 +88,10 @@ def compare(
     `floor` is how far noise may move it, for a runtime of that `noise` (see `Runtime`).
     """
     step = disturbed_step(truth, cases[0].tokens) if floor is not None and session.has_state else None
-    ours, theirs = [answer(session, case) for case in cases], [truth.answer(case) for case in cases]
-    agreeing, counted = clear_top1(_rows(ours), _rows(theirs), tolerance)
+    found, logits = _distance(Pair(case, answer(session, case), truth.answer(case)) for case in cases)
+    agreeing, counted = logits.clear_top1(tolerance)
     return LoweringFigures(
-        **vars(distance_of(cases, ours, theirs)),
+        **vars(found),
         top1=agreeing / counted if counted else None,
         median_step=median_step(session, truth, cases[0].tokens) if session.has_state else None,
         floor=floor,
@@ -98,29 +99,46 @@ def compare(
     )
 
 
+class Pair(NamedTuple):
+    """Two answers to a case."""
+
+    case: Case
+    ours: Answer
+    theirs: Answer
+
+
 def distance(session: Session, truth: Truth, cases: Sequence[Case]) -> Distance:
     """Return how far a session is from the truth over these cases."""
-    ours = [answer(session, case) for case in cases]
-    return distance_of(cases, ours, [truth.answer(case) for case in cases])
+    return distance_of(Pair(case, answer(session, case), truth.answer(case)) for case in cases)
 
 
-def distance_of(cases: Sequence[Case], ours: Sequence[Answer], theirs: Sequence[Answer]) -> Distance:
-    """Return how far answers to the same cases lie apart; a state counts where ours shows one."""
-    errors, state_errors = {}, []
-    for case, mine, other in zip(cases, ours, theirs, strict=True):
-        errors[case.name] = relative_error(mine.logits, other.logits)
+def distance_of(pairs: Iterable[Pair]) -> Distance:
+    """Return how far answers to the same cases lie apart; a state counts where ours shows one.
+
+    One pair after the other, so that they need not be in memory together.
+    """
+    return _distance(pairs)[0]
+
+
+def _distance(pairs: Iterable[Pair]) -> tuple[Distance, Apart]:
+    errors, state_errors, parts = dict[str, float](), list[float](), list[Apart]()
+    for case, mine, other in pairs:
+        parts.append(apart(mine.logits, other.logits))
+        errors[case.name] = parts[-1].relative_error
         if mine.state is not None and other.state is not None:
             state_errors.append(state_error(mine.state, other.state))
             errors[case.name] = worst([errors[case.name], state_errors[-1]])
-    actual, expected = _rows(ours), _rows(theirs)
-    return Distance(
+        del mine, other  # before the next two are made
+    logits = all_apart(parts)
+    found = Distance(
         max_error=worst(list(errors.values())),
-        logits_error=relative_error(actual, expected),
+        logits_error=logits.relative_error,
         state_error=worst(state_errors) if state_errors else None,
-        mean_absolute_error=float(np.abs(actual - expected).mean()),
-        rms_error=rms_error(actual, expected),
+        mean_absolute_error=logits.mean_absolute_error,
+        rms_error=logits.rms_error,
         worst_case=max(errors, key=lambda name: (np.isnan(errors[name]), errors[name])),
     )
+    return found, logits
 
 
 def same_greedy_text(
@@ -135,7 +153,7 @@ def same_greedy_text(
     for prompt, reply in zip(prompts, truth.continuations(prompts, limit), strict=True):
         session.reset()
         ours = np.stack([session.prefill(prompt), *(session.decode(token) for token in reply.tokens)])
-        agreeing, counted = clear_top1(ours, reply.logits, tolerance)
+        agreeing, counted = apart(ours, reply.logits).clear_top1(tolerance)
         same += agreeing == counted
         clear += counted
     return same / len(prompts) if clear else None
@@ -166,7 +184,3 @@ def state_error(ours: Snapshot, theirs: Snapshot) -> float:
     if ours.position != theirs.position or ours.tensors.keys() != theirs.tensors.keys():
         return float("inf")
     return worst([relative_error(ours.tensors[name], theirs.tensors[name]) for name in theirs.tensors])
-
-
-def _rows(answers: Sequence[Answer]) -> np.ndarray:
-    return np.concatenate([each.logits for each in answers])

@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lfm2_export.parity.cases import Case
-from lfm2_export.parity.lowering import Distance, distance_of
+from lfm2_export.parity.lowering import Distance, Pair, distance_of
 from lfm2_export.parity.truth import EagerTruth
 
 
 def noise_floor(eager: EagerTruth, cases: Sequence[Case]) -> Distance:
     """Return how far eager is from its disturbed self over these cases. Deterministic."""
-    return distance_of(cases, eager.disturbed(cases), [eager.answer(case) for case in cases])
+    pairs = zip(cases, eager.disturbed(cases), strict=True)
+    return distance_of(Pair(case, disturbed, eager.answer(case)) for case, disturbed in pairs)

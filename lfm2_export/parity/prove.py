@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -53,6 +53,7 @@ def prove(
     detail: Detail | None = None,
     device: str = "cpu",
     ahead: Beside | None = None,
+    lowered: Callable[[], Decoder] | None = None,
 ) -> ParityReport:
     """Run the whole ladder on an artifact made from `checkpoint`; with `detail`, measure what only a report shows.
 
@@ -64,9 +65,11 @@ def prove(
 
     `device` is where eager PyTorch computes what the artifact must equal (see `reference_device`).
     `ahead` is fp32's reading where it has begun already (see `fp32.read_ahead`); what is not asked for is not used.
+    `lowered` hands over the very model that the artifact was lowered from; without, it is made again from `checkpoint`,
+    or read back.
     """
     with torch_threads(checkpoint.config):
-        return _prove(artifact, checkpoint, only, effort, progress, text, detail, device, ahead)
+        return _prove(artifact, checkpoint, only, effort, progress, text, detail, device, ahead, lowered)
 
 
 def _prove(
@@ -79,6 +82,7 @@ def _prove(
     detail: Detail | None,
     device: str,
     ahead: Beside | None,
+    lowered: Callable[[], Decoder] | None,
 ) -> ParityReport:
     return_at_once()  # logits and weights come and go by the megabyte
     reports, sessions = _opened(artifact, only, progress)
@@ -102,7 +106,7 @@ def _prove(
     seen = _seen(subject)
     subject.progress("the quantized model", work.loading())
     with _reading(subject, ahead) as reading:
-        decoder = _quantized(subject)
+        decoder = lowered() if lowered is not None else _quantized(subject)
         model = lowered_from(subject, work, decoder)
         subject.progress("fp32: layer by layer over all tokens", work.fp32())
         fp32 = reading.result(partial(subject.progress.advance, work.layer()))

@@ -127,13 +127,13 @@ class EagerTruth(Truth):
         """Read the answer off the case's sequence."""
         return _read(self._passage(case.tokens), case)
 
-    def disturbed(self, cases: Sequence[Case]) -> list[Answer]:
-        """Return what the model says when every embedding it looks up is multiplied by 1 ± 2⁻²⁰. Deterministic.
+    def disturbed(self, cases: Sequence[Case]) -> Iterator[Answer]:
+        """Yield what the model says when every embedding it looks up is multiplied by 1 ± 2⁻²⁰. Deterministic.
 
         For a graph in fp16 every value on the way is rounded as there, too.
         """
         self._ways |= self._disturbed([case for case in cases if case not in self._ways])
-        return [_read(self._ways[case], case) for case in cases]
+        return (_read(self._ways[case], case) for case in cases)
 
     @cached_property
     def _ways(self) -> dict[Case, Passage]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from lfm2_export import runtimes
 from lfm2_export.parity.cases import Case
 from lfm2_export.parity.effort import LEFT_OUT
-from lfm2_export.parity.lowering import distance_of
+from lfm2_export.parity.lowering import Pair, distance_of
 from lfm2_export.parity.question_1 import Model
 from lfm2_export.parity.report import RuntimeReport
 from lfm2_export.parity.subject import Subject
@@ -69,5 +69,5 @@ def _error(
     session = runtimes.find(name).weights_session(subject.artifact.folder, subject.artifact.manifest)
     if session is None:
         return None, "this runtime cannot leave the activations in float"
-    ours = [answer(session, case, drafts=True) for case in cases_of[name]]
-    return distance_of(cases_of[name], ours, expected[name]).max_error, None
+    pairs = zip(cases_of[name], expected[name], strict=True)
+    return distance_of(Pair(case, answer(session, case, drafts=True), said) for case, said in pairs).max_error, None

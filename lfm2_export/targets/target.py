@@ -81,7 +81,9 @@ class Target(ABC):
         """Write the artifact's files into `folder`, announcing each step through `progress("…")`.
 
         The checkpoint's config, tokenizer and template are there already, for a target to add what its runtimes look
-        for in them. `sequences` are what static activations are calibrated on; empty when the recipe has none.
+        for in them. `sequences` are what static activations are calibrated on; empty when the recipe has none. The
+        decoder is left as it is: a quick proof compares with it.
+
         Raises LoweringError when the result is not what the recipe demands.
         """
 
