@@ -88,6 +88,8 @@ def test_integers_in_the_decoder_and_lfm3(family: str, recipe: str, tmp_path: Pa
     assert report.passed
     assert report.runtimes[0].images is not None
     assert 0 < report.runtimes[0].images.embeddings_error < 1e-5
+    assert report.runtimes[0].images.kld > 0
+    assert report.quantization["vision"] == "int8 per channel"
 
 
 def test_an_image_part_that_is_wrong_is_found_out(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

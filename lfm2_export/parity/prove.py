@@ -22,7 +22,7 @@ from lfm2_export.parity.counted import Counted
 from lfm2_export.parity.detail import Detail
 from lfm2_export.parity.effort import Effort, effort_of
 from lfm2_export.parity.fp32 import asked_of_fp32, beside
-from lfm2_export.parity.images import ENCODER_LIMIT, Seen, as_stored, compare_images, look
+from lfm2_export.parity.images import Seen, as_stored, compare_images, look
 from lfm2_export.parity.laws import LawContext, OtherForm, state_laws
 from lfm2_export.parity.pictures import picture_cases
 from lfm2_export.parity.quality import question_2
@@ -240,8 +240,7 @@ def _images(
     for report in reports:
         subject.progress(f"{report.runtime}: images")
         name = report.runtime
-        limits = (tolerances[name] if rule and rule.activation else ENCODER_LIMIT, tolerances[name])
-        report.images = compare_images(sessions[name], seen, vision, decoder, subject.spoken, limits)
+        report.images = compare_images(sessions[name], seen, vision, decoder, subject.spoken, rule, tolerances[name])
         if subject.detail is not None:
             eager = EagerSession(decoder, min(subject.window, _SHOWN), as_stored(subject.checkpoint, rule))
             report.pictures = picture_cases(subject.artifact, vision, subject.tokenizer, sessions[name], eager)

@@ -22,7 +22,7 @@ _OF_SOME_MODELS = ("gate", "expert")  # a recipe for the whole family may name t
 
 Scale = Literal["float32", "bfloat16", "float16"]
 Activation = Literal["int8-token", "int8-block", "float16", "int16"]
-Precision = Literal["fp32", "fp16", "int8"]  # of the image part, see `images.py`
+Precision = Literal["fp32", "fp16", "int8", "int8-token"]  # of the image part, see `images.py`
 
 
 class WeightScheme(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lfm2_export.quantize.scheme import QuantizationRule, WeightScheme
 from lfm2_export.targets.capabilities import ANY_GROUP, FLOAT32, Arithmetic, Capabilities, Groups, Stored, Whole
 
 MAX_TOKENS = 256  # the activation arena grows with it
@@ -28,6 +29,12 @@ CAPABILITIES = Capabilities(
         "image_tokens": Whole(IMAGE_TOKENS, IMAGE_TOKENS, "the most embeddings of an image"),
     },
     images=("lfm2_vl", "lfm3_vl"),
+    vision={
+        "int8": QuantizationRule(match="*", weight=WeightScheme(bits=8)),
+        "int8-token": QuantizationRule(match="*", weight=WeightScheme(bits=8), activation="int8-token"),
+        "fp16": QuantizationRule(match="*", weight=WeightScheme(bits=16)),
+        "fp32": None,
+    },
     forms=("explicit", "resident"),
     unwritten={
         "experts": "the delegate would compute every expert for every token, of which a router chooses a few: it has "

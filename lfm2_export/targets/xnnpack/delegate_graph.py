@@ -26,6 +26,7 @@ from lfm2_export.targets.xnnpack.weights import Integers, Stored, Weights
 executorch_json.get_type_hints = cache(executorch_json.get_type_hints)  # it asks once more for each value it writes
 _NONE = 0xFFFFFFFF  # XNN_INVALID_VALUE_ID
 _EXTERNAL_INPUT, _EXTERNAL_OUTPUT = 1, 2  # XNN_VALUE_FLAG_*
+_SINGLE, _HALF = xnn.XNNDatatype.xnn_datatype_fp32, xnn.XNNDatatype.xnn_datatype_fp16
 _IN_NAMED_DATA = 0xFFFFFFFFFFFFFFFF  # the offset of a constant that is found by its key
 
 
@@ -161,31 +162,39 @@ class Graph:
 
     def linear(self, x: Value, module: nn.Module) -> Value:
         """A product with a linear module, as its weight says: fp32, fp16, or integers, on inputs rounded or not."""
-        integers, bias = self._weights.integers(module), getattr(module, "bias", None)
-        if integers is None and cast(Tensor, module.weight).dtype == torch.float16:
-            product = self._half_product(x, cast(Tensor, module.weight))
-            return product if bias is None else self.add(product, self.constant(bias))
-        if integers is None:
-            return self.product(x, cast(Tensor, module.weight), bias)
-        filter_id = self._integers(integers)
-        x = self._round(x) if rounds_its_input(module) else x
-        return self._fully_connected(x, filter_id, integers.weight.values.shape[0], bias)
+        weight, bias = cast(Tensor, module.weight), cast(Tensor | None, getattr(module, "bias", None))
+        if (integers := self._weights.integers(module)) is not None and rounds_its_input(module):
+            return self._fully_connected(self._round(x), self._integers(integers), bias)
+        if integers is not None:  # XNNPACK multiplies a bias by the scales too where inputs are fp32
+            return self._plus(self._fully_connected(x, self._integers(integers)), bias)
+        if weight.dtype != torch.float16:
+            return self.product(x, weight, bias)
+        half = self._constant_half(weight)
+        product = self._half_product(x, half) if module.rounds else self._widened_product(x, half)
+        return self._plus(product, bias)
 
     def product(self, x: Value, weight: Tensor, bias: Tensor | None = None) -> Value:
         """`x @ weight.T + bias`, all fp32."""
-        return self._fully_connected(x, self.constant(weight).id, weight.shape[0], bias)
+        return self._fully_connected(x, self.constant(weight), bias)
 
-    def _half_product(self, x: Value, weight: Tensor) -> Value:
+    def _half_product(self, x: Value, weight: Value) -> Value:
         """`x @ weight.T` in fp16 between two conversions, the first shared by all products that read x."""
-        half = xnn.XNNDatatype.xnn_datatype_fp16
         if x.id not in self._rounded:
-            rounded = self._tensor(x, kind=half)
-            self._rounded[x.id] = self._node(xnn.XNNConvert(x.id, rounded.id, 0), rounded)
-        stored = self._tensor(Extent(tuple(weight.shape)), constant=self._floats(weight), kind=half)
-        product = self._tensor(_with_channels(x, weight.shape[0]), kind=half)
-        node = xnn.XNNFullyConnected(self._rounded[x.id].id, stored.id, _NONE, product.id, 0)
-        self._node(node, product)
-        return self._node(xnn.XNNConvert(product.id, (out := self._tensor(product)).id, 0), out)
+            self._rounded[x.id] = self._converted(x, _HALF)
+        out = self._tensor(_with_channels(x, weight.shape[0]), kind=_HALF)
+        product = self._node(xnn.XNNFullyConnected(self._rounded[x.id].id, weight.id, _NONE, out.id, 0), out)
+        return self._converted(product, _SINGLE)
+
+    def _widened_product(self, x: Value, weight: Value) -> Value:
+        """`x @ weight.T` in fp32, the weight widened in every call. With a constant bias the runtime would crash."""
+        return self._fully_connected(x, self._converted(weight, _SINGLE))
+
+    def _constant_half(self, weight: Tensor) -> Value:
+        return self._tensor(Extent(tuple(weight.shape)), constant=self._floats(weight), kind=_HALF)
+
+    def _converted(self, x: Value, kind: xnn.XNNDatatype) -> Value:
+        out = self._tensor(x, kind=kind)
+        return self._node(xnn.XNNConvert(x.id, out.id, 0), out)
 
     def depthwise(self, x: Value, kernel: Tensor, bias: Tensor | None) -> Value:
         """`x [1, 1, columns, C]`, kernel `[width, C]`: a valid convolution along the columns, channel by channel."""
@@ -225,9 +234,12 @@ class Graph:
         out = self._tensor(Extent(shape, varying[0] if varying else None))
         return self._node(kind(a.id, b.id, out.id, 0), out)
 
-    def _fully_connected(self, x: Value, weight: int, rows: int, bias: Tensor | None) -> Value:
-        out = self._tensor(_with_channels(x, rows))
-        return self._node(xnn.XNNFullyConnected(x.id, weight, self._bias(bias), out.id, 0), out)
+    def _fully_connected(self, x: Value, weight: Value, bias: Tensor | None = None) -> Value:
+        out = self._tensor(_with_channels(x, weight.shape[0]))
+        return self._node(xnn.XNNFullyConnected(x.id, weight.id, self._bias(bias), out.id, 0), out)
+
+    def _plus(self, product: Value, bias: Tensor | None) -> Value:
+        return product if bias is None else self.add(product, self.constant(bias))
 
     def _bias(self, bias: Tensor | None) -> int:
         return _NONE if bias is None else self.constant(bias).id
@@ -240,7 +252,7 @@ class Graph:
             self._rounded[x.id] = self._node(xnn.XNNConvert(x.id, out.id, 0), out)
         return self._rounded[x.id]
 
-    def _integers(self, integers: Integers) -> int:
+    def _integers(self, integers: Integers) -> Value:
         weight, at = integers.weight, self._constant(integers.scales)
         quantization: Any
         if weight.bits == 8:
@@ -250,7 +262,7 @@ class Graph:
             kind = xnn.XNNDatatype.xnn_datatype_qbint4
             quantization = xnn.PerChannelGroupQuant([], 0, weight.group, None, at, weight.scales.numel())
         extent, values = Extent(tuple(weight.values.shape)), self._constant(integers.values)
-        return self._tensor(extent, values, kind=kind, quantization=quantization).id
+        return self._tensor(extent, values, kind=kind, quantization=quantization)
 
     def _floats(self, tensor: Tensor) -> int:
         return self._constant(self._weights.floats(tensor))
@@ -265,7 +277,7 @@ class Graph:
         constant: int = 0,
         external: int = _NONE,
         flags: int = 0,
-        kind: xnn.XNNDatatype = xnn.XNNDatatype.xnn_datatype_fp32,
+        kind: xnn.XNNDatatype = _SINGLE,
         quantization: Any = None,
     ) -> Value:
         value = Value(extent.shape, extent.varies, len(self._values))
