@@ -238,11 +238,6 @@ def _takes_images(checkpoint: Checkpoint, recipe: Recipe) -> bool:
             f"{what}, and the {recipe.target} target does not write its image part (these do: {', '.join(able)}); "
             f"--set parts=text exports its text decoder alone"
         )
-    if recipe.form == "resident":
-        raise RecipeError(
-            f"{what}, which takes images in the explicit form alone; --form explicit, or --set parts=text for its text "
-            f"decoder alone"
-        )
     if targets.find(recipe.target).half(recipe):
         raise RecipeError(
             f"{what}, whose image part computes in fp32; --set parts=text exports its text decoder alone in fp16"

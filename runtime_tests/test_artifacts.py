@@ -17,7 +17,7 @@ from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError, WindowExceededError
 from lfm2_export.parity.prove import prove
 from lfm2_export.parity.reference import reference
-from lfm2_export.runtimes import _text_llm_runner
+from lfm2_export.runtimes import _stock_runners
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_the_stock_runner_cuts_long_prompts_and_forgets_on_reset(recipe, make_ar
     tokens = len(tokenizer.encode(prompts[1]))
     assert artifact.manifest.methods[0].max_tokens < tokens < WINDOW
     pte = artifact.folder / artifact.manifest.methods[0].file
-    replies = _text_llm_runner.generate(pte, artifact.folder / "tokenizer.json", prompts, 12)
+    replies = _stock_runners.generate(pte, artifact.folder / "tokenizer.json", prompts, 12)
     assert replies[0] == replies[2] == "The sky is blue."
 
 

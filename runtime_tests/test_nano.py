@@ -6,19 +6,28 @@ import json
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import pytest
+import torch
 from artifacts import EFFORT, WINDOW, open_session
 from torchvision_apart import run_with_torchvision
 
+from lfm2_export.chat.generation import generate
 from lfm2_export.checkpoint.nano import EMBEDDED
 from lfm2_export.checkpoint.nano.tasks import KINDS, questions, split_of
 from lfm2_export.checkpoint.nano_vl.drawing import draw
+from lfm2_export.checkpoint.nano_vl.patches import FOLD, IMAGE, patches, text_of
 from lfm2_export.checkpoint.nano_vl.scenes import Scene, Thing
+from lfm2_export.checkpoint.nano_vl.tasks import picture_questions
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+from lfm2_export.checkpoint.vision_config import read_model_config
 from lfm2_export.evaluate.questions import picture_accuracy, task_accuracy
 from lfm2_export.evaluate.text import evaluation_text
+from lfm2_export.images.pictures import with_pictures
 from lfm2_export.model.load import load_decoder, load_vision_encoder, open_checkpoint
+from lfm2_export.model.vision.images import Image, pixels
 from lfm2_export.parity.prove import prove
+from lfm2_export.runtimes._stock_runners import generate_with_images
 from lfm2_export.runtimes.eager import EagerSession
 
 TESTS = Path(__file__).parent.parent / "tests"
@@ -50,6 +59,7 @@ def test_it_answers_held_out_questions_in_fp32(name, questions_asked, of_all, of
         ("nano-lfm3", ("onnx-int4", "explicit", "weights=gptq")),
         ("nano-moe", ("onnx-int4", "explicit", "weights=gptq")),
         ("nano-vl", ("onnx-int8", "explicit")),
+        ("nano-vl", ("xnnpack-int8", "resident")),
     ],
 )
 def test_it_is_proven_by_its_recipes_gates(name, made_by, make_artifact):
@@ -72,6 +82,29 @@ def test_nano_vl_answers_held_out_questions_about_pictures(make_artifact):
     for recipe, lost in (("onnx-int8", 0.01), ("onnx-int4", 0.04)):
         session = open_session(make_artifact(recipe, "explicit", source="nano-vl"))
         assert picture_accuracy(session, tokenizer, asked)["all"] >= exact - lost
+
+
+@pytest.mark.slow
+def test_nano_vl_answers_about_pictures_through_the_stock_runner(make_artifact):
+    """Pictures of several sizes, one after the other: each reply is that of the session."""
+    artifact = make_artifact("xnnpack-int8", "resident", source="nano-vl")
+    asked = picture_questions(7, 12, "heldout")
+    tokenizer, session = ChatTokenizer.load(artifact.folder, open_checkpoint("nano-vl").config), open_session(artifact)
+    vision = read_model_config(artifact.folder / "config.json").vision
+    prompts, expected = [], []
+    for question in asked:
+        (rows, columns), rendered = question.scene.grid, tokenizer.render(question.messages)
+        before, after = with_pictures(rendered, [text_of(1, 1)], IMAGE).split(IMAGE)
+        cut = patches(np.asarray(draw(question.scene))[None])[0]
+        image = Image(torch.from_numpy(cut), FOLD * rows, FOLD * columns)
+        prompts.append((before, pixels(vision, image).numpy(), after))
+        seen = session.encode(cut, FOLD * rows, FOLD * columns)
+        tokens = tokenizer.encode(with_pictures(rendered, [text_of(rows, columns)], IMAGE))
+        session.reset()
+        expected.append(tokenizer.decode(list(generate(session, tokens, tokenizer.eos_ids, 24, images=seen))))
+    found = generate_with_images(artifact.folder / "model.pte", artifact.folder / "tokenizer.json", prompts, 24)
+    assert found == expected
+    assert sum(reply == question.answer for reply, question in zip(found, asked, strict=True)) >= 10
 
 
 @pytest.mark.slow

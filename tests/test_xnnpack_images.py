@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from character_tokenizer import SIZE, write_tokenizer
 from image_artifacts import QUICK, Made, made_with_images
-from vision_checkpoints import IMAGE_TOKEN, vision_model
+from vision_checkpoints import IMAGE_TOKEN, save_vision, vision_model
 
 from lfm2_export import recipes, runtimes
 from lfm2_export.artifact.folder import open_artifact
+from lfm2_export.checkpoint import nano_vl
 from lfm2_export.device.reference import batches
-from lfm2_export.errors import RecipeError, UsageError
+from lfm2_export.errors import UsageError
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.model.random_init import init_checkpoint
 from lfm2_export.pipeline import ParityError, export
@@ -72,10 +74,28 @@ def test_an_image_that_is_too_large_is_refused(session: Session) -> None:
         session.encode(np.zeros((1200, 48), dtype=np.float32), 2, 600)
 
 
-def test_the_resident_form_is_refused(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="takes images in the explicit form alone"):
-        export(str(made[0]), "xnnpack-fp32", tmp_path / "out", overrides=["form=resident"])
-    assert not (tmp_path / "out").exists()
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "recipe"), [("lfm2_vl", "xnnpack-int8"), ("lfm3_vl", "xnnpack-fp32")])
+def test_the_resident_form_through_the_stock_runner(family: str, recipe: str, tmp_path: Path) -> None:
+    """The runner feeds an image in one call: a limit for text does not hold for it."""
+    source = tmp_path / "model"
+    save_vision(source, family, text={"vocab_size": SIZE})
+    write_tokenizer(source / "tokenizer.json")
+    (source / "chat_template.jinja").write_bytes((nano_vl.PATH / "chat_template.jinja").read_bytes())
+    changes = {"overrides": ["window=96", "form=resident", "options.max_tokens=8", "options.speculation=0"]}
+    artifact, report = export(str(source), recipe, tmp_path / "out", **QUICK | changes)
+    assert report is not None
+    assert report.passed
+    names = [method.name for method in artifact.manifest.methods]
+    assert names == ["text_decoder", "token_embedding", "vision_encoder"]
+    assert artifact.manifest.methods[0].max_tokens == artifact.manifest.window
+    proven = {(gate.runtime, gate.name) for gate in report.gates if gate.status == "pass"}
+    assert {
+        ("executorch", "images: logits"),
+        ("executorch", "law: chunked prefill"),
+        ("MultimodalRunner", "generation: reply = eager's"),
+        ("MultimodalRunner", "law: reset"),
+    } <= proven
 
 
 @pytest.mark.slow

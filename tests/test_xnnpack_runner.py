@@ -6,19 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from character_tokenizer import SIZE, write_tokenizer
 from decoders import VOCAB, relative, tokens, worst
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 from xnnpack_artifacts import FLIP_ERROR, MAX_TOKENS, WINDOW, Made, Make
 
 from lfm2_export.chat.generation import generate
+from lfm2_export.chat.sampling import Sampler, greedy
 from lfm2_export.errors import ArtifactError, UsageError, WindowExceededError
-from lfm2_export.runtimes import _text_llm_runner
+from lfm2_export.runtimes import _stock_runners
 from lfm2_export.targets.xnnpack import methods
 
 RESIDENT = {"form": "resident"}
-SPECIAL = ["<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|3|>", "<|4|>", "<|5|>", "<|im_start|>", "<|im_end|>"]
-CHARACTERS = ["Ġ", *(chr(code) for code in range(33, 127))]  # printable ASCII in byte-level spelling
-TEXT = {"vocab_size": len(SPECIAL) + len(CHARACTERS)}
+TEXT = {"vocab_size": SIZE}
 NEW_TOKENS = 8
 
 
@@ -69,15 +69,7 @@ class TestResident:
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level tokenizer of single printable characters, with LFM2's special tokens at their ids."""
-    vocabulary = {text: number for number, text in enumerate(SPECIAL + CHARACTERS)}
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(SPECIAL)
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    made.save(str(path))
-    return path
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
 
 
 def text_of(count: int) -> str:
@@ -85,9 +77,11 @@ def text_of(count: int) -> str:
     return "".join(chr(97 + token % 26) for token in tokens(count))
 
 
-def replies_of_eager(made: Made, tokenizer: Path, prompts: list[str], limit: int) -> list[str]:
+def replies_of_eager(
+    made: Made, tokenizer: Path, prompts: list[str], limit: int, sampler: Sampler = greedy
+) -> list[str]:
     text = Tokenizer.from_file(str(tokenizer))
-    replies = [list(generate(made.eager(), text.encode(prompt).ids, (7,), limit)) for prompt in prompts]
+    replies = [list(generate(made.eager(), text.encode(prompt).ids, (7,), limit, sampler)) for prompt in prompts]
     return [text.decode(ids, skip_special_tokens=False) for ids in replies]
 
 
@@ -96,7 +90,7 @@ class TestStockRunner:
         made = make("xnnpack-int8", RESIDENT, **TEXT)
         prompts = ["<|im_start|>Hello", "a prompt that takes two calls"]
         expected = replies_of_eager(made, tokenizer, prompts, NEW_TOKENS)
-        replies = _text_llm_runner.generate(made.path, tokenizer, [*prompts, prompts[0]], NEW_TOKENS)
+        replies = _stock_runners.generate(made.path, tokenizer, [*prompts, prompts[0]], NEW_TOKENS)
         assert replies == [*expected, expected[0]]
 
     def test_prompts_at_the_limit_of_one_call(self, make: Make, tokenizer: Path) -> None:
@@ -104,7 +98,7 @@ class TestStockRunner:
         prompts = [text_of(count) for count in (1, MAX_TOKENS - 1, MAX_TOKENS, MAX_TOKENS + 1, 2 * MAX_TOKENS)]
         expected = replies_of_eager(made, tokenizer, prompts, NEW_TOKENS - 1)
         assert len(set(expected)) == len(prompts)
-        assert _text_llm_runner.generate(made.path, tokenizer, prompts, NEW_TOKENS - 1) == expected
+        assert _stock_runners.generate(made.path, tokenizer, prompts, NEW_TOKENS - 1) == expected
 
     def test_a_prompt_at_the_windows_edge_in_one_call(self, make: Make, tokenizer: Path) -> None:
         window = 2048
@@ -112,7 +106,7 @@ class TestStockRunner:
         prompts = [text_of(window - 1), text_of(window - 2)]
         expected = replies_of_eager(made, tokenizer, prompts, 1)
         assert all(expected)
-        assert _text_llm_runner.generate(made.path, tokenizer, prompts, 1) == expected
+        assert _stock_runners.generate(made.path, tokenizer, prompts, 1) == expected
 
     def test_a_prompt_of_exactly_one_calls_2048_tokens(self, make: Make, tokenizer: Path) -> None:
         """Upstream's own export bounds its token dimension at 2047, and its runner sends 2048."""
@@ -121,11 +115,18 @@ class TestStockRunner:
         prompts = [text_of(longest - 1), text_of(longest)]
         expected = replies_of_eager(made, tokenizer, prompts, 2)
         assert all(expected)
-        assert _text_llm_runner.generate(made.path, tokenizer, prompts, 2) == expected
+        assert _stock_runners.generate(made.path, tokenizer, prompts, 2) == expected
+
+    def test_it_samples_among_the_tokenizers_tokens_alone(self, make: Make, tokenizer: Path) -> None:
+        """Whatever `get_vocab_size` says: a trained model has no words behind them, a random one does."""
+        made = make("xnnpack-fp32", RESIDENT, vocab_size=4 * SIZE)
+        prompts = ["<|im_start|>Hello", "another prompt"]
+        replies = _stock_runners.generate(made.path, tokenizer, prompts, NEW_TOKENS)
+        assert replies != replies_of_eager(made, tokenizer, prompts, NEW_TOKENS)
+        among = replies_of_eager(made, tokenizer, prompts, NEW_TOKENS, lambda logits, seen: greedy(logits[:SIZE], seen))
+        assert replies == among
 
     def test_broken_tokenizer_is_an_error(self, make: Make, tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_text("{")
         with pytest.raises(ArtifactError, match="TextLLMRunner"):
-            _text_llm_runner.generate(
-                make("xnnpack-int8", RESIDENT, **TEXT).path, tmp_path / "tokenizer.json", ["Hi"], 2
-            )
+            _stock_runners.generate(make("xnnpack-int8", RESIDENT, **TEXT).path, tmp_path / "tokenizer.json", ["Hi"], 2)

@@ -76,6 +76,11 @@ class ChatTokenizer:
     def has_template(self) -> bool:
         return self._template is not None
 
+    @property
+    def size(self) -> int:
+        """How many tokens it has; a model may have room for more."""
+        return self._tokenizer.get_vocab_size()
+
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Token ids; `add_special_tokens` adds what the post-processor adds (bos), which a template has already.
 

@@ -125,7 +125,8 @@ def _prove(
     for report in opened:
         judge(report, gates_of(subject.recipe, report.runtime), accuracy, checkpoint.random_weights, effort)
     if stock_runner.runs(artifact.manifest):
-        reports.append(stock_runner.prove(artifact, subject.tokenizer, unpack(_quantized(subject)), progress))
+        again, vision = unpack(_quantized(subject)), checkpoint.vision if seen else None
+        reports.append(stock_runner.prove(artifact, subject.tokenizer, again, progress, vision, seen))
     manifest = artifact.manifest
     return ParityReport(
         artifact=artifact.folder.name,

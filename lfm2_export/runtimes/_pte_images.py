@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lfm2_export.artifact.manifest import TOKEN_LOOKUP, VISION_ENCODER, Manifest
 from lfm2_export.errors import ArtifactError, UsageError
+from lfm2_export.model.vision.images import Image, pixels
 from lfm2_export.runtimes._places import Places, vision_config
 
 Run = Callable[[str, list[Tensor]], list[Tensor]]  # (method, inputs) → outputs
@@ -27,7 +28,9 @@ class PteImages(Places):
         methods = {method.name: method for method in manifest.methods}
         if TOKEN_LOOKUP not in methods:
             raise ArtifactError(f"{folder}: takes images, but has no method {TOKEN_LOOKUP}; export again")
-        self._most = methods[VISION_ENCODER].max_tokens
+        encoder = methods[VISION_ENCODER]
+        self._whole = len(encoder.inputs) == 1  # it takes an image, not its patches and their grid
+        self._most = encoder.max_tokens**2 if self._whole else encoder.max_tokens
 
     def encode(self, patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
         """Return the embeddings `[places, H] float32` of one image. UsageError where it is too large."""
@@ -37,7 +40,10 @@ class PteImages(Places):
                 f"an image of {rows} × {columns} patches has {count} embeddings; this artifact takes {self._most} at "
                 f"most: export with --set options.image_tokens={count}"
             )
-        given = [torch.from_numpy(np.ascontiguousarray(patches))[None], torch.tensor([[rows, columns]])]
+        if self._whole:
+            given = [pixels(self._vision, Image(torch.from_numpy(patches), rows, columns))]
+        else:
+            given = [torch.from_numpy(np.ascontiguousarray(patches))[None], torch.tensor([[rows, columns]])]
         (embeddings,) = self._run(VISION_ENCODER, given)
         return embeddings[0].numpy().copy()
 

@@ -38,6 +38,17 @@ def images_of(config: VisionConfig, processed: Mapping[str, Tensor]) -> list[Ima
     return [_checked(config, image) for image in apart(processed)]
 
 
+def pixels(config: VisionConfig, image: Image) -> Tensor:
+    """Return the image `[1, 3, height, width]` that was cut into those patches."""
+    side, merge, (patches, rows, columns) = config.patch_size, config.merge, image
+    if config.model_type == "lfm2_vl":
+        apart = patches.reshape(rows, columns, side, side, -1).permute(4, 0, 2, 1, 3)
+    else:  # whose frames are all the same
+        by_block = patches.reshape(rows // merge, columns // merge, merge, merge, -1, config.frames, side, side)
+        apart = by_block[:, :, :, :, :, 0].permute(4, 0, 2, 5, 1, 3, 6)
+    return apart.reshape(1, -1, rows * side, columns * side)
+
+
 def encode(encoder: VisionEncoder, images: Iterable[Image]) -> Tensor:
     """Return the embeddings of all images, one after the other, `[places, H]`."""
     found = [encoder(image.patches.unsqueeze(0), torch.tensor([[image.rows, image.columns]]))[0] for image in images]

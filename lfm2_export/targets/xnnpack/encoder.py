@@ -1,4 +1,4 @@
-"""The method `vision_encoder`: what stands before the image part, which takes patches block by block."""
+"""The method `vision_encoder` in both forms: what stands before the image part, which takes patches block by block."""
 
 from __future__ import annotations
 
@@ -67,3 +67,28 @@ class OfPatches(nn.Module):
         if self.network.config.model_type == "lfm2_vl":
             by_block = by_block.index_select(0, (row * grid[:, 1:] + column)[0])
         return self.network.embeddings(by_block, row, column, grid)
+
+
+class OfImage(nn.Module):
+    """image `[1, 3, height, width] fp32`, both sides multiples of merge patches → embeddings `[1, T, H]`.
+
+    Pixels are as the processor makes them; the image is cut into patches here.
+    """
+
+    def __init__(self, network: Encoder) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        config = self.network.config
+        merge, side = config.merge, config.patch_size
+        rows, columns = image.shape[2] // side, image.shape[3] // side
+        apart = image[0].unflatten(2, (columns // merge, merge, side)).unflatten(1, (rows // merge, merge, side))
+        if config.model_type == "lfm2_vl":
+            patches = apart.permute(1, 4, 2, 5, 3, 6, 0)
+        else:  # an image is a video of the same picture
+            patches = apart.permute(1, 4, 2, 5, 0, 3, 6).unsqueeze(5).expand(-1, -1, -1, -1, -1, config.frames, -1, -1)
+        patches = patches.reshape(rows * columns, config.patch_values)
+        grid = torch.cat([torch.full((1, 1), count, dtype=torch.long) for count in (rows, columns)], dim=1)
+        row, column = grids.coordinates(grid, rows * columns, merge)
+        return self.network.embeddings(patches, row, column, grid)

@@ -9,6 +9,7 @@ A decoder that is `embedded` takes embeddings in the place of tokens and is call
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -29,12 +30,13 @@ from lfm2_export.model.resident import Resident
 from lfm2_export.model.state import State
 from lfm2_export.model.vision.encoder import VisionEncoder
 from lfm2_export.targets.xnnpack.border import columns, given, inputs
-from lfm2_export.targets.xnnpack.encoder import Encoder, OfPatches
+from lfm2_export.targets.xnnpack.encoder import Encoder, OfImage, OfPatches
 from lfm2_export.targets.xnnpack.explicit import Explicit, Verifying
 from lfm2_export.targets.xnnpack.network import DelegatedDecoder, Lookup
 from lfm2_export.targets.xnnpack.weights import Weights
 
 FILE, FORWARD = "model.pte", "forward"
+_COLORS = 3
 
 
 class Method(NamedTuple):
@@ -61,13 +63,13 @@ def explicit(
     return Method(spec, _exported(Explicit(network), spec, state), network.operators)
 
 
-def resident(decoder: Decoder, state: State, limit: int, weights: Weights) -> Method:
+def resident(decoder: Decoder, state: State, limit: int, weights: Weights, embedded: bool = False) -> Method:
     """Return the decoder over state of its own."""
-    network = DelegatedDecoder(decoder, limit, weights).eval()
+    network = DelegatedDecoder(decoder, limit, weights, embedded=embedded).eval()
     spec = MethodSpec(
-        name=FORWARD,
+        name=TEXT_DECODER if embedded else FORWARD,
         file=FILE,
-        inputs=inputs(given(decoder.config, embedded=False), {}, "start_pos"),
+        inputs=inputs(given(decoder.config, embedded), {}, "start_pos"),
         outputs=[_logits(decoder, 1)],
         max_tokens=limit,
     )
@@ -119,6 +121,28 @@ def patch_encoder(encoder: VisionEncoder, limit: int, weights: Weights) -> Metho
     call = torch.zeros(1, 2 * blocks, config.patch_values), torch.tensor([[config.merge, 2 * config.merge]])
     patches = {1: blocks * Dim("T", min=1, max=limit)}
     program = torch.export.export(OfPatches(network), call, dynamic_shapes=(patches, None), strict=True)
+    return Method(spec, program, network.operators)
+
+
+def image_encoder(encoder: VisionEncoder, limit: int, weights: Weights) -> Method:
+    """Return the image part for an image of whole pixels, of at most `limit` embeddings.
+
+    Its manifest has the side of their square, in embeddings; ExecuTorch holds a tensor to its number of elements, so a
+    side may be longer where the other is shorter.
+    """
+    side, config = math.isqrt(limit - 1) + 1, encoder.config
+    network, block = Encoder(encoder, side**2, weights).eval(), config.merge * config.patch_size
+    sides: list[int | str] = [f"{block}*rows", f"{block}*columns"]
+    spec = MethodSpec(
+        name=VISION_ENCODER,
+        file=FILE,
+        inputs=[TensorSpec(name="image", dtype="float32", shape=[1, _COLORS, *sides])],
+        outputs=[TensorSpec(name="embeddings", dtype="float32", shape=[1, "rows*columns", config.output_size])],
+        max_tokens=side,
+    )
+    call = torch.zeros(1, _COLORS, 2 * block, 3 * block)
+    varying = {axis: block * Dim(name, min=1, max=side) for axis, name in ((2, "rows"), (3, "columns"))}
+    program = torch.export.export(OfImage(network), (call,), dynamic_shapes=(varying,), strict=True)
     return Method(spec, program, network.operators)
 
 

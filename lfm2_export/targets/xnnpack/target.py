@@ -19,7 +19,7 @@ import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 from executorch.exir.passes import MemoryPlanningPass
 
-from lfm2_export.artifact.manifest import VERIFY
+from lfm2_export.artifact.manifest import VERIFY, VISION_ENCODER, MethodSpec
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.errors import RecipeError
 from lfm2_export.graph.steps import Network
@@ -71,9 +71,8 @@ class XnnpackTarget(Target):
         self, decoder: Decoder, encoder: VisionEncoder, recipe: Recipe, folder: Path, progress: Progress
     ) -> Lowered:
         """Write `model.pte` whose decoder is given embeddings, with the methods that make them."""
-        return _lower(
-            _methods_with_images(decoder, encoder, recipe), recipe, folder, progress, _metadata(decoder, recipe)
-        )
+        found, metadata = _methods_with_images(decoder, encoder, recipe), _metadata(decoder, recipe, images=True)
+        return _lower(found, recipe, folder, progress, metadata)
 
     def lower_with_probes(
         self, decoder: Decoder, recipe: Recipe, folder: Path, progress: Progress, sequences: TokenSequences = ()
@@ -117,8 +116,7 @@ def _lower(
             report = delegation(program.graph_module, operators)
             specs.append(spec.model_copy(update={"delegation": report}))
         progress("writing the .pte")
-        # the caller's own tensors serve as inputs: an arena copy of the KV cache would cost its size again
-        planning = MemoryPlanningPass(alloc_graph_input=recipe.form == "resident")
+        planning = {spec.name: _planning(spec, recipe) for spec in specs}
         final = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
         with tempfile.NamedTemporaryFile(dir=folder, suffix=".pte") as raw:
             final.write_to_file(raw)
@@ -141,10 +139,10 @@ def _methods(
     decoder: Decoder, recipe: Recipe, weights: Weights, probed: bool = False, embedded: bool = False
 ) -> Iterator[Method]:
     """Everything of a decoder that can be called but for constants."""
-    limit, verified = _limit(recipe), CAPABILITIES.option(recipe, "speculation")
+    limit, verified = _limit(recipe, embedded), CAPABILITIES.option(recipe, "speculation")
     state = native_state(decoder.config, recipe.window, FLOAT_DTYPES[recipe.cache])
     if recipe.form == "resident":
-        yield methods.resident(decoder, state, limit, weights)
+        yield methods.resident(decoder, state, limit, weights, embedded)
         return
     yield methods.explicit(decoder, state, limit, weights, probed, embedded)
     if verified and not probed:
@@ -155,14 +153,27 @@ def _methods_with_images(decoder: Decoder, encoder: VisionEncoder, recipe: Recip
     """The same of a decoder that is given embeddings, and what makes them."""
     weights = Weights()
     yield from _methods(decoder, recipe, weights, embedded=True)
-    yield methods.token_embedding(decoder, _limit(recipe), weights)
-    yield methods.patch_encoder(encoder, cast(int, CAPABILITIES.option(recipe, "image_tokens")), weights)
+    yield methods.token_embedding(decoder, _limit(recipe, images=True), weights)
+    encoded = methods.image_encoder if recipe.form == "resident" else methods.patch_encoder
+    yield encoded(encoder, _image_tokens(recipe), weights)
 
 
-def _metadata(decoder: Decoder, recipe: Recipe) -> dict[str, Any] | None:
-    return runner_metadata(decoder.config, recipe.window, _limit(recipe)) if recipe.form == "resident" else None
+def _planning(spec: MethodSpec, recipe: Recipe) -> MemoryPlanningPass:
+    """The caller's own tensors serve as inputs: in the arena the KV cache would cost its size again, an image too."""
+    return MemoryPlanningPass(alloc_graph_input=recipe.form == "resident" and spec.name != VISION_ENCODER)
 
 
-def _limit(recipe: Recipe) -> int:
-    """The most tokens of a call."""
-    return min(recipe.window, cast(int, CAPABILITIES.option(recipe, "max_tokens")))
+def _metadata(decoder: Decoder, recipe: Recipe, images: bool = False) -> dict[str, Any] | None:
+    return runner_metadata(decoder.config, recipe.window, _limit(recipe, images)) if recipe.form == "resident" else None
+
+
+def _limit(recipe: Recipe, images: bool) -> int:
+    """The most tokens of a call. The stock runner feeds an image in one."""
+    limit = cast(int, CAPABILITIES.option(recipe, "max_tokens"))
+    if images and recipe.form == "resident":
+        limit = max(limit, _image_tokens(recipe))
+    return min(recipe.window, limit)
+
+
+def _image_tokens(recipe: Recipe) -> int:
+    return cast(int, CAPABILITIES.option(recipe, "image_tokens"))
