@@ -34,6 +34,8 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	for platform in darwin win32; do \
+		$(BIN)/mypy --package lfm2_export --platform $$platform --cache-dir .mypy_cache/$$platform || exit 1; done
 
 nano: .venv/installed-test  ## train the embedded nano model anew
 	$(BIN)/python training/nano.py

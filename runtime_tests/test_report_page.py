@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import javascript
+import pictures
 import pytest
 
 from lfm2_export.bench.report import BenchReport, ContenderReport, Speed, Spread
@@ -34,10 +35,17 @@ SCENES = [question.scene for question in picture_questions(3, 5)]
 
 
 @pytest.fixture(scope="module")
-def report(make_artifact, nano):
-    """Of nano; the pictures and what is said of them are made up."""
+def proven(make_artifact, nano):
+    """Of nano, as it is; in full where a picture of it is kept."""
     made = make_artifact("onnx-int8", "explicit")
-    found = prove(made, nano, ["onnxruntime"], QUICK, detail=Detail(drift_samples=8))
+    effort, detail = (Effort(name="full"), Detail()) if pictures.BEING_KEPT else (QUICK, Detail(drift_samples=8))
+    return prove(made, nano, ["onnxruntime"], effort, detail=detail)
+
+
+@pytest.fixture(scope="module")
+def report(proven):
+    """The pictures and what is said of them are made up."""
+    found = proven.model_copy(deep=True)
     found.runtimes[0].pictures = PictureCases(
         cases=[
             PictureCase(png=png(draw(scene)), question="What?", drawn="A star.", reference="A star.", artifact="A dog.")
@@ -124,3 +132,12 @@ def test_the_page_in_a_browser(page, scheme, width):
     assert {chart["ink"] for chart in seen["charts"]} == {"rgb(231, 234, 238)" if dark else "rgb(28, 32, 36)"}
     assert not seen["sideways"]
     assert {"gates", "size"} <= seen["tables"].keys()
+
+
+def test_a_picture_of_the_report(proven, tmp_path):
+    outputs.write(proven, [tmp_path / "report.html"])
+    job = {"file": str(tmp_path / "report.html"), "scheme": "light", "width": 1000}
+    seen = javascript.run("report.mjs", job | {"screenshot": str(tmp_path / "shot.png")})
+    assert "Proven" in seen["verdict"]
+    assert [chart["label"] for chart in seen["charts"]] == CHARTS[:4]
+    assert pictures.taken(tmp_path / "shot.png", "report.png", height=1300).size == (1000, 1300)

@@ -8,6 +8,7 @@ from typing import Any
 
 import javascript
 import numpy as np
+import pictures
 import pytest
 import shown_process
 import torch
@@ -17,6 +18,9 @@ from vision_checkpoints import SIGLIP2
 
 from lfm2_export import runtimes
 from lfm2_export.artifact.folder import open_artifact
+from lfm2_export.checkpoint.nano import EMBEDDED
+from lfm2_export.checkpoint.nano_vl.drawing import draw
+from lfm2_export.checkpoint.nano_vl.scenes import Scene, Thing
 from lfm2_export.model.load import load_decoder, load_vision_encoder, open_checkpoint
 from lfm2_export.model.random_init import init_checkpoint
 from lfm2_export.model.state import empty_state
@@ -92,6 +96,27 @@ def test_the_page_takes_pictures_and_says_of_them_what_eager_says(tmp_path: Path
     assert seen["parity"]["verdict"] == "Parity: pass"
     assert [row[1] for row in seen["parity"]["rows"]] == ["same tokens"] * 5
     assert all(float(row[3]) < 1e-5 for row in seen["parity"]["rows"])
+
+
+def test_a_picture_of_the_page(make_artifact, tmp_path: Path) -> None:
+    """Nano-vl is shown a drawn picture and asked about it: what is seen there is what is seen in the browser."""
+    javascript.need()
+    scene = Scene(2, 3, (Thing("star", "red", 0), Thing("circle", "blue", 4), Thing("ring", "green", 2)), seed=1)
+    drawn = draw(scene)
+    drawn.save(tmp_path / "shapes.png")
+    turns = [("What color is the star?", [str(tmp_path / "shapes.png")]), ("How many shapes do you see?", [])]
+    made, web = make_artifact("onnx-int8", "explicit", source="nano-vl").folder, tmp_path / "web"
+    places = [str(path) for path in (EMBEDDED["nano-vl"], made, web, javascript.NODE_MODULES)]
+    expected = run_with_torchvision(Path(shown_process.__file__), *places, json.dumps(turns))
+    said, shown = zip(*turns, strict=True)
+    job = {"folder": str(web), "turns": said, "pictures": shown, "scheme": "light", "screenshots": str(tmp_path)}
+    seen = javascript.run("demo.mjs", job)
+    assert (seen["problems"], seen["complaints"]) == ([], [])
+    assert seen["replies"] == json.loads(expected) == ["The star is red.", "I see 3."]
+    picture = pictures.taken(tmp_path / "light-chat.png", "page.png", height=900)
+    flat = {color for count, color in drawn.getcolors() if count > 100}  # the ground and the shapes
+    assert len(flat) == 1 + len(scene.things)
+    assert flat <= {color for _, color in picture.getcolors(1 << 24)}
 
 
 @torch.inference_mode()

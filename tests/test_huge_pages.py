@@ -71,3 +71,13 @@ def test_a_benchmark_can_wait_for_the_move(monkeypatch):
 )
 def test_what_was_there_is_cut_out(others, left):
     assert _without((10, 20), others) == left
+
+
+def test_where_nothing_is_moved_no_library_is_asked(monkeypatch):
+    """Windows has none without a name; the thread would end with a traceback on the terminal."""
+    monkeypatch.setattr(_huge_pages.sys, "platform", "win32")
+    monkeypatch.setattr(_huge_pages.ctypes, "CDLL", lambda name: pytest.fail("asked"))
+    complaints = []
+    monkeypatch.setattr(threading, "excepthook", complaints.append)
+    HugePages().adopt().join()
+    assert complaints == []

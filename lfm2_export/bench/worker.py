@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-import resource
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -167,12 +167,17 @@ def _resident() -> int:
 
 
 def _peak() -> int:
-    """This process's own peak. Not ru_maxrss where it can be helped: on Linux that begins with the parent's."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """This process's own peak. On Linux not ru_maxrss, which begins with the parent's."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes there
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
 
 
 if __name__ == "__main__":

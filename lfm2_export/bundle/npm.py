@@ -115,9 +115,11 @@ def copy_pieces(folder: Path, node_modules: Path | None, pieces: Sequence[Piece]
         shutil.copyfile(path, folder / piece.target)
         for package, file in piece.imports:
             text = (folder / piece.target).read_text(encoding="utf-8")
-            (folder / piece.target).write_text(text.replace(f'from"{package}"', f'from"{file}"'), encoding="utf-8")
+            (folder / piece.target).write_text(
+                text.replace(f'from"{package}"', f'from"{file}"'), encoding="utf-8", newline="\n"
+            )
     lines = {f"{p.package} {p.version}, {p.licence}, https://www.npmjs.com/package/{p.package}" for p in pieces}
-    (folder / "LICENCES.txt").write_text("\n".join(sorted(lines)) + "\n", encoding="utf-8")
+    (folder / "LICENCES.txt").write_text("\n".join(sorted(lines)) + "\n", encoding="utf-8", newline="\n")
 
 
 def _cached(pieces: Sequence[Piece]) -> Path:

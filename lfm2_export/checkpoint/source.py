@@ -107,7 +107,7 @@ class Checkpoint:
         if self.vision is not None and not images:
             config = folder / "config.json"
             document = decoder_document(json.loads(config.read_bytes()), str(config))
-            config.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            config.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 def open_checkpoint(source: str, revision: str | None, expected: Expecting, base: str | None = None) -> Checkpoint:

@@ -64,7 +64,7 @@ class ChatTemplate:
             process.stdin.write(json.dumps(document).encode() + b"\n")
             process.stdin.flush()
             line = process.stdout.readline()
-        except BrokenPipeError:
+        except OSError:  # EPIPE, on Windows EINVAL
             line = b""
         if not line:
             self._process = None
@@ -88,5 +88,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         if pipe is not None:
             try:
                 pipe.close()
-            except BrokenPipeError:  # what was not read any more
+            except OSError:  # what was not read any more
                 continue

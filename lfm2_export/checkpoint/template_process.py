@@ -68,10 +68,10 @@ def refuse(message: str) -> NoReturn:
 
 def limit_memory(size: int) -> None:
     """No more than `size` bytes for this process, where the system knows such a limit."""
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         return
+    import resource
+
     for kind, value in ((resource.RLIMIT_AS, size), (resource.RLIMIT_CORE, 0)):
         try:
             resource.setrlimit(kind, (value, value))
@@ -80,8 +80,8 @@ def limit_memory(size: int) -> None:
 
 
 def limit_time(seconds: int) -> None:
-    """Processor seconds until the system ends this process; 0 takes the limit back."""
-    if hasattr(signal, "setitimer"):
+    """Processor seconds until the system ends this process, where it knows such a limit; 0 takes it back."""
+    if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 

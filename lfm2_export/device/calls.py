@@ -50,11 +50,11 @@ def write(batch: Batch, folder: Path, list_name: str) -> None:
     program leaves the number of tokens open.
     """
     lines = [" ".join(_write_raw(tensor, folder) for tensor in call.inputs) for call in batch.calls]
-    (folder / list_name).write_text("".join(f"{line}\n" for line in lines))
+    (folder / list_name).write_text("".join(f"{line}\n" for line in lines), newline="\n")
     for suffix, specs in (("in", batch.method.inputs), ("out", batch.method.outputs)):
         shapes = [[batch.rows if isinstance(size, str) else size for size in spec.shape] for spec in specs]
         text = "".join(", ".join(map(str, shape)) + "\n" for shape in shapes)
-        (folder / f"{list_name}.{suffix}").write_text(text)
+        (folder / f"{list_name}.{suffix}").write_text(text, newline="\n")
 
 
 def valid(name: str, output: np.ndarray, tokens: int) -> np.ndarray:

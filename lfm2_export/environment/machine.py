@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Collection
 
 # what a kernel computes in → the instruction sets made for it on x86-64 and ARM64, as py-cpuinfo names them
@@ -20,12 +21,11 @@ def machine() -> dict[str, str]:
     from cpuinfo import get_cpu_info
 
     info = get_cpu_info()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "processor": f"{info.get('brand_raw', 'unknown')}, {os.cpu_count()} cores",
         **arithmetic(info.get("flags", ())),
-        "memory": f"{memory / 2**30:.0f} GiB",
+        "memory": _memory(),
     }
 
 
@@ -37,3 +37,9 @@ def arithmetic(flags: Collection[str]) -> dict[str, str]:
         "vector extensions": " ".join(every) or "none of those looked for",
         **{name: " ".join(found) or "none" for name, found in special.items()},
     }
+
+
+def _memory() -> str:
+    if sys.platform == "win32":  # sysconf is POSIX's
+        return "not asked for on Windows"
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"

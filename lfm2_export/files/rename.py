@@ -20,12 +20,12 @@ _UNKNOWN = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}  # the 
 def onto_free_name(source: Path, target: Path) -> None:
     """Rename a file or folder. FileExistsError, and both as they were, when the name is taken.
 
-    Elsewhere: a folder by `rename`, which no system lets replace a file or a folder with something in it; a file
-    by a second link to it, which is refused as well, and then the first one goes.
+    Elsewhere: a folder by `rename`, which no system lets replace a file or a folder with something in it, and Windows
+    nothing at all; a file by a second link to it, which is refused as well, and then the first one goes.
     """
     if _flagged("free", source, target):
         return
-    if source.is_dir():
+    if source.is_dir() or sys.platform == "win32":
         try:
             source.rename(target)
         except OSError as error:

@@ -122,7 +122,7 @@ def init_checkpoint(
     check_room(Need(folder.parent, weights, "the weights"))
     try:
         with staged_folder(folder, force, KIND) as staging:
-            (staging / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            (staging / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8", newline="\n")
             _write_weights(staging / SINGLE, shapes, seed, progress)
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror}") from error

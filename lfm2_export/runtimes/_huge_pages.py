@@ -43,6 +43,8 @@ def wait() -> None:
 
 
 def _collapse(ranges: list[Range]) -> None:
+    if not ranges:  # anywhere but on Linux; Windows has no library without a name
+        return
     libc = ctypes.CDLL(None)
     for start, end in ranges:
         first, last = -(-start // _PAGE) * _PAGE, end // _PAGE * _PAGE

@@ -6,6 +6,7 @@ arithmetic on shapes and positions (a few whole numbers) is the one thing onnxru
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +17,7 @@ from lfm2_export.runtimes._device_session import DeviceSession, refuse
 from lfm2_export.runtimes.runtime import Runtime
 
 _PROVIDER = "CUDAExecutionProvider"
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
 class OnnxRuntimeCuda(Runtime):
@@ -43,7 +45,7 @@ class OnnxRuntimeCuda(Runtime):
                 "in an environment of its own: pip install onnxruntime-gpu"
             )
         if not _has_gpu():
-            raise MissingDependencyError("no NVIDIA GPU: libcuda.so.1 finds none")
+            raise MissingDependencyError(f"no NVIDIA GPU: {_DRIVER} finds none")
         return str(onnxruntime.__version__)
 
     def refusal(self, manifest: Manifest) -> str | None:
@@ -86,7 +88,7 @@ def _has_gpu() -> bool:
     import ctypes
 
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        driver = ctypes.CDLL(_DRIVER)
     except OSError:
         return False
     count = ctypes.c_int(0)

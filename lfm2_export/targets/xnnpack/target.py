@@ -9,7 +9,6 @@ and of images lie beside it.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -118,10 +117,11 @@ def _lower(
         progress("writing the .pte")
         planning = {spec.name: _planning(spec, recipe) for spec in specs}
         final = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning))
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".pte") as raw:
-            final.write_to_file(raw)
-            raw.flush()
-            tidy(Path(raw.name), folder / methods.FILE)
+        raw = folder / f"{methods.FILE}.raw"
+        with raw.open("wb") as file:  # closed before it is read again, which Windows would refuse
+            final.write_to_file(file)
+        tidy(raw, folder / methods.FILE)
+        raw.unlink()
         for method in found:
             forget_weights(method.program.graph_module)
             forget_weights(edge.exported_program(method.spec.name).graph_module)
