@@ -24,8 +24,10 @@ docs: .venv/installed-docs  ## README and docs/ as a site, in out/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "python3 -m http.server --bind 127.0.0.1 --directory out/docs 8000"
 
-pictures: .venv/installed  ## those of README and docs, drawn anew
+pictures: .venv/installed-web .venv/installed-vision  ## those of README and docs, drawn and taken anew
 	$(BIN)/python docs/pictures/make.py
+	LFM2_PICTURES=$(CURDIR)/docs/pictures $(BIN)/python -m pytest -q -k test_a_picture_of \
+		runtime_tests/test_report_page.py runtime_tests/test_web_images.py
 
 faults: .venv/installed-test .venv/installed-web .venv/installed-strace  ## every command, failed or killed at every change of the disk: hours
 	PYTHONPATH=tests $(BIN)/python -m faults
