@@ -50,7 +50,7 @@ start() {
   if (( ++running >= $(nproc) )); then wait -n; fi
 }
 for source in "$sources"/*.cpp; do start compile "$source"; done
-for source in "$sources"/text/*.cpp "$sources"/{files,json_fields}.cpp "$python_symbols"; do start compile_text "$source"; done
+for source in "$sources"/text/*.cpp "$sources"/json_fields.cpp "$python_symbols"; do start compile_text "$source"; done
 for source in "$jinja"/common/{unicode,jinja/lexer,jinja/parser,jinja/runtime,jinja/string,jinja/value}.cpp; do
   start compile_text "$source" -w  # warnings are for its authors
 done

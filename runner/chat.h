@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "drafts.h"
 #include "sampler.h"
 #include "session.h"
 #include "text_process.h"
@@ -16,9 +17,13 @@ struct ChatOptions {
   Sampling sampling;
   std::vector<int64_t> stop;
   int64_t max_new = 0;
-  bool forget = false, lookup = false;
+  bool forget = false;
+  Source* source = nullptr;  // of drafts
+  std::string load, save;    // state files
+  bool force = false;        // whether another file is replaced
 };
 
+// Until stdin ends. Failure for a state file that cannot be read, or at the end written.
 void chat(Session& session, TextProcess& text, const ChatOptions& options);
 
 // `lfm2_runner text`: requests and answers of text_process.h, a line each, for another process.

@@ -27,4 +27,10 @@ std::string Sha256::hex() {
   return text;
 }
 
+std::string sha256(std::string_view data) {
+  Sha256 sha;
+  sha.update(data);
+  return sha.hex();
+}
+
 }  // namespace lfm2

@@ -21,4 +21,6 @@ class Sha256 {
   std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
 };
 
+std::string sha256(std::string_view data);  // in hex
+
 }  // namespace lfm2

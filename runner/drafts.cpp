@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "failure.h"
 #include "sampler.h"
 
 namespace lfm2 {
@@ -32,15 +31,23 @@ int64_t best_length(double acceptance, int64_t most) {
 
 using Tokens = std::vector<int64_t>;
 
+bool begins(const Tokens& whole, const Tokens& tokens) {
+  return tokens.size() <= whole.size() && std::equal(tokens.begin(), tokens.end(), whole.begin());
+}
+
 }  // namespace
 
 Tokens Lookup::guess(const Tokens& seen, int64_t most) {
-  for (size_t end = std::max<size_t>(indexed_, 1); end < seen.size(); ++end) {
+  if (!begins(seen, indexed_)) {  // it went back, or is another conversation
+    ends_.clear(), indexed_.clear();
+    original_ = copy_ = 0;
+  }
+  for (size_t end = std::max<size_t>(indexed_.size(), 1); end < seen.size(); ++end) {
     for (size_t size : kRuns) {
       if (size <= end) ends_[Tokens(seen.begin() + static_cast<int64_t>(end - size), seen.begin() + static_cast<int64_t>(end))] = end;
     }
   }
-  indexed_ = seen.size();
+  indexed_.insert(indexed_.end(), seen.begin() + static_cast<int64_t>(indexed_.size()), seen.end());
   size_t start = behind_run(seen);
   if (start == 0) start = behind_difference(seen);
   if (start == 0) return {};
@@ -68,13 +75,9 @@ size_t Lookup::behind_difference(const Tokens& seen) {
   return 0;
 }
 
-SmallerModel::SmallerModel(const Manifest& manifest, int64_t vocab, uint32_t threads) : session_(manifest, threads) {
-  if (manifest.vocab != vocab) throw Failure("--draft: another vocabulary than the artifact has");
-  if (manifest.max_verified < 2) throw Failure("--draft: cannot take back what it guesses; export it with options.speculation");
-}
-
 Tokens SmallerModel::guess(const Tokens& seen, int64_t most) {
-  const auto said = static_cast<int64_t>(seen.size());
+  const auto said = static_cast<int64_t>(seen.size()), fed = static_cast<int64_t>(fed_.size());
+  if (session_.position() != fed || fed >= said || !begins(seen, fed_)) session_.reset(), fed_.clear();
   most = std::min({most, session_.manifest().max_verified - 1, session_.manifest().window - said});
   if (most < 1) return {};
   if (said - session_.position() > session_.manifest().max_verified - most) {
@@ -89,6 +92,7 @@ Tokens SmallerModel::guess(const Tokens& seen, int64_t most) {
     row.push_back(draft.back());
   }
   session_.keep(fresh);
+  fed_ = seen;
   return draft;
 }
 
@@ -96,15 +100,20 @@ Tokens Drafts::propose(const Tokens& seen, int64_t most) {
   credit_ = std::min(kMost, credit_ + kEarned);
   int64_t length = best_length(acceptance_, most);
   if (length == 0) length = best_length(kPrior, most);
-  return length > 0 && cost(length) <= credit_ ? source_->guess(seen, length) : Tokens{};
+  return length > 0 && cost(length) <= credit_ ? source_.guess(seen, length) : Tokens{};
 }
 
 void Drafts::judged(int64_t drafted, int64_t accepted) {
-  drafted_ += drafted;
-  accepted_ += accepted;
+  counts_.drafted += drafted;
+  counts_.accepted += accepted;
   credit_ = std::min(kMost, credit_ + static_cast<double>(accepted) - cost(drafted));
   for (int64_t right = 0; right < accepted; ++right) acceptance_ += kMemory * (1 - acceptance_);
   if (accepted < drafted) acceptance_ -= kMemory * acceptance_;
+}
+
+void Drafts::decoded(double seconds) {
+  ++counts_.single_steps;
+  counts_.single_seconds += seconds;
 }
 
 }  // namespace lfm2

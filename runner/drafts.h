@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <map>
-#include <memory>
 #include <vector>
 
 #include "session.h"
@@ -18,7 +17,7 @@ class Source {
 };
 
 // What followed the longest run of last tokens, of 8, 4 or 2, the last time it occurred, again and again where it is short;
-// where none did, what followed the last token behind a difference of the last draft's copy. `seen` may only grow.
+// where none did, what followed the last token behind a difference of the last draft's copy.
 class Lookup : public Source {
  public:
   std::vector<int64_t> guess(const std::vector<int64_t>& seen, int64_t most) override;
@@ -28,7 +27,7 @@ class Lookup : public Source {
   size_t behind_difference(const std::vector<int64_t>& seen);  // 0 for none
 
   std::map<std::vector<int64_t>, size_t> ends_;  // run of tokens → where its last occurrence ends
-  size_t indexed_ = 0;
+  std::vector<int64_t> indexed_;  // what `ends_` is about
   size_t original_ = 0, copy_ = 0;  // from where and to where the last draft copied; the text itself, at first
 };
 
@@ -36,29 +35,35 @@ class Lookup : public Source {
 // behind that and never keeps.
 class SmallerModel : public Source {
  public:
-  // Failure for an artifact of another vocabulary or one that verifies no drafts.
-  SmallerModel(const Manifest& manifest, int64_t vocab, uint32_t threads);
+  SmallerModel(const ArtifactFiles& artifact, const Manifest& manifest, uint32_t threads) : session_(artifact, manifest, threads) {}
   std::vector<int64_t> guess(const std::vector<int64_t>& seen, int64_t most) override;
 
  private:
   Session session_;
+  std::vector<int64_t> fed_;  // the tokens behind its state
 };
 
-// A source, and how long its drafts are, by how many guesses were right lately; they pay for themselves.
+// A source, how long its drafts are, by how many guesses were right lately, and what became of them; they pay for
+// themselves. For one reply.
 class Drafts {
  public:
-  explicit Drafts(std::unique_ptr<Source> source) : source_(std::move(source)) {}
+  explicit Drafts(Source& source) : source_(source) {}
 
   // Guesses at what follows, at most that many; none that there is no credit for. Once for each call.
   std::vector<int64_t> propose(const std::vector<int64_t>& seen, int64_t most);
   void judged(int64_t drafted, int64_t accepted);
+  void decoded(double seconds);  // one token alone
 
-  int64_t drafted() const { return drafted_; }
-  int64_t accepted() const { return accepted_; }
+  struct Counts {
+    int64_t drafted = 0, accepted = 0;
+    int64_t single_steps = 0;  // tokens decoded one by one beside the drafts
+    double single_seconds = 0;
+  };
+  const Counts& counts() const { return counts_; }
 
  private:
-  std::unique_ptr<Source> source_;
-  int64_t drafted_ = 0, accepted_ = 0;
+  Source& source_;
+  Counts counts_;
   static constexpr double kPrior = 0.6;  // acceptance before anything is known
   double acceptance_ = kPrior;
   double credit_ = 2;  // steps that drafts may lose, at first

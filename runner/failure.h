@@ -19,6 +19,13 @@ struct WindowExceeded : Failure {
   using Failure::Failure;
 };
 
+// A file's name in a message: of any bytes, as printable ASCII between quotes.
+inline std::string shown(const std::string& name) {
+  std::string text = "'";
+  for (const char letter : name.substr(0, 120)) text += letter >= ' ' && letter <= '~' ? letter : '?';
+  return text + "'";
+}
+
 inline std::string one_line(std::string text) {
   for (char& letter : text) letter = std::iscntrl(static_cast<unsigned char>(letter)) ? '?' : letter;
   return text;

@@ -57,9 +57,13 @@ std::string read_file(const std::string& path, uint64_t most) {
   return data;
 }
 
-void write_file(const std::string& path, const std::string& data, bool force) {
+void check_free(const std::string& path, bool force) {
   struct stat found {};
   if (!force && ::lstat(path.c_str(), &found) == 0) refuse(path, "exists already; --force replaces it");
+}
+
+void write_file(const std::string& path, const std::string& data, bool force) {
+  check_free(path, force);
   const std::string temporary = path + "." + std::to_string(::getpid());
   std::FILE* file = std::fopen(temporary.c_str(), "wxb");
   if (file == nullptr) refuse(path, std::string("cannot be written: ") + std::strerror(errno));
@@ -80,6 +84,8 @@ MappedFile::MappedFile(const std::string& path) {
   if (mapped == MAP_FAILED) refuse(path, std::strerror(errno));
   data_ = mapped;
 }
+
+void MappedFile::let_go() const { ::madvise(data_, size_, MADV_DONTNEED); }
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(data_, size_);

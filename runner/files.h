@@ -2,15 +2,18 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <string>
+#include <string_view>
 
 namespace lfm2 {
 
 // The whole of a regular file of at most `most` bytes, not through a link. Failure otherwise.
 std::string read_file(const std::string& path, uint64_t most);
 
-// Writes through a temporary name beside it. Failure if it exists and `force` is not set, or if the system refuses.
+// Failure if there is something already and `force` is not set.
+void check_free(const std::string& path, bool force);
+
+// Writes through a temporary name beside it. Failure as `check_free`'s, or if the system refuses.
 void write_file(const std::string& path, const std::string& data, bool force);
 
 // A file's bytes in memory, mapped: what was checked is what is read later, even if the name is given to another file.
@@ -20,8 +23,10 @@ class MappedFile {
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
-  const void* data() const { return data_; }
-  size_t size() const { return size_; }
+  std::string_view bytes() const { return {static_cast<const char*>(data_), size_}; }
+
+  // Gives back the memory that its pages take; they are read anew where they are needed again.
+  void let_go() const;
 
  private:
   void* data_ = nullptr;

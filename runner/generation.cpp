@@ -1,6 +1,7 @@
 #include "generation.h"
 
 #include <algorithm>
+#include <chrono>
 #include <optional>
 
 namespace lfm2 {
@@ -30,7 +31,9 @@ Generated generate(Session& session, const float* logits, Tokens& seen, const To
     const Tokens guesses = guesses_at(drafts, seen, left, session);
     const size_t first = seen.size() - 1;
     if (guesses.empty()) {
+      const auto started = std::chrono::steady_clock::now();
       logits = session.feed({seen.back()});
+      if (drafts != nullptr) drafts->decoded(std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count());
     } else {
       Tokens row = {seen.back()};
       row.insert(row.end(), guesses.begin(), guesses.end());

@@ -4,14 +4,11 @@
 #include <cmath>
 
 #include "failure.h"
-#include "files.h"
 #include "json_fields.h"
 #include "sampler.h"
 
 namespace lfm2 {
 namespace {
-
-constexpr uint64_t kMostBytes = 64 << 20;
 
 struct Step {
   std::vector<int64_t> top;  // best first
@@ -46,14 +43,14 @@ void compare(const Step& step, const float* logits, int64_t vocab, double limit,
 
 }  // namespace
 
-GoldenReport replay(const std::string& path, Session& session) {
-  const Json document = parse_json(read_file(path, kMostBytes), path);
+GoldenReport replay(const std::string& text, const std::string& name, Session& session) {
+  const Json document = parse_json(text, name);
   const int64_t vocab = session.manifest().vocab;
   GoldenReport report;
-  report.limit = real_field(document, "max_error", path);
-  if (!(report.limit > 0 && report.limit < 1)) throw Failure(path + ": max_error: expected a share between 0 and 1");
-  for (const Json& entry : list_field(document, "cases", path)) {
-    const std::string where = path + ": case " + std::to_string(report.cases.size() + 1);
+  report.limit = real_field(document, "max_error", name);
+  if (!(report.limit > 0 && report.limit < 1)) throw Failure(name + ": max_error: expected a share between 0 and 1");
+  for (const Json& entry : list_field(document, "cases", name)) {
+    const std::string where = name + ": case " + std::to_string(report.cases.size() + 1);
     std::vector<int64_t> feed = token_field(entry, "prompt", vocab, where);
     const Json& steps = list_field(entry, "steps", where);
     if (feed.empty() || steps.empty()) throw Failure(where + ": without a prompt or without steps");
@@ -69,7 +66,7 @@ GoldenReport replay(const std::string& path, Session& session) {
     result.passed = result.wrong == 0 && result.error <= report.limit;
     report.cases.push_back(result);
   }
-  if (report.cases.empty()) throw Failure(path + ": without cases nothing would be proven");
+  if (report.cases.empty()) throw Failure(name + ": without cases nothing would be proven");
   report.passed = true;
   for (const GoldenCase& result : report.cases) report.passed = report.passed && result.passed;
   return report;

@@ -23,8 +23,8 @@ struct GoldenReport {
   bool passed = false;
 };
 
-// Reads a document of lfm2_export/bundle/golden.py and feeds each case its own tokens. Failure for a document that is
-// malformed, empty or not about this vocabulary and window.
-GoldenReport replay(const std::string& path, Session& session);
+// Reads a document of lfm2_export/bundle/golden.py, whose name begins every message, and feeds each case its own tokens.
+// Failure for a document that is malformed, empty or not about this vocabulary and window.
+GoldenReport replay(const std::string& text, const std::string& name, Session& session);
 
 }  // namespace lfm2

@@ -13,17 +13,21 @@ constexpr int kDeepest = 64;
 
 std::string named(const std::string& where, const char* name) { return where + ": " + name; }
 
-}  // namespace
-
-Json parse_json(const std::string& text, const std::string& where) {
-  const auto shallow = [&where](int depth, Json::parse_event_t, Json&) {
+template <typename Document>
+Document parsed(const std::string& text, const std::string& where) {
+  const auto shallow = [&where](int depth, typename Document::parse_event_t, Document&) {
     if (depth > kDeepest) refuse(where, "nested too deeply");
     return true;
   };
-  Json document = Json::parse(text, shallow, /*allow_exceptions=*/false);
+  Document document = Document::parse(text, shallow, /*allow_exceptions=*/false);
   if (document.is_discarded()) refuse(where, "not valid JSON");
   return document;
 }
+
+}  // namespace
+
+Json parse_json(const std::string& text, const std::string& where) { return parsed<Json>(text, where); }
+OrderedJson parse_ordered_json(const std::string& text, const std::string& where) { return parsed<OrderedJson>(text, where); }
 
 const Json& field(const Json& object, const char* name, const std::string& where) {
   if (!object.is_object()) refuse(where, "expected an object");

@@ -10,9 +10,11 @@
 namespace lfm2 {
 
 using Json = nlohmann::json;
+using OrderedJson = nlohmann::ordered_json;  // where the order of keys is somebody's choice
 
 // Failure for anything but one JSON document; `where` begins every message.
 Json parse_json(const std::string& text, const std::string& where);
+OrderedJson parse_ordered_json(const std::string& text, const std::string& where);
 
 const Json& field(const Json& object, const char* name, const std::string& where);
 std::string text_field(const Json& object, const char* name, const std::string& where);

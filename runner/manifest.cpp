@@ -1,16 +1,16 @@
 #include "manifest.h"
 
 #include <algorithm>
-#include <map>
+#include <cctype>
 
 #include "checksum.h"
 #include "failure.h"
-#include "files.h"
 #include "json_fields.h"
 
 namespace lfm2 {
 namespace {
 
+constexpr const char* kTokenizer = "tokenizer.json";
 constexpr int64_t kSchema = 1;
 constexpr uint64_t kMostBytes = 16 << 20;
 constexpr int64_t kMostTokens = 1 << 24;    // of a window or vocabulary: beyond any model, and no product overflows
@@ -91,24 +91,21 @@ std::string digest(const Json& files, const std::string& model) {
   return sha.hex();
 }
 
-// The path of a listed file: plain names below the folder only.
-std::string inside(const std::string& folder, const std::string& name, const std::string& where) {
+}  // namespace
+
+bool is_plain_path(const std::string& name) {
   std::string part;
   for (const char letter : name + "/") {
+    if (letter == '\\' || std::iscntrl(static_cast<unsigned char>(letter))) return false;
     if (letter != '/') {
       part += letter;
       continue;
     }
-    if (part.empty() || part == "." || part == "..") refuse(where, "file path '" + name.substr(0, 80) + "' leaves the folder");
+    if (part.empty() || part == "." || part == "..") return false;
     part.clear();
   }
-  if (name.find('\\') != std::string::npos || name.find('\0') != std::string::npos) {
-    refuse(where, "file path '" + name.substr(0, 80) + "' leaves the folder");
-  }
-  return folder + "/" + name;
+  return true;
 }
-
-}  // namespace
 
 bool is_cache(const std::string& state) { return state.rfind("key.", 0) == 0 || state.rfind("value.", 0) == 0; }
 
@@ -146,9 +143,9 @@ void check_signature(const Manifest& manifest, const std::string& where) {
 
 }  // namespace
 
-Manifest read_manifest(const std::string& folder) {
-  const std::string where = folder + "/manifest.json";
-  const Json document = parse_json(read_file(where, kMostBytes), where);
+Manifest read_manifest(const ArtifactFiles& artifact) {
+  const std::string where = artifact.where(kManifest);
+  const Json document = parse_json(artifact.read(kManifest, kMostBytes), where);
   if (!document.is_object()) refuse(where, "expected an object");
   const Json version = document.value("schema_version", Json());
   if (version != kSchema) refuse(where, "schema version " + version.dump().substr(0, 40) + ", lfm2_runner reads " + std::to_string(kSchema));
@@ -182,9 +179,12 @@ Manifest read_manifest(const std::string& folder) {
   const std::string file = text_field(methods[0], "file", where);
   const Json& files = field(document, "files", where);
   const Json& entry = field(files, file.c_str(), where + ": files");
-  manifest.model_path = inside(folder, file, where);
+  if (!is_plain_path(file)) refuse(where, "file path " + shown(file) + " leaves the folder");
+  manifest.model_file = file;
+  manifest.model_path = artifact.where(file);
   manifest.model_size = static_cast<uint64_t>(whole_field(entry, "size", 0, INT64_MAX, where + ": files"));
   manifest.model_sha256 = text_field(entry, "sha256", where + ": files");
+  if (files.contains(kTokenizer)) manifest.tokenizer_sha256 = text_field(files[kTokenizer], "sha256", where + ": files");
   manifest.digest = digest(files, file);
   return manifest;
 }

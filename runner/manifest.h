@@ -1,9 +1,11 @@
-// What an artifact folder's manifest.json promises, as far as this program relies on it.
+// What an artifact's manifest.json promises, as far as this program relies on it.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
+
+#include "artifact_files.h"
 
 namespace lfm2 {
 
@@ -18,7 +20,8 @@ struct TensorSpec {
 constexpr const char* kVerify = "verify";  // the method that verifies drafts, where there is one
 
 struct Manifest {
-  std::string model_path;
+  std::string model_file;
+  std::string model_path;  // as messages call it
   uint64_t model_size = 0;
   std::string model_sha256;
   std::string method;
@@ -31,7 +34,8 @@ struct Manifest {
   std::vector<TensorSpec> verified;  // outputs of the method "verify": logits, then each conv state's columns; or none
   int64_t max_verified = 0;          // tokens of a call of that method; 0 where there is none
   std::vector<int64_t> stop_tokens;
-  std::string digest;  // lfm2_export.chat.saved_state's artifact_digest: what a saved state belongs to
+  std::string tokenizer_sha256;  // empty where there is no tokenizer
+  std::string digest;            // lfm2_export.chat.saved_state's artifact_digest: what a saved state belongs to
 };
 
 // Whether a state tensor is a KV cache, written at a position, and not one that each call replaces whole.
@@ -39,7 +43,10 @@ bool is_cache(const std::string& state);
 
 // Failure, in one line that names the file, for a manifest that is missing, malformed or of a later schema, for an
 // artifact that this program does not run, and for a model path that leaves the folder.
-Manifest read_manifest(const std::string& folder);
+Manifest read_manifest(const ArtifactFiles& artifact);
+
+// Whether a file's name is a path below the folder: no part of it empty, `.` or `..`, no backslash, nothing unprintable.
+bool is_plain_path(const std::string& name);
 
 // Failure where the method that verifies drafts takes another state than the first one, or gives anything but logits of
 // every token and what each convolution went over.

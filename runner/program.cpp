@@ -8,7 +8,6 @@
 #include <cstring>
 #include <string>
 
-#include <executorch/extension/data_loader/buffer_data_loader.h>
 #include <executorch/extension/memory_allocator/malloc_memory_allocator.h>
 #include <executorch/extension/tensor/tensor_ptr.h>
 #include <executorch/runtime/executor/memory_manager.h>
@@ -19,8 +18,8 @@
 
 #include "checksum.h"
 #include "failure.h"
-#include "files.h"
 #include "operators.h"
+#include "program_bytes.h"
 #include "threads.h"
 
 namespace lfm2 {
@@ -162,13 +161,11 @@ const float* floats(const Callable& my, size_t index, int64_t count, const std::
 }  // namespace
 
 struct Program::Loaded {
-  explicit Loaded(const Manifest& manifest)
-      : manifest(manifest), path(manifest.model_path), file(path), loader(file.data(), file.size()) {}
+  Loaded(const Manifest& manifest, const Content& model) : manifest(manifest), path(manifest.model_path), loader(model) {}
 
   Manifest manifest;
   std::string path;
-  MappedFile file;
-  executorch::extension::BufferDataLoader loader;
+  ProgramBytes loader;
   std::unique_ptr<et::Program> program;
   Callable forward, verify;
   std::vector<void*> states;  // by input
@@ -176,14 +173,12 @@ struct Program::Loaded {
 
 namespace {
 
-void check_file(const Manifest& manifest, const MappedFile& file) {
-  if (file.size() != manifest.model_size) {
-    throw Failure(manifest.model_path + ": " + std::to_string(file.size()) + " bytes, the manifest says " +
+void check_file(const Manifest& manifest, std::string_view bytes) {
+  if (bytes.size() != manifest.model_size) {
+    throw Failure(manifest.model_path + ": " + std::to_string(bytes.size()) + " bytes, the manifest says " +
                   std::to_string(manifest.model_size));
   }
-  Sha256 sha;
-  sha.update(file.data(), file.size());
-  if (sha.hex() != manifest.model_sha256) {
+  if (sha256(bytes) != manifest.model_sha256) {
     throw Failure(manifest.model_path + ": SHA-256 differs from the manifest; the file was altered or damaged");
   }
 }
@@ -204,9 +199,9 @@ et::MethodMeta method_of(const et::Program& program, const std::string& name, co
 
 }  // namespace
 
-Program::Program(const Manifest& manifest, uint32_t threads) : loaded_(std::make_unique<Loaded>(manifest)) {
+Program::Program(const Manifest& manifest, const Content& model, uint32_t threads) : loaded_(std::make_unique<Loaded>(manifest, model)) {
   Loaded& my = *loaded_;
-  check_file(manifest, my.file);
+  check_file(manifest, model.bytes);
   if (threads != 0) executorch::extension::threadpool::get_threadpool()->_unsafe_reset_threadpool(threads);
   last_log.clear();
   my.program = std::make_unique<et::Program>(

@@ -11,9 +11,9 @@ namespace lfm2 {
 
 class Program {
  public:
-  // Checks the file's size and SHA-256 before ExecuTorch sees a byte of it, then that the method's inputs and outputs
-  // are those of the manifest. `threads` of 0: as many as ExecuTorch thinks fit. Failure if anything is wrong.
-  Program(const Manifest& manifest, uint32_t threads);
+  // Checks the size and SHA-256 of the model's bytes before ExecuTorch sees one of them, then that the method's inputs and
+  // outputs are those of the manifest. `threads` of 0: as many as ExecuTorch thinks fit. Failure if anything is wrong.
+  Program(const Manifest& manifest, const Content& model, uint32_t threads);
   ~Program();
 
   // Hands over a state tensor, `manifest.inputs[index]`, once: the methods write into it, nothing is copied.

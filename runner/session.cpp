@@ -13,7 +13,8 @@ size_t StateTensor::run_bytes(int64_t position) const {
   return static_cast<size_t>(position) * static_cast<size_t>(spec.shape[3]) * bytes_of(spec.dtype);
 }
 
-Session::Session(const Manifest& manifest, uint32_t threads) : manifest_(manifest), program_(manifest, threads) {
+Session::Session(const ArtifactFiles& artifact, const Manifest& manifest, uint32_t threads)
+    : manifest_(manifest), program_(manifest, artifact.map(manifest.model_file), threads) {
   for (size_t index = 2; index < manifest_.inputs.size(); ++index) {
     StateTensor tensor;
     tensor.spec = manifest_.inputs[index];

@@ -29,7 +29,8 @@ struct StateTensor {
 
 class Session {
  public:
-  Session(const Manifest& manifest, uint32_t threads);  // Failure as Program's, or without memory for the state
+  // Failure as Program's, or without memory for the state. Of `artifact` nothing is asked later.
+  Session(const ArtifactFiles& artifact, const Manifest& manifest, uint32_t threads);
 
   // Goes on with at least one token, in calls of at most max_tokens. Logits [vocab] of the last one, valid until the
   // next call. Failure for no token or an id outside the vocabulary, WindowExceeded past the window; then nothing

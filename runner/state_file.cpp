@@ -9,7 +9,6 @@
 #include "checksum.h"
 #include "failure.h"
 #include "files.h"
-#include "json_fields.h"
 
 namespace lfm2 {
 namespace {
@@ -151,11 +150,11 @@ Views views(const std::string& path, const Parsed& parsed, Session& session, int
 
 }  // namespace
 
-void save_state(const std::string& path, Session& session, const std::vector<int64_t>& seen, bool force) {
+void save_state(const std::string& path, Session& session, const Said& said, bool force) {
   const int64_t position = session.position();
-  const Json header = {{"version", kFormat}, {"artifact", session.manifest().digest}, {"window", session.manifest().window},
-                       {"position", position}, {"tokens", seen}, {"messages", Json::array()}, {"tools", nullptr}};
-  const std::string text = header.dump();
+  const OrderedJson header = {{"version", kFormat}, {"artifact", session.manifest().digest}, {"window", session.manifest().window},
+                              {"position", position}, {"tokens", said.tokens}, {"messages", said.messages}, {"tools", said.tools}};
+  const std::string text = header.dump(-1, ' ', /*ensure_ascii=*/true);
   std::map<std::string, std::string> stored;  // by name
   std::map<std::string, std::vector<int64_t>> shapes;
   for (StateTensor& tensor : session.state()) {
@@ -165,24 +164,28 @@ void save_state(const std::string& path, Session& session, const std::vector<int
     transfer(tensor, position, bytes.data(), /*reading=*/false);
   }
   Views tensors;
-  Json entries;
+  OrderedJson entries;
   uint64_t offset = 0;
   for (const auto& [name, bytes] : stored) {
     tensors[name] = {shapes[name], bytes};
     entries[name] = {{"dtype", "F32"}, {"shape", shapes[name]}, {"data_offsets", {offset, offset + bytes.size()}}};
     offset += bytes.size();
   }
-  entries[kMetadata] = {{kKey, checksum(text, tensors) + " " + text}};
-  std::string head = entries.dump();
+  OrderedJson document = {{kMetadata, {{kKey, checksum(text, tensors) + " " + text}}}};
+  document.update(entries);
+  std::string head = document.dump();
   head.resize((head.size() + 7) / 8 * 8, ' ');
   std::string data;
   for (uint64_t length = head.size(), byte = 0; byte < 8; ++byte) data += static_cast<char>(length >> (8 * byte) & 0xff);
   data += head;
   for (const auto& [name, bytes] : stored) data += bytes;
+  if (const uint64_t most = most_bytes(session); data.size() > most) {
+    throw Failure("cannot write " + path + ": " + std::to_string(data.size()) + " bytes, at most " + std::to_string(most) + " are read back; shorten the messages");
+  }
   write_file(path, data, force);
 }
 
-std::vector<int64_t> load_state(const std::string& path, Session& session) {
+Said load_state(const std::string& path, Session& session) {
   const std::string data = read_file(path, most_bytes(session));
   const Parsed parsed = split(path, data);
   const size_t space = parsed.metadata.find(' ');
@@ -197,9 +200,12 @@ std::vector<int64_t> load_state(const std::string& path, Session& session) {
     throw Failure(path + ": saved at window " + std::to_string(window) + ", this artifact's is " + std::to_string(manifest.window));
   }
   const int64_t position = whole_field(header, "position", 0, manifest.window, path);
-  std::vector<int64_t> tokens = token_field(header, "tokens", manifest.vocab, path);
-  if (static_cast<int64_t>(tokens.size()) != position) {
-    throw Failure(path + ": position " + std::to_string(position) + " with " + std::to_string(tokens.size()) + " tokens");
+  const OrderedJson spelled = parse_ordered_json(text, path);
+  const Said said{token_field(header, "tokens", manifest.vocab, path), spelled.value("messages", OrderedJson()), spelled.value("tools", OrderedJson())};
+  for (const Json& message : list_field(header, "messages", path)) text_field(message, "role", path + ": messages");
+  if (!said.tools.is_null() && !said.tools.is_array()) throw Failure(path + ": tools: expected a list or null");
+  if (static_cast<int64_t>(said.tokens.size()) != position) {
+    throw Failure(path + ": position " + std::to_string(position) + " with " + std::to_string(said.tokens.size()) + " tokens");
   }
   Views tensors = views(path, parsed, session, position);
   if (checksum(text, tensors) != parsed.metadata.substr(0, space)) throw Failure(path + ": its checksum does not match; the file was altered or damaged");
@@ -208,7 +214,7 @@ std::vector<int64_t> load_state(const std::string& path, Session& session) {
     transfer(tensor, position, bytes.data(), /*reading=*/true);
   }
   session.stand_at(position);
-  return tokens;
+  return said;
 }
 
 }  // namespace lfm2

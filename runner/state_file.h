@@ -5,16 +5,24 @@
 #include <string>
 #include <vector>
 
+#include "json_fields.h"
 #include "session.h"
 
 namespace lfm2 {
 
-// Writes the session's state and the tokens it has seen, whole or not at all. Failure if the file exists and `force`
-// is not set, or if the system refuses.
-void save_state(const std::string& path, Session& session, const std::vector<int64_t>& seen, bool force);
+// What led to a state: the tokens, and a chat's messages and tools where there is one.
+struct Said {
+  std::vector<int64_t> tokens;
+  OrderedJson messages = OrderedJson::array();
+  OrderedJson tools;  // a list or null
+};
 
-// Puts a saved state into the session and returns the tokens behind it. Failure, and the session as it was, for a file
-// that is missing, too large, damaged, of a later format, or of another artifact or window.
-std::vector<int64_t> load_state(const std::string& path, Session& session);
+// Writes the session's state and what led to it, whole or not at all; the same conversation gives Python's bytes. Failure
+// if the file exists and `force` is not set, if it would be too large to be read back, or if the system refuses.
+void save_state(const std::string& path, Session& session, const Said& said, bool force);
+
+// Puts a saved state into the session and returns what led to it. Failure, and the session as it was, for a file that is
+// missing, too large, damaged, of a later format, or of another artifact or window.
+Said load_state(const std::string& path, Session& session);
 
 }  // namespace lfm2

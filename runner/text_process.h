@@ -1,5 +1,6 @@
-// Tokenizer and chat template of an artifact folder, neither of them trusted: in a process of its own, which the system
-// ends when it takes too long or too much memory, and whose crash is an error in one line here.
+// Tokenizer and chat template of an artifact, neither of them trusted: in a process of its own, which the system ends when
+// it takes too long or too much memory, and whose crash is an error in one line here. It is given their bytes, opens none
+// of the artifact's files.
 //
 // What it answers (runner/text/server.cpp), one JSON document a line:
 //   {"messages": [...], "tools": [...]}  the prompt for these messages: {"prompt": "...", "tokens": [...]}
@@ -16,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "artifact_files.h"
 #include "failure.h"
 #include "json_fields.h"
 
@@ -28,15 +30,15 @@ struct TextRefused : Failure {
 
 class TextProcess {
  public:
-  // Before the program starts threads. Failure where the runner was built without the libraries, or where the folder has
-  // no tokenizer or template that they take.
-  explicit TextProcess(const std::string& folder);
+  // Before the program starts threads. Failure where the runner was built without the libraries, or where the artifact
+  // has no tokenizer or template that they take.
+  explicit TextProcess(const ArtifactFiles& artifact);
   ~TextProcess();
   TextProcess(const TextProcess&) = delete;
   TextProcess& operator=(const TextProcess&) = delete;
 
   // TextRefused for an error that the process answers, Failure once it is gone.
-  Json ask(const Json& request);
+  Json ask(const OrderedJson& request);
 
   // The answer as it is, errors too.
   std::string ask_line(const std::string& request);
@@ -46,7 +48,7 @@ class TextProcess {
  private:
   std::string read_line();
 
-  std::string folder_;
+  std::string where_;
   pid_t process_ = -1;
   int channel_ = -1;
   std::string received_;

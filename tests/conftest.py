@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from checkpoints import write_tiny
@@ -61,3 +63,51 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     from xnnpack_artifacts import Maker  # ExecuTorch takes seconds to import, and most tests need none
 
     return Maker(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def sanitized() -> Path:
+    """lfm2_runner, built to stop at the first bad access or undefined behaviour."""
+    from runner_program import need_runner
+
+    return need_runner("x86_64-asan")
+
+
+@pytest.fixture(scope="session")
+def small_pte(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """nano as an explicit `.pte` in int8, not proven, with a licence beside it; its window is 64."""
+    from runner_program import reseal
+
+    from lfm2_export.artifact.folder import open_artifact
+    from lfm2_export.pipeline import export
+
+    folder = tmp_path_factory.mktemp("small") / "nano"
+    export("nano", "xnnpack-int8", folder, overrides=["window=64", "options.max_tokens=16"], verify=False)
+    (folder / "LICENSE").write_text("LFM Open License v1.0\n")
+    reseal(folder)
+    return open_artifact(folder)
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small_pte: Artifact) -> Path:
+    """The same as an archive for a desktop."""
+    from lfm2_export import bundle
+
+    return bundle(small_pte, "desktop").path
+
+
+@pytest.fixture(scope="session")
+def golden(small_bundle: Path) -> dict[str, Any]:
+    """That bundle's golden cases."""
+    with zipfile.ZipFile(small_bundle) as archive:
+        return json.loads(archive.read("golden.json"))
+
+
+@pytest.fixture(scope="session", params=["nano", "nano-lfm3"])
+def talking_pte(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An LFM2 or LFM3 that talks, in int8, not proven; its window is 128."""
+    from lfm2_export.pipeline import export
+
+    overrides = ["window=128", "options.max_tokens=32"]
+    output = tmp_path_factory.mktemp("talking") / request.param
+    return export(request.param, "xnnpack-int8", output, overrides=overrides, verify=False)[0]

@@ -53,6 +53,18 @@ def execute(program: Path, *words: str | Path) -> Ended:
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+def generate(program: Path, artifact: Path, *words: object) -> Ended:
+    """A few tokens, greedily, on one thread."""
+    line = ["--tokens", "3,4,5", "--greedy", "--max-new", "2", "--stop", "none", "--threads", "1"]
+    return execute(program, "generate", artifact, *line, *map(str, words))
+
+
+def flipped(data: bytes, at: int, bit: int) -> bytes:
+    spoilt = bytearray(data)
+    spoilt[at] ^= 1 << bit
+    return bytes(spoilt)
+
+
 def edit_manifest(folder: Path, **changes: Any) -> None:
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

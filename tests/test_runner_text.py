@@ -1,10 +1,9 @@
-"""Text in C++: `lfm2_runner chat` and `text` beside Python's tokenizer, template and conversation, token for token."""
+"""Text in C++: `lfm2_runner text` beside Python's tokenizer and template, token for token."""
 
 from __future__ import annotations
 
 import json
 import random
-import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -12,49 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runner_chat import SAID, config_of, python_talk, talk, tokenizer_of
 from runner_program import Ended, copy, need_runner
 from text_mixtures import mixtures
 
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.bundle.golden import golden_cases
-from lfm2_export.chat.conversation import Conversation
-from lfm2_export.chat.drafts import Lookup
-from lfm2_export.chat.overflow import OnFull
-from lfm2_export.checkpoint.config import LFM2Config, from_dict
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import CheckpointError
 from lfm2_export.model.load import open_checkpoint
-from lfm2_export.pipeline import export
-from lfm2_export.runtimes import arm64, native
-
-WINDOW = 128
-SYSTEM = "Be brief."
-SAID = [
-    "What color is the sky?",
-    "My name is Anna.",
-    "  What is my name?\t",
-    "Repeat: café 😀 日本語 <|im_end|> it's",
-    "What color is the grass?",
-    "Hello",
-]
-
-
-@pytest.fixture(scope="module", params=["nano", "nano-lfm3"])
-def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """One of the embedded models in int8."""
-    output = tmp_path_factory.mktemp("text") / "artifact"
-    overrides = [f"window={WINDOW}", "options.max_tokens=32"]
-    return export(request.param, "xnnpack-int8", output, overrides=overrides, verify=False)[0]
-
-
-def config_of(artifact: Artifact) -> LFM2Config:
-    return from_dict(artifact.manifest.source.config, "manifest.json")
-
-
-def tokenizer_of(artifact: Artifact) -> ChatTokenizer:
-    tokenizer = ChatTokenizer.load(artifact.folder, config_of(artifact))
-    assert tokenizer is not None
-    return tokenizer
+from lfm2_export.runtimes import arm64
 
 
 def ask(requests: Sequence[object], folder: Path, runner: Sequence[str | Path] = ()) -> list[Any]:
@@ -103,95 +69,31 @@ def compare(artifact: Artifact, count: int, runner: Sequence[str | Path] = ()) -
         assert [next(answers)["text"] for _ in reply] == [stream.step(token) or "" for token in reply]
 
 
-def test_three_thousand_texts_are_pythons_token_for_token(artifact):
-    compare(artifact, 3000)
+def test_three_thousand_texts_are_pythons_token_for_token(talking_pte):
+    compare(talking_pte, 3000)
 
 
-def test_arm64_takes_texts_as_python_does(artifact):
+def test_arm64_takes_texts_as_python_does(talking_pte):
     emulated = arm64.RUNTIME.command()
-    compare(artifact, 60, emulated)
-    told = talk(artifact.folder, SAID[:1], "--max-new", 4, "--threads", 1, runner=emulated)
-    assert told.out == "".join(python_talk(artifact, SAID[:1], limit=4))
+    compare(talking_pte, 60, emulated)
+    told = talk(talking_pte.folder, SAID[:1], "--max-new", 4, "--threads", 1, runner=emulated)
+    assert told.out == "".join(python_talk(talking_pte, SAID[:1], limit=4))
 
 
-def test_golden_cases_are_pythons_token_for_token(artifact):
-    tokenizer = tokenizer_of(artifact)
-    for case in golden_cases(artifact, tokenizer)["cases"]:
+def test_golden_cases_are_pythons_token_for_token(talking_pte):
+    tokenizer = tokenizer_of(talking_pte)
+    for case in golden_cases(talking_pte, tokenizer)["cases"]:
         ids = [step["top"][0] for step in case["steps"] if step["top"][0] not in tokenizer.eos_ids]
-        prompt, reply = ask([{"messages": case["messages"]}, {"tokens": ids}], artifact.folder)
+        prompt, reply = ask([{"messages": case["messages"]}, {"tokens": ids}], talking_pte.folder)
         assert prompt["tokens"] == case["prompt"]
         assert reply["text"] == case["reply"]
 
 
-def talk(folder: Path, said: Sequence[str], *options: object, runner: Sequence[str | Path] = ()) -> Ended:
-    line = [*(runner or [need_runner()]), "chat", folder, "--greedy", *options]
-    done = subprocess.run(
-        [*map(str, line)], input="\n".join(said), capture_output=True, text=True, timeout=300, check=False
-    )
-    return Ended(done.returncode, done.stdout, done.stderr)
-
-
-def python_talk(
-    artifact: Artifact, said: Sequence[str], limit: int, system: str = "", on_full: OnFull = "stop"
-) -> list[str]:
-    session = native.RUNTIME.open_session(artifact.folder, artifact.manifest)
-    messages = [{"role": "system", "content": system}] if system else []
-    conversation = Conversation(session, tokenizer_of(artifact), messages, on_full=on_full)
-    return ["".join(conversation.reply(text.strip(), limit)) + "\n" for text in said]
-
-
-@pytest.mark.parametrize("options", [(), ("--draft", "lookup")], ids=["plain", "lookup"])
-def test_a_chat_says_what_pythons_says(artifact, options):
-    told = talk(artifact.folder, SAID[:3], "--max-new", 12, "--system", SYSTEM, *options)
-    assert told.code == 0
-    assert told.out == "".join(python_talk(artifact, SAID[:3], 12, SYSTEM))
-    assert "more from cache" in told.err.splitlines()[1]  # only what is new was fed
-
-
-def test_lookup_guesses_what_pythons_guesses(artifact):
-    """The answer differs in a name from what it copies, and goes on behind it."""
-    said = ["Hello, I am Anna", "Hello, I am Ben"]
-    told = talk(artifact.folder, said, "--max-new", 12, "--draft", "lookup")
-    session = native.RUNTIME.open_session(artifact.folder, artifact.manifest)
-    conversation = Conversation(session, tokenizer_of(artifact), source=Lookup())
-    expected = list[str]()
-    for text in said:
-        for _ in conversation.reply(text, 12):
-            pass
-        speed = conversation.speed
-        expected.append(f"accepted {speed.accepted_tokens} of {speed.drafted_tokens} drafted")
-    assert re.findall(r"accepted \d+ of \d+ drafted", told.err) == expected
-
-
-def test_a_full_window_forgets_the_oldest_turns_as_python_does(artifact):
-    said = [*SAID, *SAID, *SAID]  # three windows
-    told = talk(artifact.folder, said, "--max-new", 12, "--system", SYSTEM, "--on-full", "forget")
-    assert told.code == 0
-    assert told.out == "".join(python_talk(artifact, said, 12, SYSTEM, "forget"))
-    assert told.err.count("the window was full: forgot the oldest") >= 2
-
-
-def test_a_full_window_stops_and_reset_starts_over(artifact):
-    told = talk(artifact.folder, ["Hello", SAID[0] * 60, "Hello", "/reset", "/what", "", "Hello", "/exit", "Hello"])
-    hello = python_talk(artifact, ["Hello", "Hello"], 256)
-    assert told.out == "".join([*hello, hello[0]])
-    assert told.err.count("the conversation is full: ") == 1
-    assert told.err.count("no command /what") == 1
-
-
-def test_what_is_no_text_is_refused_and_the_chat_goes_on(artifact):
-    line = [need_runner(), "chat", artifact.folder, "--greedy"]
-    done = subprocess.run(line, input=b"\xff\xfe\nHello\n", capture_output=True, timeout=60, check=False)
-    assert done.returncode == 0
-    assert done.stdout.decode() == "".join(python_talk(artifact, ["Hello"], 256))
-    assert done.stderr.startswith(b"not UTF-8 text\n")
-
-
-def test_without_its_library_the_runner_says_so(artifact, tmp_path):
+def test_without_its_library_the_runner_says_so(talking_pte, tmp_path):
     alone = shutil.copy(need_runner(), tmp_path / "lfm2_runner")
     for command in ("chat", "text"):
         done = subprocess.run(
-            [alone, command, artifact.folder], capture_output=True, text=True, timeout=60, check=False
+            [alone, command, talking_pte.folder], capture_output=True, text=True, timeout=60, check=False
         )
         assert "built without lfm2_text.so" in Ended(done.returncode, done.stdout, done.stderr).refused()
 

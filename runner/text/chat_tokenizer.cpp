@@ -7,12 +7,9 @@
 #include <set>
 
 #include "../failure.h"
-#include "../files.h"
 
 namespace lfm2 {
 namespace {
-
-constexpr uint64_t kMostBytes = 64 << 20;
 
 // LFM2's and LFM3's. The library takes others, some of them silently in another way than Hugging Face's: it tries RE2
 // first, whose \s knows ASCII alone.
@@ -83,7 +80,7 @@ void check_merges(const Json& model, const std::unordered_map<std::string, int64
   }
 }
 
-// The library opens a path; what it reads is what was checked, whatever the file has become.
+// The library opens a path; what it reads is what was checked.
 class Memory {
  public:
   explicit Memory(const std::string& data) : file_(::memfd_create("tokenizer.json", MFD_CLOEXEC)) {
@@ -102,9 +99,8 @@ class Memory {
 
 }  // namespace
 
-ChatTokenizer::ChatTokenizer(const std::string& folder, int64_t vocab) : where_(folder + "/tokenizer.json"), known_(static_cast<size_t>(vocab)) {
-  const std::string data = read_file(where_, kMostBytes);
-  const Json document = parse_json(data, where_);
+ChatTokenizer::ChatTokenizer(const TextFile& file, int64_t vocab) : where_(file.where), known_(static_cast<size_t>(vocab)) {
+  const Json document = parse_json(file.data, where_);
   const Json& model = field(document, "model", where_);
   check_kind(document, model, where_);
   added_ = added_tokens(document, vocab, where_);
@@ -113,7 +109,7 @@ ChatTokenizer::ChatTokenizer(const std::string& folder, int64_t vocab) : where_(
     known_[static_cast<size_t>(whole(id, 0, vocab - 1, where_ + ": vocab"))] = true;
   }
   for (const auto& [token, id] : added_) known_[static_cast<size_t>(id)] = true;
-  if (library_.load(Memory(data).path()) != tokenizers::Error::Ok) throw Failure(where_ + ": not a working tokenizer");
+  if (library_.load(Memory(file.data).path()) != tokenizers::Error::Ok) throw Failure(where_ + ": not a working tokenizer");
 }
 
 std::vector<int64_t> ChatTokenizer::encode(const std::string& text) const {

@@ -9,14 +9,15 @@
 #include <vector>
 
 #include "../json_fields.h"
+#include "text_files.h"
 
 namespace lfm2 {
 
 class ChatTokenizer {
  public:
-  // Failure for a tokenizer.json that is missing, malformed, has ids the model does not have, or is of a kind in which
+  // Failure for a tokenizer.json that is malformed, has ids the model does not have, or is of a kind in which
   // the library was not found equal to Hugging Face's, token for token; the message names what.
-  ChatTokenizer(const std::string& folder, int64_t vocab);
+  ChatTokenizer(const TextFile& file, int64_t vocab);
 
   // Failure where the library fails or loses text.
   std::vector<int64_t> encode(const std::string& text) const;

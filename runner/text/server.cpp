@@ -9,9 +9,10 @@
 
 #include "../failure.h"
 #include "../json_fields.h"
+#include "artifact_text.h"
 #include "chat_template.h"
 #include "chat_tokenizer.h"
-#include "folder.h"
+#include "text_files.h"
 
 namespace lfm2 {
 namespace {
@@ -26,41 +27,41 @@ void limit_time(time_t seconds) {
 
 class Server {
  public:
-  explicit Server(const std::string& folder) : folder_(folder), template_(folder_.source, folder_.where) {}
+  explicit Server(const TextFiles& files) : text_(files), template_(text_.source, text_.where) {}
 
-  Json hello() const { return {{"stop", folder_.stop_tokens}}; }
+  Json hello() const { return {{"stop", text_.stop_tokens}}; }
 
   Json answer(const std::string& line) {
     const Json request = parse_json(line, "request");
-    if (request.contains("messages")) return prompt(nlohmann::ordered_json::parse(line));
-    if (request.contains("text")) return {{"tokens", folder_.tokenizer.encode(text_field(request, "text", "request"))}};
+    if (request.contains("messages")) return prompt(OrderedJson::parse(line));
+    if (request.contains("text")) return {{"tokens", text_.tokenizer.encode(text_field(request, "text", "request"))}};
     if (request.contains("tokens")) return {{"text", decoded(request)}};
     const Json& next = field(request, "next", "request");
     if (next.is_null()) {
       stream_ = TextStream();
       return Json::object();
     }
-    return {{"text", stream_.step(folder_.tokenizer.bytes(whole(next, 0, INT64_MAX, "next")))}};
+    return {{"text", stream_.step(text_.tokenizer.bytes(whole(next, 0, INT64_MAX, "next")))}};
   }
 
  private:
-  Json prompt(const nlohmann::ordered_json& request) const {
-    nlohmann::ordered_json values = folder_.special;
+  Json prompt(const OrderedJson& request) const {
+    OrderedJson values = text_.special;
     values["messages"] = request.at("messages");
     const auto tools = request.find("tools");
-    values["tools"] = tools == request.end() || tools->empty() ? nlohmann::ordered_json() : *tools;
+    values["tools"] = tools == request.end() || tools->empty() ? OrderedJson() : *tools;
     values["add_generation_prompt"] = true;
     const std::string text = template_.render(values);
-    return {{"prompt", text}, {"tokens", folder_.tokenizer.encode(text)}};
+    return {{"prompt", text}, {"tokens", text_.tokenizer.encode(text)}};
   }
 
   std::string decoded(const Json& request) const {
     std::string bytes;
-    for (const int64_t token : token_field(request, "tokens", INT64_MAX, "request")) bytes += folder_.tokenizer.bytes(token);
+    for (const int64_t token : token_field(request, "tokens", INT64_MAX, "request")) bytes += text_.tokenizer.bytes(token);
     return as_text(bytes);
   }
 
-  TextFolder folder_;
+  ArtifactText text_;
   ChatTemplate template_;
   TextStream stream_;
 };
@@ -107,11 +108,11 @@ std::string answered(Work work) {
 }  // namespace
 }  // namespace lfm2
 
-extern "C" void lfm2_text_serve(const char* folder, int channel) {
+extern "C" void lfm2_text_serve(const lfm2::TextFiles* files, int channel) {
   using namespace lfm2;
   std::unique_ptr<Server> server;
   const std::string hello = answered([&] {
-    server = std::make_unique<Server>(folder);
+    server = std::make_unique<Server>(*files);
     return server->hello();
   });
   std::string received, line;

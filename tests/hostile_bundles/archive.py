@@ -41,6 +41,16 @@ def patch(sign: bytes, offset: int, value: bytes, number: int = 0) -> Spoil:
     return bytes_of(change)
 
 
+def counted(more: int) -> Spoil:
+    """Claims more entries, or fewer, than there are."""
+
+    def change(data: bytearray) -> None:
+        count = struct.unpack_from("<H", data, len(data) - 12)[0] + more
+        struct.pack_into("<2H", data, len(data) - 14, count, count)
+
+    return bytes_of(change)
+
+
 def named(name: str) -> Spoil:
     """Adds a file of that name, listed in bundle.json like any other."""
     return lambda files, place: archived(described({**without(files, "bundle.json"), name: b"x"}), place / "b.zip")
@@ -136,8 +146,8 @@ HOSTILE |= {
     "a comment that claims to be there": (patch(END, 20, b"\x05\0"), "comment"),
     "several disks": (patch(END, 4, b"\x01\0"), "several disks"),
     "a directory of 65534 entries": (patch(END, 8, b"\xfe\xff\xfe\xff"), "no bundle has that"),
-    "one entry more than there are": (patch(END, 8, b"\x0a\0\x0a\0"), "cut short"),
-    "one entry less than there are": (patch(END, 8, b"\x02\0\x02\0"), "more than its entries"),
+    "one entry more than there are": (counted(1), "cut short"),
+    "one entry less than there are": (counted(-1), "more than its entries"),
     "a directory beyond the end": (patch(END, 16, b"\xf0\xff\xff\xff"), "no bundle has that"),
     "a directory in ZIP64 that is missing": (patch(END, 16, b"\xff\xff\xff\xff"), "ZIP64 record is missing"),
     "an absurd size": (patch(LINE, 20, b"\xf0\xff\xff\xff" * 2), "claim more bytes"),

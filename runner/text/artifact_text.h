@@ -1,4 +1,4 @@
-// What an artifact folder says about text, beside its tokenizer: as lfm2_export/checkpoint/tokenizer.py reads it.
+// What an artifact's files say about text, its tokenizer first: as lfm2_export/checkpoint/tokenizer.py reads them.
 #pragma once
 
 #include <cstdint>
@@ -7,11 +7,12 @@
 
 #include "../json_fields.h"
 #include "chat_tokenizer.h"
+#include "text_files.h"
 
 namespace lfm2 {
 
-struct TextFolder {
-  explicit TextFolder(const std::string& folder);  // Failure, in one line, for what is missing or malformed
+struct ArtifactText {
+  explicit ArtifactText(const TextFiles& files);  // Failure, in one line, for what is missing or malformed
 
   ChatTokenizer tokenizer;
   Json special;                       // the variables a template knows the special tokens by
@@ -19,7 +20,7 @@ struct TextFolder {
   std::string source, where;          // of the chat template
 
  private:
-  TextFolder(const std::string& folder, const Json& config);
+  ArtifactText(const TextFiles& files, const Json& config);
 };
 
 }  // namespace lfm2

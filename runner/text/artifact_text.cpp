@@ -1,34 +1,27 @@
-#include "folder.h"
-
-#include <sys/stat.h>
+#include "artifact_text.h"
 
 #include <algorithm>
 
 #include "../failure.h"
-#include "../files.h"
 
 namespace lfm2 {
 namespace {
 
-constexpr uint64_t kMostBytes = 16 << 20, kMostTemplate = 1 << 20;
+constexpr size_t kMostTemplate = 1 << 20;  // bytes
 
-bool is_there(const std::string& path) {
-  struct stat found {};
-  return ::lstat(path.c_str(), &found) == 0;
-}
-
-Json read_object(const std::string& path) {
-  const Json document = parse_json(read_file(path, kMostBytes), path);
-  if (!document.is_object()) throw Failure(path + ": expected an object");
+Json object_in(const TextFile& file) {
+  const Json document = parse_json(file.data, file.where);
+  if (!document.is_object()) throw Failure(file.where + ": expected an object");
   return document;
 }
 
-Json optional_object(const std::string& path) { return is_there(path) ? read_object(path) : Json::object(); }
-
-Json config_of(const std::string& folder) {
-  const std::string where = folder + "/manifest.json";
-  return field(field(read_object(where), "source", where), "config", where + ": source");
+// As if it were empty where there is none.
+TextFile optional(const TextFiles& files, const char* name) {
+  const auto found = files.find(name);
+  return found == files.end() ? TextFile{name, "{}"} : found->second;
 }
+
+Json config_of(const TextFile& manifest) { return field(field(object_in(manifest), "source", manifest.where), "config", manifest.where + ": source"); }
 
 // A special token is spelled as a string or as an object with `content`.
 std::string token_text(const Json& settings, const char* name) {
@@ -62,27 +55,29 @@ std::string template_in(const Json& settings, const std::string& where) {
 
 }  // namespace
 
-TextFolder::TextFolder(const std::string& folder) : TextFolder(folder, config_of(folder)) {}
+ArtifactText::ArtifactText(const TextFiles& files) : ArtifactText(files, config_of(files.at("manifest.json"))) {}
 
-TextFolder::TextFolder(const std::string& folder, const Json& config)
-    : tokenizer(folder, whole_field(config, "vocab_size", 1, 1 << 24, folder + "/manifest.json")) {
-  const int64_t vocab = whole_field(config, "vocab_size", 1, 1 << 24, folder);
-  const std::string settings_path = folder + "/tokenizer_config.json", generation_path = folder + "/generation_config.json";
-  const Json settings = optional_object(settings_path);
+ArtifactText::ArtifactText(const TextFiles& files, const Json& config)
+    : tokenizer(files.at("tokenizer.json"), whole_field(config, "vocab_size", 1, 1 << 24, files.at("manifest.json").where)) {
+  const std::string& manifest = files.at("manifest.json").where;
+  const int64_t vocab = whole_field(config, "vocab_size", 1, 1 << 24, manifest);
+  const TextFile settings_file = optional(files, "tokenizer_config.json"), generation = optional(files, "generation_config.json");
+  const Json settings = object_in(settings_file);
   special = Json::object();
   for (const char* name : {"bos_token", "eos_token", "pad_token", "unk_token"}) {
     if (const std::string text = token_text(settings, name); !text.empty()) special[name] = text;
   }
   if (const Json bos = config.value("bos_token_id", Json()); !special.contains("bos_token") && !bos.is_null()) {
-    special["bos_token"] = tokenizer.name(whole(bos, 0, vocab - 1, folder + "/manifest.json: bos_token_id"));
+    special["bos_token"] = tokenizer.name(whole(bos, 0, vocab - 1, manifest + ": bos_token_id"));
   }
-  add_ends(config, "eos_token_ids", vocab, folder + "/manifest.json", stop_tokens);
-  add_ends(optional_object(generation_path), "eos_token_id", vocab, generation_path, stop_tokens);
+  add_ends(config, "eos_token_ids", vocab, manifest, stop_tokens);
+  add_ends(object_in(generation), "eos_token_id", vocab, generation.where, stop_tokens);
   if (stop_tokens.empty()) {
     if (const int64_t end = tokenizer.id(special.value("eos_token", "")); end >= 0) stop_tokens.push_back(end);
   }
-  where = folder + "/chat_template.jinja";
-  source = is_there(where) ? read_file(where, kMostTemplate) : template_in(settings, where = settings_path);
+  const auto own = files.find("chat_template.jinja");
+  where = own == files.end() ? settings_file.where : own->second.where;
+  source = own == files.end() ? template_in(settings, where) : own->second.data;
 }
 
 }  // namespace lfm2
