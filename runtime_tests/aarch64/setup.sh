@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Python for Linux on ARM64 with this project's dependencies, unpacked into FOLDER (9 GB: PyPI's torch for ARM64 is
+# A Python for Linux on ARM64 with this project's dependencies, unpacked into FOLDER (5 GB: PyPI's torch for ARM64 is
 # built for CUDA), and FOLDER/bin/python, which runs it under qemu. Debian's packages and PyPI's wheels; no root, nothing
 # is installed. How to use it: docs/install.md.
 # usage: setup.sh FOLDER PYTHON      PYTHON has uv, which takes the wheels that pip would take on ARM64
