@@ -89,8 +89,7 @@ class Pair:
 
 
 KINDS = {name: (*shape, "explicit") for name, shape in SHAPES.items()} | {
-    f"{name}, from an image": (*SHAPES[name], "resident")
-    for name in ("lfm2_vl", "lfm3_vl", "lfm3_vl merging by 3, wide kernel, one KV head")
+    f"{name}, from an image": (*SHAPES[name], "resident") for name in ("lfm2_vl", "lfm3_vl")
 }
 
 
