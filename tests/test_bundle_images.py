@@ -23,13 +23,25 @@ from lfm2_export.bundle.verify import verify
 from lfm2_export.checkpoint.vision_config import read_model_config
 from lfm2_export.errors import BundleError, UsageError
 from lfm2_export.images.processor import load_processor
+from lfm2_export.pipeline import export
 
 Contents = dict[str, bytes]
 
 
+@pytest.fixture(scope="module", params=["onnx", "pte"])
+def artifact(
+    request: pytest.FixtureRequest, seeing_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    if request.param == "onnx":
+        found: Artifact = request.getfixturevalue("seeing_artifact")
+        return found
+    output = tmp_path_factory.mktemp("seeing") / "pte"
+    return export(str(seeing_checkpoint), "xnnpack-fp32", output, overrides=["window=128"], verify=False)[0]
+
+
 @pytest.fixture(scope="module")
-def packed(seeing_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundle(seeing_artifact, "desktop", tmp_path_factory.mktemp("packed") / "app.zip").path
+def packed(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle(artifact, "desktop", tmp_path_factory.mktemp("packed") / "app.zip").path
 
 
 @pytest.fixture
@@ -55,8 +67,8 @@ def test_a_page_for_lfm3_vl_is_refused_by_name(seeing_artifact: Artifact, tmp_pa
         bundle(seeing_artifact, "web", tmp_path / "web")
 
 
-def test_cases_with_pictures_can_be_replayed(seeing_artifact: Artifact, contents: Contents) -> None:
-    session = runtimes.find("onnxruntime").open_session(seeing_artifact.folder, seeing_artifact.manifest)
+def test_cases_with_pictures_can_be_replayed(artifact: Artifact, contents: Contents) -> None:
+    session = runtimes.first(artifact.manifest).open_session(artifact.folder, artifact.manifest)
     for case in golden(contents)["cases"][3:]:
         seen = []
         for image in case["images"]:
@@ -71,10 +83,10 @@ def test_cases_with_pictures_can_be_replayed(seeing_artifact: Artifact, contents
             logits = session.decode(step["top"][0]) if step is not case["steps"][-1] else logits
 
 
-def test_the_pixels_are_what_the_processor_makes_of_the_pictures(seeing_artifact: Artifact, contents: Contents) -> None:
-    vision = read_model_config(seeing_artifact.folder / "config.json").vision
+def test_the_pixels_are_what_the_processor_makes_of_the_pictures(artifact: Artifact, contents: Contents) -> None:
+    vision = read_model_config(artifact.folder / "config.json").vision
     assert vision is not None
-    processor = load_processor(seeing_artifact.folder, vision)
+    processor = load_processor(artifact.folder, vision)
     case = golden(contents)["cases"][4]
     images = [Image.open(io.BytesIO(base64.b64decode(png))) for png in case["pictures"]]
     patches = b"".join(base64.b64decode(image["patches"]) for image in case["images"])
