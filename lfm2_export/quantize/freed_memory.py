@@ -14,7 +14,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _BYTES = 1 << 20  # of a block that is mapped by itself; setting it ends glibc's habit of raising it
 SMALL = 1 << 18  # a quarter of that: 0.6 GB less at the 350M shape, and a quantization takes 8 s instead of 2
 _FREE_ABOVE = 1 << 17  # bytes that may lie free at the end of the heap: glibc's own choice
-_KEPT, _KEPT_IN_ALL = 1 << 25, 1 << 28  # while blocks are used again; the first is the most that glibc takes
+# while blocks are used again: two rows of logits in float64 at a vocabulary of 128,000, and 256 MB in all. Larger
+# blocks among them leave gaps that nothing fits: up to 0.2 GB at a vocabulary of 65,536, more with every token
+_KEPT, _KEPT_IN_ALL = 1 << 21, 1 << 28
 
 
 def return_at_once(block: int = _BYTES) -> None:
