@@ -38,6 +38,7 @@ def sensitivities(
             progress(f"measuring {unit.paths[0]} ({at * len(units) + number + 1} of {len(portions) * len(units)})")
             for place, option in enumerate(unit.options):
                 row[place] += _cost(exact, unit, option, portion, streams)
+        del streams  # before the next portion's are made
     tokens = sum(map(len, sequences))
     return [[total / tokens for total in row] for row in sums]
 
