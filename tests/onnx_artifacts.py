@@ -7,11 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from decoders import random_decoder, relative, tokens
 
 from lfm2_export import recipes
 from lfm2_export.artifact.manifest import Manifest
+from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.model.decoder import Decoder
+from lfm2_export.model.state import empty_state
 from lfm2_export.quantize.apply import quantize
 from lfm2_export.quantize.scheme import QuantizationRule
 from lfm2_export.recipes import Recipe
@@ -24,6 +27,7 @@ FP32_ERROR = 1e-5  # measured 1e-6 to 3e-6
 FLIP_ERROR = 0.15  # one int8 activation rounded the other way; measured up to 5e-2 on these narrow random models
 QUANTIZED = ["onnx-int8", "onnx-int4"]
 HALF = ["onnx-fp16", "onnx-q4f16"]
+CONVOLUTIONS = ("plain", "fused", "channels_last")
 HALF_ERROR = 0.01  # of fp16 graphs; measured 1e-3 to 3e-3
 
 
@@ -63,6 +67,28 @@ def pair(decoder: Decoder, folder: Path, made_by: Recipe | None = None) -> tuple
     made_by = made_by or recipe()
     quantized = quantize(copy.deepcopy(decoder), made_by.quantization, made_by.cache)
     return RUNTIME.open_session(folder, lower(quantized, made_by, folder)), EagerSession(quantized, WINDOW)
+
+
+def batch_feeds(shape: LFM2Config, ids: np.ndarray, positions: list[int], lengths: list[int]) -> dict[str, np.ndarray]:
+    """A call's inputs as genai sends them, with empty states of `WINDOW` columns."""
+    rows, count = ids.shape
+    total = max(positions) + count
+    mask = np.zeros((rows, total), dtype=np.int64)
+    for row, (position, length) in enumerate(zip(positions, lengths, strict=True)):
+        mask[row, : position + length] = 1
+    feeds = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": np.array(positions)[:, None] + np.arange(count)[None],
+    }
+    for name, tensor in empty_state(shape, WINDOW, rows).items():
+        kind, layer = name.split(".")
+        if kind == "conv_state":  # one column more than needed: garbage there must not matter
+            garbage = np.full((*tensor.shape[:2], 1), np.nan, dtype=np.float32)
+            feeds[f"past_conv.{layer}"] = np.concatenate((garbage, tensor.numpy()), axis=2)
+        else:
+            feeds[f"past_key_values.{layer}.{kind}"] = tensor.numpy()
+    return feeds
 
 
 def weight_only(name: str) -> EagerSession:
