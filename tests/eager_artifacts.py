@@ -10,9 +10,13 @@ from checkpoints import tiny_config
 
 from lfm2_export.artifact.folder import Artifact
 from lfm2_export.artifact.manifest import FileEntry, Manifest, MethodSpec, Source, TensorSpec
+from lfm2_export.chat.saved_state import save_state
 from lfm2_export.checkpoint.config import LFM2Config, to_dict
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.runtimes.eager import EagerSession
+
+TOKENS = [5, 9, 2, 700, 31]
+MESSAGES = [{"role": "system", "content": "Répondez."}, {"role": "user", "content": "hi 👋"}]
 
 
 def artifact_of(config: LFM2Config, window: int = 32, sha256: str = "a" * 64, **changes: Any) -> Artifact:
@@ -44,3 +48,11 @@ def tiny_session(window: int = 32, seed: int = 0, config: LFM2Config | None = No
         for parameter in decoder.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2)
     return EagerSession(decoder, window)
+
+
+def good_state(artifact: Artifact, folder: Path) -> Path:
+    """A state file of a `tiny_session` after TOKENS, which MESSAGES are said to have become."""
+    session = tiny_session()
+    session.prefill(TOKENS)
+    save_state(folder / "good.state", session.state(), artifact, TOKENS, messages=MESSAGES)
+    return folder / "good.state"
