@@ -9,6 +9,9 @@ import pytest
 
 from lfm2_export.cli.main import run
 
+# of a `bench` that is over at once
+QUICK = ("--contexts", "32,64", "--prefill", "16", "--rounds", "1", "--threads", "1", "--quiet")
+
 
 def code_of(*arguments: str) -> int:
     """Within the test's own process: the exit code it leaves with; what it printed is pytest's to show."""

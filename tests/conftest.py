@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from xnnpack_artifacts import Make
 
     from lfm2_export.artifact.folder import Artifact
+    from lfm2_export.checkpoint.source import Checkpoint
+    from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +29,24 @@ def _tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_checkpoint(_tiny: Path, tmp_path: Path) -> Path:
     """A folder with a good tiny checkpoint, the test's own to spoil."""
     return Path(shutil.copytree(_tiny, tmp_path / "checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def nano() -> Checkpoint:
+    """The embedded LFM2."""
+    from lfm2_export.model.load import open_checkpoint  # imports torch
+
+    return open_checkpoint("nano")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(nano: Checkpoint) -> ChatTokenizer:
+    """nano's."""
+    from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+
+    loaded = ChatTokenizer.load(nano.folder, nano.config)
+    assert loaded is not None
+    return loaded
 
 
 @pytest.fixture
@@ -55,6 +75,15 @@ def seeing_artifact(seeing_checkpoint: Path, tmp_path_factory: pytest.TempPathFa
 
     output = tmp_path_factory.mktemp("seeing") / "artifact"
     return export(str(seeing_checkpoint), "onnx-fp32", output, overrides=["window=128"], verify=False)[0]
+
+
+@pytest.fixture(scope="session")
+def small_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nano as ONNX in int4, not proven; its window is 96."""
+    from lfm2_export.pipeline import export
+
+    output = tmp_path_factory.mktemp("small") / "nano-onnx-int4"
+    return export("nano", "onnx-int4", output, overrides=["window=96"], verify=False)[0].folder
 
 
 @pytest.fixture(scope="session")

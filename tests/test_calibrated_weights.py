@@ -43,11 +43,6 @@ WINDOWS = tuple(tuple(tokens(length, seed)) for seed, length in enumerate((24, 9
 
 
 @pytest.fixture(scope="module")
-def nano() -> Checkpoint:
-    return open_checkpoint("nano")
-
-
-@pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
     init_checkpoint(config(), folder)

@@ -10,10 +10,9 @@ import pytest
 
 from lfm2_export import recipes, targets
 from lfm2_export.checkpoint.nano.tasks import questions
-from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import ArtifactError, RecipeError
-from lfm2_export.model.load import load_decoder, open_checkpoint
+from lfm2_export.model.load import load_decoder
 from lfm2_export.quantize.calibration import (
     FILE,
     Calibration,
@@ -24,18 +23,6 @@ from lfm2_export.quantize.calibration import (
 )
 from lfm2_export.quantize.own_text import continued
 from lfm2_export.runtimes.eager import EagerSession
-
-
-@pytest.fixture(scope="module")
-def nano() -> Checkpoint:
-    return open_checkpoint("nano")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(nano: Checkpoint) -> ChatTokenizer:
-    loaded = ChatTokenizer.load(nano.folder, nano.config)
-    assert loaded is not None
-    return loaded
 
 
 def test_own_text_is_the_models_reply_and_the_same_every_time(nano, tokenizer):

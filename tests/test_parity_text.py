@@ -18,14 +18,6 @@ TEXT = "The sky is blue. My name is Anna.\n" * 12
 SMALL = Effort(quality_tokens=50, questions=1, prompts=1, continuation=4, law_tokens=24)
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> ChatTokenizer:
-    nano = open_checkpoint("nano")
-    loaded = ChatTokenizer.load(nano.folder, nano.config)
-    assert loaded is not None
-    return loaded
-
-
 def test_the_sequences_hold_the_whole_text_in_order(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text(TEXT)
     found = text_of_file(tmp_path / "mine.txt", tokenizer, 50)

@@ -48,14 +48,6 @@ def session() -> EagerSession:
     return EagerSession(load_decoder(open_checkpoint("nano")), WINDOW)
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> ChatTokenizer:
-    nano = open_checkpoint("nano")
-    loaded = ChatTokenizer.load(nano.folder, nano.config)
-    assert loaded is not None
-    return loaded
-
-
 @pytest.fixture
 def model(session: EagerSession, tokenizer: ChatTokenizer) -> ArtifactLM:
     return ArtifactLM(session, tokenizer)

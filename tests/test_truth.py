@@ -8,7 +8,7 @@ from decoders import SHAPES, random_decoder, relative, state_error, tokens
 
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.evaluate.exact import Reading, read_exactly
-from lfm2_export.model.load import load_decoder, open_checkpoint
+from lfm2_export.model.load import load_decoder
 from lfm2_export.parity.cases import Case, lowering_cases
 from lfm2_export.parity.truth import EagerTruth, SessionTruth
 from lfm2_export.quantize.apply import round_caches
@@ -16,11 +16,6 @@ from lfm2_export.runtimes.eager import EagerSession
 
 WINDOW = 96
 CLOSE = 1e-5  # fp32 sums in another order
-
-
-@pytest.fixture(scope="module")
-def nano() -> Checkpoint:
-    return open_checkpoint("nano")
 
 
 @pytest.mark.parametrize("shape", SHAPES)

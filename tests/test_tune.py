@@ -18,7 +18,6 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.cli.main import app
 from lfm2_export.errors import UsageError
 from lfm2_export.graph.matrices import matrices
-from lfm2_export.model.load import open_checkpoint
 from lfm2_export.pipeline import export
 from lfm2_export.quantize.calibration import Calibration
 from lfm2_export.quantize.size import model_bytes
@@ -28,11 +27,6 @@ from lfm2_export.tune.search import Tuning, tune
 
 COST = [[0.9, 0.3, 0.0], [0.2, 0.05, 0.01], [0.4, 0.39, 0.1]]
 WEIGHT = [[1, 2, 4], [10, 11, 20], [2, 3, 5]]
-
-
-@pytest.fixture(scope="module")
-def nano() -> Checkpoint:
-    return open_checkpoint("nano")
 
 
 class TestAllocation:
