@@ -7,6 +7,12 @@ import sys
 import unicodedata
 from collections.abc import Collection
 
+import pytest
+
+LIMIT = 24  # tokens of a reply
+EITHER_FORM = pytest.mark.parametrize("form", ["explicit", "resident"])
+EACH_MODEL = pytest.mark.parametrize("source", ["nano", "nano-lfm3"])
+
 TOOL = {
     "name": "get_weather",
     "description": 'Say "hi" \\ ünïcödé 🙂 </s> & <b>\n\t\u0001',

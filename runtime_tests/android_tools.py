@@ -48,23 +48,39 @@ def compiled_kit(folders: pytest.TempPathFactory) -> Path:
 
     It sees Android's classes (of API 23), ExecuTorch's and none of the JDK's: what Android 6 lacks does not compile.
     """
-    return _compiled(folders, KIT, [ANDROID_JAR, EXECUTORCH_JAR, COROUTINES_JAR])
+    return _of_android(folders, KIT, [ANDROID_JAR, EXECUTORCH_JAR, COROUTINES_JAR])
 
 
 def compiled_app(folders: pytest.TempPathFactory) -> Path:
     """The app's class files, compiled as the library's are, against what the library shows to others."""
-    return _compiled(folders, APP, [compiled_kit(folders), ANDROID_JAR, COROUTINES_JAR])
+    return _of_android(folders, APP, [compiled_kit(folders), ANDROID_JAR, COROUTINES_JAR])
 
 
-def _compiled(folders: pytest.TempPathFactory, module: Path, classpath: Sequence[Path]) -> Path:
+def classpath_of_tests(folders: pytest.TempPathFactory) -> list[Path]:
+    """The library's unit tests, and its parts for Python, to be run on the JVM; the tests' own classes come first."""
+    kit = compiled_kit(folders)
+    libraries = [kit, JSON_JAR, *JUNIT_JARS, EXECUTORCH_JAR, COROUTINES_JAR]
+    sources = [KIT / "src/test/kotlin", PROJECT / "runtime_tests/android/CrossCheck.kt"]
+    return [_compiled(folders, "tests", sources, libraries, f"-Xfriend-paths={kit}"), *libraries, KOTLIN_STDLIB]
+
+
+def _of_android(folders: pytest.TempPathFactory, module: Path, classpath: Sequence[Path]) -> Path:
+    return _compiled(
+        folders, module.name, [module / "src/main/kotlin"], classpath, "-no-jdk", "-module-name", module.name
+    )
+
+
+def _compiled(
+    folders: pytest.TempPathFactory, name: str, sources: Sequence[Path], classpath: Sequence[Path], *options: str
+) -> Path:
     need()
     own = folders.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    output = shared / f"android-{module.name}"
-    with FileLock(shared / f"android-{module.name}.lock"):
+    output = shared / f"android-{name}"
+    with FileLock(shared / f"android-{name}.lock"):
         if not output.is_dir():
-            partial = folders.mktemp("android") / module.name
-            compile_kotlin(partial, [module / "src/main/kotlin"], classpath, "-no-jdk", "-module-name", module.name)
+            partial = folders.mktemp("android") / name
+            compile_kotlin(partial, sources, classpath, *options)
             partial.rename(output)
     return output
 

@@ -43,8 +43,8 @@ LANGUAGES = {
     "yaml": YAML(typ="safe").load,
     "json": json.loads,
     "text": str,
-    "wgsl": str,  # runtime_tests/test_web.py
-    "js": str,  # runtime_tests/test_web.py and test_apps.py
+    "wgsl": str,  # runtime_tests/test_shader_fault.py
+    "js": str,  # runtime_tests/test_shader_fault.py and test_apps.py
     "kotlin": str,  # runtime_tests/test_apps.py
     "cpp": str,  # runtime_tests/test_apps.py
     "swift": str,  # no compiler for it in a package registry: its page says that it was not compiled
