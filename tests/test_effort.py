@@ -76,6 +76,15 @@ def test_quick_judges_the_same_gates_for_at_most_a_fifth_of_the_tokens(
     assert [gate.name for gate in skipped] == ["lowering: weights alone", "law: explicit = resident"]
 
 
+def test_quick_fills_no_window_where_the_state_cannot_be_given(artifact: Artifact) -> None:
+    pytest.importorskip("onnxruntime_genai")
+    report = prove(artifact, open_checkpoint("nano"), ["genai"], "quick")
+    assert report.passed
+    (edge,) = (gate for gate in report.gates if gate.name == "law: window edge")
+    assert edge.status == "skipped"
+    assert "--effort full" in (edge.reason or "")
+
+
 def _count(monkeypatch: pytest.MonkeyPatch, name: str, calls: list[int]) -> None:
     called = getattr(OnnxRuntimeSession, name)
 

@@ -17,6 +17,7 @@ from lfm2_export.errors import WindowExceededError
 from lfm2_export.evaluate.metrics import relative_error, worst
 from lfm2_export.evaluate.text import random_ids
 from lfm2_export.model.state import is_cache
+from lfm2_export.parity.effort import LEFT_OUT
 from lfm2_export.runtimes.session import Session, Snapshot
 
 
@@ -36,7 +37,7 @@ class LawContext:
     tokens: tuple[int, ...]  # at least 16, from the evaluation text
     tolerance: float  # the recipe's lowering error
     other_form: OtherForm  # what the artifact's other form says
-    # whether the window's edge is reached token by token; else from a state of zeros, where it shows
+    # whether the window's edge is reached token by token; else from a state of zeros, where that can be given
     fills: bool = True
     before: tuple[int, ...] = ()  # fed before those in one call, so that a sliding window ends among them
 
@@ -103,8 +104,10 @@ def _padding(at: LawContext) -> LawResult:
 def _window_edge(at: LawContext) -> LawResult:
     """Decode runs to the window's last column; the step past it is refused and changes nothing."""
     session = at.session
+    if not at.fills and not session.has_state:
+        return LawResult("window edge", None, 0.0, LEFT_OUT)
     ids = random_ids(at.config, session.window, seed=5)
-    if at.fills or not session.has_state:
+    if at.fills:
         session.prefill(ids[:-1])
     else:
         session.restore(_zeros(session, session.window - 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -88,10 +88,10 @@ def compare(
     `floor` is how far noise may move it, for a runtime of that `noise` (see `Runtime`).
     """
     step = disturbed_step(truth, cases[0].tokens) if floor is not None and session.has_state else None
-    found, logits = _distance(Pair(case, answer(session, case), truth.answer(case)) for case in cases)
-    agreeing, counted = logits.clear_top1(tolerance)
+    found = distances(session, truth, cases)
+    agreeing, counted = all_apart([case.logits for case in found]).clear_top1(tolerance)
     return LoweringFigures(
-        **vars(found),
+        **vars(over_all(found)),
         top1=agreeing / counted if counted else None,
         median_step=median_step(session, truth, cases[0].tokens) if session.has_state else None,
         floor=floor,
@@ -99,46 +99,43 @@ def compare(
     )
 
 
-class Pair(NamedTuple):
-    """Two answers to a case."""
+class CaseDistance(NamedTuple):
+    """How far two answers to a case lie apart; `state_error` is None where one hides its state."""
 
-    case: Case
-    ours: Answer
-    theirs: Answer
+    case: str
+    logits: Apart
+    state_error: float | None
 
-
-def distance(session: Session, truth: Truth, cases: Sequence[Case]) -> Distance:
-    """Return how far a session is from the truth over these cases."""
-    return distance_of(Pair(case, answer(session, case), truth.answer(case)) for case in cases)
-
-
-def distance_of(pairs: Iterable[Pair]) -> Distance:
-    """Return how far answers to the same cases lie apart; a state counts where ours shows one.
-
-    One pair after the other, so that they need not be in memory together.
-    """
-    return _distance(pairs)[0]
+    @property
+    def error(self) -> float:
+        """Return the larger relative error of both."""
+        return worst([self.logits.relative_error, *([] if self.state_error is None else [self.state_error])])
 
 
-def _distance(pairs: Iterable[Pair]) -> tuple[Distance, Apart]:
-    errors, state_errors, parts = dict[str, float](), list[float](), list[Apart]()
-    for case, mine, other in pairs:
-        parts.append(apart(mine.logits, other.logits))
-        errors[case.name] = parts[-1].relative_error
-        if mine.state is not None and other.state is not None:
-            state_errors.append(state_error(mine.state, other.state))
-            errors[case.name] = worst([errors[case.name], state_errors[-1]])
-        del mine, other  # before the next two are made
-    logits = all_apart(parts)
-    found = Distance(
-        max_error=worst(list(errors.values())),
+def case_distance(case: Case, ours: Answer, theirs: Answer) -> CaseDistance:
+    """Return how far ours is from theirs."""
+    error = None if ours.state is None or theirs.state is None else state_error(ours.state, theirs.state)
+    return CaseDistance(case.name, apart(ours.logits, theirs.logits), error)
+
+
+def distances(session: Session, truth: Truth, cases: Sequence[Case]) -> list[CaseDistance]:
+    """Return how far a session is from the truth on each case; one's answers are gone before the next one's come."""
+    return [case_distance(case, answer(session, case), truth.answer(case)) for case in cases]
+
+
+def over_all(cases: Sequence[CaseDistance]) -> Distance:
+    """Return how far the answers to all cases lie apart."""
+    logits = all_apart([case.logits for case in cases])
+    state_errors = [case.state_error for case in cases if case.state_error is not None]
+    furthest = max(cases, key=lambda case: (np.isnan(case.error), case.error))
+    return Distance(
+        max_error=worst([case.error for case in cases]),
         logits_error=logits.relative_error,
         state_error=worst(state_errors) if state_errors else None,
         mean_absolute_error=logits.mean_absolute_error,
         rms_error=logits.rms_error,
-        worst_case=max(errors, key=lambda name: (np.isnan(errors[name]), errors[name])),
+        worst_case=furthest.case,
     )
-    return found, logits
 
 
 def same_greedy_text(

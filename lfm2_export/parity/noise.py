@@ -12,11 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lfm2_export.parity.cases import Case
-from lfm2_export.parity.lowering import Distance, Pair, distance_of
+from lfm2_export.parity.lowering import CaseDistance, Distance, case_distance, over_all
 from lfm2_export.parity.truth import EagerTruth
 
 
-def noise_floor(eager: EagerTruth, cases: Sequence[Case]) -> Distance:
-    """Return how far eager is from its disturbed self over these cases. Deterministic."""
-    pairs = zip(cases, eager.disturbed(cases), strict=True)
-    return distance_of(Pair(case, disturbed, eager.answer(case)) for case, disturbed in pairs)
+def noise_floor(eager: EagerTruth, cases: Sequence[Case], known: dict[Case, CaseDistance] | None = None) -> Distance:
+    """Return how far eager is from its disturbed self over these cases. Deterministic.
+
+    `known` holds what was measured of it before, and gains what is measured now.
+    """
+    found = {} if known is None else known
+    new = [case for case in cases if case not in found]
+    for case, disturbed in zip(new, eager.disturbed(new), strict=True):
+        found[case] = case_distance(case, disturbed, eager.answer(case))
+    return over_all([found[case] for case in cases])

@@ -40,7 +40,9 @@ from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
 _SHOWN = 4096  # tokens that a picture with its question and reply has room in, in a report
-_LARGE = 100_000_000  # parameters from which several sessions at once are more than a laptop should give
+# parameters from which several sessions at once are more than a laptop should give: opening one again takes seconds in
+# all, a fifth of a quick proof of 350M, and two more of that are half a gigabyte
+_LARGE, _LARGE_QUICK = 100_000_000, 1_000_000_000
 
 
 def prove(
@@ -99,7 +101,7 @@ def _prove(
     }
     work = Work(subject, cases, reads)
     progress.expect(work.total())
-    counted = _counted(artifact, checkpoint, sessions, work, progress)
+    counted = _counted(subject, sessions, work)
     sessions.clear()
     if ahead is not None:
         ahead.reclaim()
@@ -149,15 +151,15 @@ def _prove(
     )
 
 
-def _counted(
-    artifact: Artifact, checkpoint: Checkpoint, sessions: Mapping[str, Session], work: Work, progress: Progress
-) -> dict[str, Counted]:
+def _counted(subject: Subject, sessions: Mapping[str, Session], work: Work) -> dict[str, Counted]:
     """The sessions for the proof's turns; several of a large model are opened only in their own."""
-    rests = len(sessions) > 1 and parameters(checkpoint.config) > _LARGE
+    large = _LARGE if subject.effort.whole else _LARGE_QUICK
+    rests = len(sessions) > 1 and parameters(subject.config) > large
+    folder, manifest = subject.artifact.folder, subject.artifact.manifest
     counted = {}
     for name, session in sessions.items():
-        again = partial(runtimes.find(name).open_session, artifact.folder, artifact.manifest) if rests else None
-        counted[name] = Counted(session, work, progress, again)
+        again = partial(runtimes.find(name).open_session, folder, manifest) if rests else None
+        counted[name] = Counted(session, work, subject.progress, again)
         counted[name].rest()
     return counted
 

@@ -14,11 +14,13 @@ from lfm2_export.parity.counted import Counted
 from lfm2_export.parity.detail import Detail, Details
 from lfm2_export.parity.laws import OtherForm
 from lfm2_export.parity.lowering import (
+    CaseDistance,
     TwinFigures,
     allowed_error,
     compare,
-    distance,
+    distances,
     median_step,
+    over_all,
     same_greedy_text,
 )
 from lfm2_export.parity.noise import noise_floor
@@ -79,6 +81,7 @@ def question_1(
         common = EagerTruth(decoder, subject.window, everything, subject.half)
     elif subject.device != "cpu":
         raise UsageError(f"what {subject.artifact.manifest.target} artifacts must equal is computed on the CPU only")
+    of_common: dict[Case, CaseDistance] = {}  # its noise
     for report in reports:
         with rounded_as_in(runtimes.find(report.runtime), decoder) as otherwise:
             session, own = sessions[report.runtime], references.get(report.runtime)
@@ -89,8 +92,9 @@ def question_1(
             what = f"{report.runtime}: against the same quantized model in {truth.runtime}"
             subject.progress(what, work.lowering(report.runtime))
             noise = _noise(subject.recipe, report.runtime)
-            measured = noise_floor(truth, cases) if subject.rounds and isinstance(truth, EagerTruth) else None
-            floor = None if measured is None else measured.times(noise)
+            floor = None
+            if subject.rounds and isinstance(truth, EagerTruth):
+                floor = noise_floor(truth, cases, of_common if truth is common else None).times(noise)
             tolerances[report.runtime] = tolerance = allowed_error(
                 gates_of(subject.recipe, report.runtime).lowering, floor
             )
@@ -128,7 +132,7 @@ def _twin(subject: Subject, report: RuntimeReport, session: Session, cases: Sequ
         return None
     subject.progress(f"{report.runtime}: against {twin.runtime}")
     truth = SessionTruth(twin)
-    found = distance(session, truth, cases[:1])
+    found = over_all(distances(session, truth, cases[:1]))
     step = median_step(session, truth, cases[0].tokens[:TWIN_STEPS])
     return TwinFigures(twin.runtime, found.max_error, found.rms_error, step)
 

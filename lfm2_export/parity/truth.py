@@ -20,6 +20,7 @@ from lfm2_export.parity.passage import Passage, Step, Tokens, passages, steps_fr
 from lfm2_export.runtimes.eager import eager_on
 from lfm2_export.runtimes.session import Session, Snapshot
 
+_KEPT = 1 << 26  # bytes of logits, or so: all cases of one runtime at a vocabulary of 65,536
 _DISTURBANCE = 2.0**-20  # relative, standard deviation: what an fp32 sum of a thousand terms leaves open
 
 
@@ -105,6 +106,7 @@ class EagerTruth(Truth):
         self.runtime = eager_on(decoder.device)
         self._cases = tuple(dict.fromkeys(cases))
         self._replies: dict[tuple[tuple[Tokens, ...], int], list[Continuation]] = {}
+        self._answers: dict[Case, Answer] = {}
 
     @cached_property
     def _known(self) -> dict[Tokens, Passage]:
@@ -124,8 +126,13 @@ class EagerTruth(Truth):
         return self._known[tokens]
 
     def answer(self, case: Case) -> Answer:
-        """Read the answer off the case's sequence."""
-        return _read(self._passage(case.tokens), case)
+        """Read the answer off the case's sequence; those to the first cases are kept for whoever asks again."""
+        if case in self._answers:
+            return self._answers[case]
+        found = _read(self._passage(case.tokens), case)
+        if found.logits.nbytes + sum(each.logits.nbytes for each in self._answers.values()) <= _KEPT:
+            self._answers[case] = found
+        return found
 
     def disturbed(self, cases: Sequence[Case]) -> Iterator[Answer]:
         """Yield what the model says when every embedding it looks up is multiplied by 1 ± 2⁻²⁰. Deterministic.

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from lfm2_export import runtimes
 from lfm2_export.parity.cases import Case
 from lfm2_export.parity.effort import LEFT_OUT
-from lfm2_export.parity.lowering import Pair, distance_of
+from lfm2_export.parity.lowering import case_distance, over_all
 from lfm2_export.parity.question_1 import Model
 from lfm2_export.parity.report import RuntimeReport
 from lfm2_export.parity.subject import Subject
@@ -70,4 +70,6 @@ def _error(
     if session is None:
         return None, "this runtime cannot leave the activations in float"
     pairs = zip(cases_of[name], expected[name], strict=True)
-    return distance_of(Pair(case, answer(session, case, drafts=True), said) for case, said in pairs).max_error, None
+    return over_all(
+        [case_distance(case, answer(session, case, drafts=True), said) for case, said in pairs]
+    ).max_error, None
