@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from lfm2_export.cli import console
 from lfm2_export.cli.bar import Bar
+from lfm2_export.evaluate import text
 from lfm2_export.model.load import open_checkpoint
 from lfm2_export.parity.effort import Effort
 from lfm2_export.parity.prove import prove
@@ -37,12 +39,19 @@ class Recorded(Progress):
         self.advanced[-1] += work
 
 
-@pytest.mark.parametrize("recipe", ["onnx-int8", "onnx-fp32"])
-def test_the_announced_stages_of_a_proof_are_the_expected_work(recipe: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("recipe", "parts"), [("onnx-int8", 1), ("onnx-fp32", 4)])
+def test_the_announced_stages_of_a_proof_are_the_expected_work(
+    recipe: str, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    effort = SMALL
+    if parts > 1:
+        monkeypatch.setattr(text, "PORTION", 20)
+        effort = replace(SMALL, quality_tokens=100)
     artifact, _ = export("nano", recipe, tmp_path / "nano", overrides=["window=64"], verify=False)
     told = Recorded()
-    prove(artifact, open_checkpoint("nano"), effort=SMALL, progress=told)
+    prove(artifact, open_checkpoint("nano"), effort=effort, progress=told)
     assert sum(work for _, work in told.stages) == pytest.approx(told.expected)
+    assert sum("layer by layer" in what for what, _ in told.stages) == parts
     for (what, work), done in zip(told.stages, told.advanced, strict=True):
         if "against fp32" in what or "layer by layer" in what:
             assert done == pytest.approx(work, rel=0.05), what  # counted call by call, layer by layer

@@ -17,11 +17,12 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import ArtifactError, UsageError
 from lfm2_export.evaluate.exact import Reading, read_exactly
-from lfm2_export.evaluate.metrics import QuantizationLoss, summary
+from lfm2_export.evaluate.metrics import QuantizationLoss, Rows, joined, summary
 from lfm2_export.evaluate.origin import checkpoint_of
 from lfm2_export.evaluate.teacher_forcing import rows_read
 from lfm2_export.evaluate.text import text_of_file
 from lfm2_export.model.load import open_checkpoint
+from lfm2_export.model.sequences import PORTION, TokenSequences, portions
 
 _LONGEST = 512  # tokens of a sequence: what is said later leans on no more than a window holds
 _OURS = ("artifact", "native")  # kinds of contenders that say what they were made from
@@ -83,8 +84,12 @@ def _work(job: Job) -> QuantizationLoss:
         raise ArtifactError(f"{job.spec.path} is of another model than {checkpoint.folder}: it knows {vocabularies}")
     if contender.window < longest:
         raise ArtifactError(f"{job.spec.path}: its window holds {contender.window} tokens, a sequence {longest}")
-    (exact,) = read_exactly(checkpoint, [Reading(job.text.sequences)])
-    return summary(rows_read(partial(contender.stand, 0), partial(_after_each, contender), exact, job.text.sequences))
+    return summary(joined([_rows(contender, checkpoint, each) for each in portions(job.text.sequences, PORTION)]))
+
+
+def _rows(contender: Contender, checkpoint: Checkpoint, sequences: TokenSequences) -> Rows:
+    (exact,) = read_exactly(checkpoint, [Reading(sequences)])
+    return rows_read(partial(contender.stand, 0), partial(_after_each, contender), exact, sequences)
 
 
 def _after_each(contender: Contender, tokens: tuple[int, ...]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Each layer is read from the checkpoint's mapped file, computes its part for every token of every sequence, and goes.
 What is kept are the last hidden rows, from which logits are made a few rows at a time: a vocabulary of 65,536 makes
-half a gigabyte of 2,000 rows.
+half a gigabyte of 2,000 rows. Rows of a long text are kept for a portion of it at a time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.model.decoder import Decoder
 from lfm2_export.model.load import load_decoder
+from lfm2_export.model.sequences import batched
 from lfm2_export.quantize.apply import round_caches
 from lfm2_export.quantize.streams import Stream
 
@@ -34,17 +35,17 @@ class Reading(NamedTuple):
 class Exact:
     """The logits after every token of every sequence of a reading."""
 
-    def __init__(self, hidden: list[Tensor], layers: list[list[Tensor]], head: _Head) -> None:
+    def __init__(self, hidden: list[Tensor], layers: list[list[Tensor]], head: Head) -> None:
         """hidden: `[T, H]` of each sequence behind the final norm; layers: each one's residual stream, by layer."""
-        self._hidden, self.layers, self._head = hidden, layers, head
+        self._hidden, self.layers, self.head = hidden, layers, head
 
     @torch.inference_mode()
     def logits(self, sequence: int, start: int = 0, stop: int | None = None) -> Tensor:
         """Return `[rows, vocab] fp32` after the tokens `start` to `stop` of that sequence."""
-        return F.linear(self._hidden[sequence][start:stop], self._head.weight).cpu()
+        return F.linear(self._hidden[sequence][start:stop], self.head.weight).cpu()
 
 
-class _Head:
+class Head:
     """The matrix that makes logits, not read before any are asked for."""
 
     def __init__(self, checkpoint: Checkpoint, device: str) -> None:
@@ -63,11 +64,13 @@ def read_exactly(
     layers_of: Sequences = (),
     device: str = "cpu",
     read: Callable[[], None] = lambda: None,
+    head: Head | None = None,
 ) -> list[Exact]:
     """Read all sequences, each layer's weights once; `read` is called after each. CheckpointError for NaN or infinity.
 
     Of the sequences `layers_of` the residual stream after each layer, `[T, H]`, is kept as well: they make
-    one more reading, the last of those returned. PyTorch computes on `device`.
+    one more reading, the last of those returned. PyTorch computes on `device`. `head` is an earlier reading's of the
+    same checkpoint: it need not be in memory twice.
     """
     readings = [*readings, Reading(layers_of)] if layers_of else list(readings)
     streams: list[Stream] = []
@@ -89,7 +92,7 @@ def read_exactly(
             read()
 
     decoder = load_decoder(checkpoint, completed=completed)
-    norm, head = decoder.embedding_norm, _Head(checkpoint, device)
+    norm, head = decoder.embedding_norm, head or Head(checkpoint, device)
     found = [Exact(_by_sequence(s, r.sequences, norm), [], head) for s, r in zip(streams, readings, strict=True)]
     if layers_of:
         found[-1].layers = seen
@@ -98,7 +101,8 @@ def read_exactly(
 
 def _by_sequence(stream: Stream, sequences: Sequences, through: nn.Module) -> list[Tensor]:
     """The stream's rows, `[T, H]` of each sequence in the order given; a stream holds them by length."""
-    rows = torch.cat(list(stream.outputs(through)))
     order = sorted(range(len(sequences)), key=lambda number: len(sequences[number]))
-    parts = dict(zip(order, rows.split([len(sequences[number]) for number in order]), strict=True))
+    outputs = zip(stream.outputs(through), batched(sequences), strict=True)
+    each = (part for rows, batch in outputs for part in rows.split(list(map(len, batch))))
+    parts = dict(zip(order, each, strict=True))
     return [parts[number] for number in range(len(sequences))]

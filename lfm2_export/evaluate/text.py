@@ -14,6 +14,7 @@ from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.checkpoint.nano.tasks import Question, questions
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError
+from lfm2_export.model.sequences import PORTION, TokenSequences, portions
 
 _SEED = 2026
 
@@ -24,6 +25,16 @@ class EvaluationText:
 
     kind: str  # "held-out chats", "random ids" or the file's name
     sequences: list[tuple[int, ...]]
+
+    @property
+    def portions(self) -> list[TokenSequences]:
+        """Return the sequences in as many portions as are read by themselves: one of held-out chats, many of a book."""
+        return list(portions(self.sequences, PORTION))
+
+    def part(self, portion: int) -> str:
+        """Name a portion for who waits; nothing where there is one."""
+        count = len(self.portions)
+        return f"part {portion + 1} of {count}" if count > 1 else ""
 
 
 def evaluation_text(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +11,7 @@ import torch
 from lfm2_export.checkpoint.config import LFM2Config
 from lfm2_export.evaluate.exact import Exact
 from lfm2_export.evaluate.metrics import compare_rows, joined, summary
-from lfm2_export.model.sequences import pieces
+from lfm2_export.model.sequences import TokenSequences, pieces, portions
 from lfm2_export.model.state import cache_bytes, is_cache, state_shapes
 
 _TOKENS = 1000  # enough: so small an effect shows on every token
@@ -32,17 +30,16 @@ class CacheFigures(NamedTuple):
     tokens: int
 
 
-def first_sequences(text: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def first_sequences(text: TokenSequences) -> TokenSequences:
     """Return what the cache is measured on: the first sequences, at least one, of about a thousand tokens in all."""
-    ends = [sum(len(each) for each in text[: at + 1]) for at in range(len(text))]
-    return list(text[: 1 + len(list(takewhile(lambda end: end < _TOKENS, ends)))])
+    return next(portions(text, _TOKENS))
 
 
 def cache_figures(
     config: LFM2Config,
     precision: str,
     window: int,
-    sequences: Sequence[tuple[int, ...]],
+    sequences: TokenSequences,
     exact: Exact,
     rounded: Exact | None,
 ) -> CacheFigures:

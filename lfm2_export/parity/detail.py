@@ -16,6 +16,8 @@ from lfm2_export.parity.probes import block_outputs, recorded
 from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
+_SHOWN = 20_000  # predictions that a report gives one by one: 0.8 MB of JSON
+
 
 @dataclass(frozen=True)
 class Detail:
@@ -26,10 +28,11 @@ class Detail:
 
 
 class TokenDivergence(BaseModel):
-    """KL(fp32 ‖ artifact) of every teacher-forced prediction, nats, and how many tokens came before it."""
+    """KL(fp32 ‖ artifact) of single teacher-forced predictions, nats, and how many tokens came before each."""
 
     kld: list[float]
     position: list[int]
+    of: int | None = None  # predictions that these were drawn from at random; None: these are all
 
 
 class LayerError(BaseModel):
@@ -91,10 +94,15 @@ def add_cost_by_layer(found: Details, quantized: Sequence[np.ndarray], exact: Se
 
 
 def token_divergence(rows: Rows, sequences: TokenSequences) -> TokenDivergence:
-    """Return the divergence of every prediction of the evaluation text by itself."""
+    """Return the divergence of every prediction of the evaluation text by itself; of a long text a sample of them."""
+    position, count = np.concatenate([np.arange(1, len(tokens)) for tokens in sequences]), len(rows.kld)
+    shown = np.arange(count)
+    if count > _SHOWN:
+        shown = np.sort(np.random.default_rng(0).choice(count, _SHOWN, replace=False))
     return TokenDivergence(
-        kld=[rounded(max(float(kld), 0.0)) for kld in rows.kld],
-        position=[at for tokens in sequences for at in range(1, len(tokens))],
+        kld=[rounded(max(float(kld), 0.0)) for kld in rows.kld[shown]],
+        position=position[shown].tolist(),
+        of=count if count > _SHOWN else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""What fp32 reads for question 2, before or while other work is done."""
+"""What fp32 reads for question 2, before or while other work is done: all text, or a long one's first portion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lfm2_export.recipes import Recipe
 
 
 class Asked(NamedTuple):
-    """What fp32 reads: all text, a part of it once more over a narrow KV cache, and tokens to show layer by layer."""
+    """What fp32 reads: text, a part of it once more over a narrow KV cache, and tokens to show layer by layer."""
 
     sequences: tuple[tuple[int, ...], ...]
     narrow: str | None  # see `narrow_cache`
@@ -34,9 +34,9 @@ class Asked(NamedTuple):
 
 
 def asked_of_fp32(checkpoint: Checkpoint, recipe: Recipe, text: EvaluationText, in_detail: bool) -> Asked:
-    """Return what a proof compares an artifact of a recipe with."""
+    """Return what a proof compares an artifact of a recipe with; of a long text the first portion."""
     shown = (beginning(checkpoint.config, text)[: recipe.window],) if in_detail else ()
-    return Asked(tuple(text.sequences), narrow_cache(recipe, checkpoint.config), shown)
+    return Asked(tuple(text.portions[0]), narrow_cache(recipe, checkpoint.config), shown)
 
 
 def narrow_cache(recipe: Recipe, config: LFM2Config) -> str | None:

@@ -110,8 +110,8 @@ def _prove(
     with _reading(subject, ahead) as reading:
         decoder = lowered() if lowered is not None else _quantized(subject)
         model = lowered_from(subject, work, decoder)
-        subject.progress("fp32: layer by layer over all tokens", work.fp32())
-        fp32 = reading.result(partial(subject.progress.advance, work.layer()))
+        subject.progress(f"fp32: layer by layer over {subject.text.part(0) or 'all tokens'}", work.fp32(0))
+        fp32 = reading.result(partial(subject.progress.advance, work.layer(0)))
     unpack(decoder).to(subject.device)  # its grids have served, and every call is many times faster without them
     return_at_once(SMALL)
     tolerances = question_1(subject, work, model, opened, cases, counted, references)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -84,9 +85,7 @@ class Subject:
 
     def long_text(self, count: int) -> tuple[int, ...]:
         """Evaluation text of `count` tokens, or of the window if that is less: one chat after the other, repeated."""
-        count = min(count, self.window)
-        joined = [token for tokens in self.text.sequences for token in tokens]
-        return tuple((joined * (count // len(joined) + 1))[:count])
+        return tuple(islice(cycle(chain.from_iterable(self.text.sequences)), min(count, self.window)))
 
     @property
     def has_tasks(self) -> bool:

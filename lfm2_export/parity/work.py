@@ -7,10 +7,11 @@ machine that reads 10 GB/s and does 150 billion operations a second; only their 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from lfm2_export import runtimes
 from lfm2_export.environment.resources import parameters
-from lfm2_export.model.sequences import pieces
+from lfm2_export.model.sequences import TokenSequences, pieces
 from lfm2_export.parity.cache import first_sequences
 from lfm2_export.parity.cases import Case
 from lfm2_export.parity.other_form import none_because
@@ -37,9 +38,11 @@ class Work:
 
     def total(self) -> float:
         """Return the work of all stages."""
-        once = self.loading() + self.other_form() + self.fp32() + self.questions()
+        text = self._subject.text
+        fp32 = sum(self.fp32(portion) for portion in range(len(text.portions)))
+        once = self.loading() + self.other_form() + fp32 + self.questions()
         each = self.laws() + self.details() + self.questions()
-        own = (self.lowering, self.weights_alone, self.quality)
+        own = (self.lowering, self.weights_alone, partial(self.quality, sequences=text.sequences))
         return once + sum(each + sum(stage(name) for stage in own) for name in self._cases_of)
 
     def call(self, tokens: int) -> float:
@@ -81,19 +84,20 @@ class Work:
         steps = 0 if detail is None else min(detail.drift_steps, self._subject.window)
         return steps * (self.call(1) + self._token())
 
-    def fp32(self) -> float:
-        """Return the work of reading all text in fp32, a part of it twice."""
-        sequences = self._subject.text.sequences
-        tokens = sum(map(len, sequences)) + sum(map(len, first_sequences(sequences)))
+    def fp32(self, portion: int) -> float:
+        """Return the work of reading a portion of the text, by its number, in fp32; a part of the first twice."""
+        sequences = self._subject.text.portions[portion]
+        twice = [] if portion else first_sequences(sequences)
+        tokens = sum(map(len, [*sequences, *twice]))
         return self.loading() / 3 + tokens * self._token()
 
-    def layer(self) -> float:
+    def layer(self, portion: int) -> float:
         """Return one layer's part of that."""
-        return self.fp32() / self._subject.config.num_hidden_layers
+        return self.fp32(portion) / self._subject.config.num_hidden_layers
 
-    def quality(self, runtime: str) -> float:
-        """Return the work of going over all text: token by token, or as drafts."""
-        rows = (stop - start for each in self._subject.text.sequences for start, stop in pieces(len(each) - 1))
+    def quality(self, runtime: str, sequences: TokenSequences) -> float:
+        """Return the work of going over text: token by token, or as drafts."""
+        rows = (stop - start for each in sequences for start, stop in pieces(len(each) - 1))
         return sum(self.reading(runtime, count) for count in rows)
 
     def reading(self, runtime: str, tokens: int) -> float:

@@ -48,7 +48,9 @@ def _charts(runtime: RuntimeReport) -> Iterator[tuple[str, str, Markup]]:
     if details is None:
         return
     if details.tokens is not None:
-        told = f"{len(details.tokens.kld)} teacher-forced tokens, against fp32 eager; the first bar is 1e-9 and less."
+        drawn = f" (drawn from {details.tokens.of:,})" if details.tokens.of else ""
+        count = f"{len(details.tokens.kld)} teacher-forced tokens{drawn}"
+        told = f"{count}, against fp32 eager; the first bar is 1e-9 and less."
         yield "Divergence per token", told, Markup(charts.kld_histogram(details.tokens))
         told = "Mean and largest by the number of tokens before it: a decaying state would show as a slope."
         yield "Divergence by position", told, Markup(charts.kld_by_position(details.tokens))
