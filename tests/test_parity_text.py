@@ -72,7 +72,7 @@ def test_a_text_in_portions_is_judged_as_a_whole_and_not_held_as_one(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine.txt").write_text(TEXT)
-    monkeypatch.setattr("lfm2_export.parity.prove._LARGE", 0)  # sessions rest between their turns
+    monkeypatch.setattr("lfm2_export.parity.prove._LARGE_QUICK", 0)  # sessions rest between their turns
 
     effort = replace(SMALL, case_tokens=8, case_steps=4, whole=False)
     detail, held = Detail(drift_steps=2, drift_samples=1), list[int]()
