@@ -17,6 +17,7 @@ from checkpoints import tiny_config
 from command import code_of
 from vision_checkpoints import save_vision
 
+from lfm2_export.environment import libraries, machine
 from lfm2_export.files import ANY, hidden, staged_file
 from lfm2_export.files.interrupts import Stopped, orderly_end, uninterrupted
 from lfm2_export.model.random_init import init_checkpoint
@@ -94,6 +95,10 @@ def test_what_a_killed_run_leaves_is_shown_and_swept_by_the_next_one(
     process.send_signal(signal.SIGSTOP)  # it keeps its lock
     monkeypatch.chdir(tmp_path)
     (left,) = hidden_in(tmp_path)
+
+    # what doctor says of libraries and the machine takes it seconds, and is told by other tests
+    monkeypatch.setattr(libraries, "parts", list)
+    monkeypatch.setattr(machine, "machine", dict)
 
     def state() -> tuple[str, int]:
         code_of("doctor", "--json")
