@@ -74,52 +74,49 @@ class TestInPlace:
 
 
 _LOWER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from xnnpack_artifacts import lower, recipe
-lower(recipe("xnnpack-int8"), Path(sys.argv[1]))
-"""
-
-
-def test_same_bytes_in_every_process(tmp_path: Path) -> None:
-    folder = Path(__file__).parent
-    script = _LOWER.format(tests=str(folder))
-    running = []
-    for seed in ("1", "2"):
-        (tmp_path / seed).mkdir()
-        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(folder.parent)}
-        command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / seed)]
-        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in running:
-        _, log = process.communicate()
-        assert process.returncode == 0, log
-    digests = {hashlib.sha256((tmp_path / seed / methods.FILE).read_bytes()).hexdigest() for seed in ("1", "2")}
-    assert len(digests) == 1
-
-
-_HELD = """
-import gc, sys, tempfile
+import gc, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from xnnpack_artifacts import lower, recipe
 from executorch.exir.lowered_backend_module import LoweredBackendModule
-with tempfile.TemporaryDirectory() as folder:
-    lower(recipe("xnnpack-int8"), Path(folder))
+lower(recipe("xnnpack-int8"), Path(sys.argv[1]))
 gc.collect()
 calls = [each for each in gc.get_objects() if type(each) is LoweredBackendModule]
 print(len(calls), sum(each._named_data_store_output is not None or bool(each._processed_bytes) for each in calls))
 """
 
 
-def test_packed_weights_do_not_stay_in_memory_with_what_pytorch_remembers_of_a_trace() -> None:
-    folder = Path(__file__).parent
-    command = [sys.executable, "-W", "ignore", "-c", _HELD.format(tests=str(folder))]
-    environment = os.environ | {"PYTHONPATH": str(folder.parent)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    remembered, holding = map(int, done.stdout.split())
-    assert remembered  # or the next line would show nothing
-    assert holding == 0
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, str]]:
+    """Of two processes that lower the same, hashing otherwise: the file, and what is still in memory."""
+    tests = Path(__file__).parent
+    running = []
+    for seed in ("1", "2"):
+        folder = tmp_path_factory.mktemp("lowered")
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(tests.parent)}
+        command = [sys.executable, "-W", "ignore", "-c", _LOWER.format(tests=str(tests)), str(folder)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        running.append((folder, subprocess.Popen(command, env=environment, text=True, **pipes)))
+    done = []
+    for folder, process in running:
+        said, log = process.communicate()
+        assert process.returncode == 0, log
+        done.append((folder / methods.FILE, said))
+    return done
+
+
+def test_same_bytes_in_every_process(processes: list[tuple[Path, str]]) -> None:
+    digests = {hashlib.sha256(file.read_bytes()).hexdigest() for file, _ in processes}
+    assert len(digests) == 1
+
+
+def test_packed_weights_do_not_stay_in_memory_with_what_pytorch_remembers_of_a_trace(
+    processes: list[tuple[Path, str]],
+) -> None:
+    for _, said in processes:
+        remembered, holding = map(int, said.split())
+        assert remembered  # or the next line would show nothing
+        assert holding == 0
 
 
 class TestDelegation:
