@@ -13,7 +13,8 @@ constexpr double kMemory = 0.1;               // weight of each guess that is ju
 constexpr double kDraft = 0.45, kRow = 0.02;  // of a step: what a draft costs, and each guess of it,
 constexpr double kBlock = 0.9;                // and every further block of rows
 constexpr int64_t kBlockRows = 8;
-constexpr double kEarned = 0.01, kMost = 8;   // steps that drafts may lose: more with each call, and in all
+constexpr int64_t kShort = 2;                 // guesses where drafts have lost
+constexpr double kEarned = 0.005, kMost = 8;  // steps that drafts may lose: more with each call, and in all
 
 double cost(int64_t guesses) { return kDraft + kRow * static_cast<double>(guesses) + kBlock * static_cast<double>(guesses / kBlockRows); }
 
@@ -98,8 +99,9 @@ Tokens SmallerModel::guess(const Tokens& seen, int64_t most) {
 
 Tokens Drafts::propose(const Tokens& seen, int64_t most) {
   credit_ = std::min(kMost, credit_ + kEarned);
+  if (credit_ < kCredit) most = std::min(most, kShort);
   int64_t length = best_length(acceptance_, most);
-  if (length == 0) length = best_length(kPrior, most);
+  if (length == 0) length = std::min(most, kShort);
   return length > 0 && cost(length) <= credit_ ? source_.guess(seen, length) : Tokens{};
 }
 

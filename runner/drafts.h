@@ -64,9 +64,10 @@ class Drafts {
  private:
   Source& source_;
   Counts counts_;
-  static constexpr double kPrior = 0.6;  // acceptance before anything is known
+  static constexpr double kPrior = 0.65;  // acceptance before anything is known
   double acceptance_ = kPrior;
-  double credit_ = 2;  // steps that drafts may lose, at first
+  static constexpr double kCredit = 2;  // steps that drafts may lose, at first
+  double credit_ = kCredit;
 };
 
 }  // namespace lfm2

@@ -12,6 +12,8 @@ from eager_artifacts import artifact_of, tiny_session
 from scipy.special import softmax
 from scipy.stats import chisquare
 
+from benchmarks.cpu import RESULTS
+from benchmarks.simulated_replies import misled
 from lfm2_export.chat.conversation import Conversation
 from lfm2_export.chat.drafts import Drafts, Lookup, SmallerModel, Source, best_length
 from lfm2_export.chat.generation import generate
@@ -267,19 +269,19 @@ class TestLength:
             if guesses:
                 spent += drafts.cost.of(len(guesses))
                 drafts.judged(len(guesses), 0)
-        assert spent < 0.013 * 1000
+        assert spent < 0.008 * 1000
 
     @pytest.mark.parametrize("cost", COSTS)
     @pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.5, 0.9])
     def test_no_reply_loses_more_than_its_credit(self, cost: DraftCost, rate: float) -> None:
-        """Two steps and a hundredth of the calls, at whatever call it ends."""
+        """Two steps and one in 200 calls, at whatever call it ends."""
         for seed in range(20):
             drafts, draw, lost = Drafts(fixed(*[1] * 15), cost), np.random.default_rng(seed), 0.0
             for call in range(1, 400):
                 if call == 200:
                     rate = 0.0  # whatever was saved before
                 lost += _said(drafts, draw, rate)[1]
-                assert lost < 2 + 0.01 * call + 1e-9
+                assert lost < 2 + 0.005 * call + 1e-9
 
     @pytest.mark.parametrize(("cost", "faster"), zip(COSTS, (1.15, 1.15), strict=True))
     def test_half_right_is_not_given_up(self, cost: DraftCost, faster: float) -> None:
@@ -290,6 +292,21 @@ class TestLength:
                 said, spent = _said(drafts, draw, 0.5)
                 tokens, lost = tokens + said, lost + spent
         assert tokens / (tokens + lost) > faster
+
+    def test_is_short_until_what_was_lost_is_back(self) -> None:
+        drafts, lengths = Drafts(fixed(*[1] * 15)), list[int]()
+        for right in (False, True, True, True):
+            lengths.append(len(drafts.propose((), 15)))
+            drafts.judged(lengths[-1], lengths[-1] * right)
+        assert lengths[1] == 2
+        assert min(lengths[0], lengths[-1]) > 4
+
+    @pytest.mark.parametrize("machine", ["", "-zen5"])
+    @pytest.mark.parametrize("shape", ["350m", "1.2b"])
+    def test_text_that_misleads_costs_little_at_measured_prices(self, shape: str, machine: str) -> None:
+        """Of CPUs with slow and with fast memory, whose calls of eight rows differ by two steps to one."""
+        [report] = RESULTS.glob(f"*-speculation-{shape}-xnnpack-int4-executorch-cost-2t{machine}.json")
+        assert misled(report, 100) > 0.97
 
     def test_comes_back_when_text_repeats_again(self) -> None:
         drafts = Drafts(fixed(1, 1, 1, 1, 1, 1, 1))

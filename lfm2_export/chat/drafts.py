@@ -108,8 +108,9 @@ class SmallerModel:
         return draft
 
 
-_PRIOR, _MEMORY = 0.6, 0.1  # acceptance before anything is known, and the weight of each guess that is judged
-_CREDIT, _EARNED, _MOST = 2.0, 0.01, 8.0  # steps that drafts may lose: at first, more with each call, and in all
+_PRIOR, _MEMORY = 0.65, 0.1  # acceptance before anything is known, and the weight of each guess that is judged
+_CREDIT, _EARNED, _MOST = 2.0, 0.005, 8.0  # steps that drafts may lose: at first, more with each call, and in all
+_SHORT = 2  # guesses where drafts have lost: what those cost differs least from one CPU to another
 
 
 @dataclass
@@ -118,7 +119,8 @@ class Drafts:
 
     The length is the one with the most tokens for the time, by the share of guesses that were right lately. Drafts pay
     for themselves, out of a credit that right guesses fill up again: however wrong a source is, a reply takes no more
-    than two steps and one in a hundred longer, and one that is right half the time is not given up for a few misses.
+    than two steps and one in 200 longer, and one that is right half the time is not given up for a few misses. While
+    less is left than there was at first, drafts are short.
     """
 
     source: Source
@@ -134,7 +136,9 @@ class Drafts:
     def propose(self, seen: Sequence[int], most: int) -> list[int]:
         """Return guesses at what follows, at most that many; none that there is no credit for. Once for each call."""
         self.credit = min(_MOST, self.credit + _EARNED)
-        length = best_length(self.acceptance, most, self.cost) or best_length(_PRIOR, most, self.cost)
+        if self.credit < _CREDIT:
+            most = min(most, _SHORT)
+        length = best_length(self.acceptance, most, self.cost) or min(most, _SHORT)
         return self.source(seen, length) if length and self.cost.of(length) <= self.credit else []
 
     def judged(self, drafted: int, accepted: int) -> None:

@@ -1,9 +1,10 @@
 // Guesses at the next tokens, which the model verifies together: as lfm2_export/chat/drafts.py, which says why.
 const RUNS = [8, 4, 2]; // tokens that are looked up together
 const DIFFERENCE = 8; // tokens behind which a copy and its original may agree again
-const [PRIOR, MEMORY] = [0.6, 0.1]; // acceptance before anything is known, and the weight of each guess that is judged
+const [PRIOR, MEMORY] = [0.65, 0.1]; // acceptance before anything is known, and the weight of each guess that is judged
 const GUESS = 0.23; // what each guess costs, in steps
-const [CREDIT, EARNED, MOST] = [2, 0.01, 8]; // steps that drafts may lose: at first, more with each call, and in all
+const [CREDIT, EARNED, MOST] = [2, 0.005, 8]; // steps that drafts may lose: at first, more with each call, and in all
+const SHORT = 2; // guesses where drafts have lost
 
 /**
  * What followed the longest run of last tokens the last time it occurred; again and again, where it is short. Where none
@@ -56,7 +57,8 @@ export class Drafts {
   /** Guesses at what follows, at most that many; none that there is no credit for. Once for each call. */
   propose(seen, most) {
     this.#credit = Math.min(MOST, this.#credit + EARNED);
-    const length = bestLength(this.#acceptance, most) || bestLength(PRIOR, most);
+    if (this.#credit < CREDIT) most = Math.min(most, SHORT);
+    const length = bestLength(this.#acceptance, most) || Math.min(most, SHORT);
     return length && GUESS * length <= this.#credit ? this.#source.guess(seen, length) : [];
   }
 

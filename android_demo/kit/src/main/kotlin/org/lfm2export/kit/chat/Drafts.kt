@@ -56,7 +56,8 @@ class Drafts(private val source: Lookup = Lookup()) {
     /** Guesses at what follows, at most that many; none that there is no credit for. Once for each call. */
     fun propose(seen: List<Int>, most: Int): List<Int> {
         credit = minOf(MOST, credit + EARNED)
-        val length = bestLength(acceptance, most).takeIf { it > 0 } ?: bestLength(PRIOR, most)
+        val room = if (credit < CREDIT) minOf(most, SHORT) else most
+        val length = bestLength(acceptance, room).takeIf { it > 0 } ?: minOf(room, SHORT)
         return if (length > 0 && cost(length) <= credit) source.guess(seen, length) else emptyList()
     }
 
@@ -88,14 +89,15 @@ class Drafts(private val source: Lookup = Lookup()) {
     private fun cost(guesses: Int) = DRAFT + ROW * guesses + BLOCK * (guesses / BLOCK_ROWS)
 
     private companion object {
-        const val PRIOR = 0.6 // acceptance before anything is known
+        const val PRIOR = 0.65 // acceptance before anything is known
         const val MEMORY = 0.1 // weight of each guess that is judged
         const val DRAFT = 0.45 // of a step: what a draft costs,
         const val ROW = 0.02 // each guess of it,
         const val BLOCK = 0.9 // and every further block
         const val BLOCK_ROWS = 8 // of rows
         const val CREDIT = 2.0 // steps that drafts may lose: at first,
-        const val EARNED = 0.01 // more with each call,
+        const val EARNED = 0.005 // more with each call,
         const val MOST = 8.0 // and in all
+        const val SHORT = 2 // guesses where drafts have lost
     }
 }
