@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,7 @@ HERE = Path(__file__).parent
 RUNNER = HERE.parent / "runner"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the runner is built on Linux")
 def test_the_runner_drafts_as_python_does(tmp_path: Path) -> None:
     if shutil.which("g++") is None and "CI" not in os.environ:
         pytest.skip("no g++")

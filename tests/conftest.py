@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lfm2_export.artifact.folder import Artifact
     from lfm2_export.checkpoint.source import Checkpoint
     from lfm2_export.checkpoint.tokenizer import ChatTokenizer
+    from lfm2_export.model.decoder import Decoder
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +38,14 @@ def nano() -> Checkpoint:
     from lfm2_export.model.load import open_checkpoint  # imports torch
 
     return open_checkpoint("nano")
+
+
+@pytest.fixture(scope="session")
+def decoder(nano: Checkpoint) -> Decoder:
+    """nano in fp32, only to be read."""
+    from lfm2_export.model.load import load_decoder
+
+    return load_decoder(nano)
 
 
 @pytest.fixture(scope="session")

@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 
 from lfm2_export.chat.conversation import Conversation
 from lfm2_export.chat.incremental_snapshot import IncrementalSnapshot
-from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import UsageError, WindowExceededError
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.load import load_decoder
-
-
-@pytest.fixture(scope="module")
-def decoder(nano: Checkpoint) -> Decoder:
-    return load_decoder(nano)
 
 
 @pytest.fixture

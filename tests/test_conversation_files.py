@@ -13,12 +13,6 @@ from lfm2_export.checkpoint.source import Checkpoint
 from lfm2_export.checkpoint.tokenizer import ChatTokenizer
 from lfm2_export.errors import StateFileError, UsageError
 from lfm2_export.model.decoder import Decoder
-from lfm2_export.model.load import load_decoder
-
-
-@pytest.fixture(scope="module")
-def decoder(nano: Checkpoint) -> Decoder:
-    return load_decoder(nano)
 
 
 @pytest.fixture

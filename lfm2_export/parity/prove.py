@@ -40,8 +40,8 @@ from lfm2_export.runtimes.eager import EagerSession
 from lfm2_export.runtimes.session import Session
 
 _SHOWN = 4096  # tokens that a picture with its question and reply has room in, in a report
-# parameters from which several sessions at once are more than a laptop should give: opening one again takes seconds in
-# all, a fifth of a quick proof of 350M, and two more of that are half a gigabyte
+# parameters from which several sessions at once are more than a laptop should give. Opening them again was a fifth of a
+# quick proof at the 350M shape, where two at once take 0.4 GB more
 _LARGE, _LARGE_QUICK = 100_000_000, 1_000_000_000
 
 
