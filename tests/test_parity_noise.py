@@ -12,6 +12,7 @@ from lfm2_export.parity import question_1
 from lfm2_export.parity.cases import lowering_cases
 from lfm2_export.parity.lowering import Distance, LoweringFigures, allowed_step
 from lfm2_export.parity.noise import noise_floor
+from lfm2_export.parity.passage import Passage
 from lfm2_export.parity.report import RuntimeReport, judge
 from lfm2_export.parity.truth import EagerTruth
 from lfm2_export.quantize.apply import load_quantized
@@ -29,6 +30,25 @@ def floor_of(recipe: str, half: bool = False) -> Distance:
     eager = EagerTruth(load_quantized(nano, load(recipe).quantization, "float32"), WINDOW, half=half)
     tokens = [1 + 7 * i % 900 for i in range(48)]
     return noise_floor(eager, lowering_cases(nano.config, WINDOW, tokens, pads=False))
+
+
+def test_a_case_is_measured_once_however_many_runtimes_are_asked_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    nano = open_checkpoint("nano")
+    eager = EagerTruth(load_quantized(nano, load("xnnpack-int8").quantization, "float32"), WINDOW)
+    cases, known, computed = (
+        lowering_cases(nano.config, WINDOW, [1 + 7 * i % 900 for i in range(24)], pads=True),
+        {},
+        [],
+    )
+    rows = Passage.logits
+    monkeypatch.setattr(Passage, "logits", lambda self, ends: computed.append(len(ends)) or rows(self, ends))
+    first = noise_floor(eager, cases, known)
+    assert len(computed) == 2 * len(cases)  # as it is and disturbed
+    assert noise_floor(eager, cases, known) == first
+    assert [eager.answer(case).logits.shape[0] for case in cases] == [len(case.chunks) for case in cases]
+    assert len(computed) == 2 * len(cases)
+    monkeypatch.setattr("lfm2_export.parity.truth._KEPT", 0)
+    assert noise_floor(EagerTruth(eager.decoder, WINDOW), cases) == first
 
 
 def test_float_arithmetic_hardly_moves_and_rounded_activations_amplify():
